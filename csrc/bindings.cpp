@@ -1,0 +1,93 @@
+// The Python module. Raw addresses and sizes come in; what Python must check, it has checked.
+// Arguments are positional: pybind11 takes 0.28 us for fifteen positional integers and 1.7 us for the
+// same as keywords.
+#include <pybind11/pybind11.h>
+
+#include <sstream>
+#include <stdexcept>
+
+#include "dispatch.h"
+
+#ifdef CONVMIXER_KERNELS_EMULATED
+#define MODULE_NAME _emulated
+#else
+#define MODULE_NAME _cuda
+#endif
+
+namespace {
+
+using namespace depthwise;
+
+template <class Pointer>
+Pointer pointer(uintptr_t address) {
+  return reinterpret_cast<Pointer>(address);
+}
+
+// The module brings its own CUDA runtime, which must be told of PyTorch's current device.
+void use_device(int device) {
+  const cudaError_t status = cudaSetDevice(device);
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("cannot use CUDA device ") + std::to_string(device) + ": " +
+                             cudaGetErrorString(status));
+}
+
+void check(cudaError_t status, const char* operation, const Shape& shape, int filter_size) {
+  if (status == cudaSuccess) return;
+  std::ostringstream text;
+  text << operation << " of " << shape.images << "x" << shape.channels << "x" << shape.height << "x"
+       << shape.width << " with kernel size " << filter_size
+       << " could not be launched: " << cudaGetErrorString(status);
+  throw std::runtime_error(text.str());
+}
+
+void forward_at(int device, uintptr_t stream, int type, uintptr_t input, uintptr_t weight,
+                uintptr_t bias, uintptr_t output, int images, int channels, int height, int width,
+                int filter_size, bool flipped, ptrdiff_t input_image, ptrdiff_t input_channel,
+                ptrdiff_t output_image, ptrdiff_t output_channel, int multiprocessors) {
+  ForwardArguments p{};
+  p.input = pointer<const void*>(input);
+  p.weight = pointer<const void*>(weight);
+  p.bias = pointer<const float*>(bias);
+  p.output = pointer<void*>(output);
+  p.shape = {images, channels, height, width};
+  p.input_strides = {input_image, input_channel};
+  p.output_strides = {output_image, output_channel};
+  p.filter_size = filter_size;
+  p.flipped = flipped;
+  use_device(device);
+  check(forward(p, Type(type), multiprocessors, pointer<cudaStream_t>(stream)),
+        flipped ? "input gradient" : "forward pass", p.shape, filter_size);
+}
+
+int shares(int images, int channels, int height, int width, int multiprocessors) {
+  return weight_gradient_shares({images, channels, height, width}, multiprocessors);
+}
+
+void weight_gradient_at(int device, uintptr_t stream, int type, uintptr_t input,
+                        uintptr_t output_gradient, uintptr_t weight_sums, uintptr_t bias_sums,
+                        uintptr_t workspace, int images, int channels, int height, int width,
+                        int filter_size, ptrdiff_t input_image, ptrdiff_t input_channel,
+                        ptrdiff_t gradient_image, ptrdiff_t gradient_channel, int multiprocessors) {
+  WeightGradientArguments p{};
+  p.input = pointer<const void*>(input);
+  p.output_gradient = pointer<const void*>(output_gradient);
+  p.shape = {images, channels, height, width};
+  p.input_strides = {input_image, input_channel};
+  p.gradient_strides = {gradient_image, gradient_channel};
+  p.filter_size = filter_size;
+  use_device(device);
+  check(weight_gradient(p, Type(type), multiprocessors, pointer<float*>(weight_sums),
+                        pointer<float*>(bias_sums), pointer<float*>(workspace),
+                        pointer<cudaStream_t>(stream)),
+        "weight gradient", p.shape, filter_size);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(MODULE_NAME, module) {
+  module.doc() = "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
+  module.def("forward", &forward_at, pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("weight_gradient_shares", &shares);
+  module.def("weight_gradient", &weight_gradient_at,
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+}

@@ -1,0 +1,105 @@
+"""How the CUDA sources are compiled: one set of flags for the extension and for `make budget`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+import toolchain
+
+CSRC = Path(__file__).resolve().parents[1]
+NVCC_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", f"-I{CSRC}")
+
+
+def cuda_sources() -> list[Path]:
+    """Every file with kernels."""
+    return sorted([*CSRC.glob("*.cu"), *CSRC.glob("instantiations/*.cu")])
+
+
+def host_sources() -> list[Path]:
+    """Every file of the extension without kernels."""
+    return sorted(CSRC.glob("*.cpp"))
+
+
+def build_extension(
+    toolkit: toolchain.Toolkit, architectures: list[str], output: Path, folder: Path
+) -> None:
+    """Compiles and links the extension module `output`, with intermediate files in `folder`.
+
+    Raises:
+        subprocess.CalledProcessError: a source does not compile; the compiler has said why.
+    """
+    rules = {
+        "compile": _compile(
+            toolkit,
+            *toolchain.gencode_flags(architectures),
+            *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
+            *("-isystem", toolchain.find_pybind11(), "-isystem", sysconfig.get_path("include")),
+        ),
+        # PyTorch loads a libcudart of its own, whose symbols would otherwise take the place of those
+        # in the static one.
+        "link": _quoted(toolkit.host_compiler, "-shared", "-Wl,--exclude-libs,ALL")
+        + " -o $out $in "
+        + _quoted(toolkit.static_runtime, "-lrt", "-ldl", "-lpthread"),
+    }
+    edges = [
+        (folder / f"{source.stem}{source.suffix}.o", "compile", [source])
+        for source in (*cuda_sources(), *host_sources())
+    ]
+    objects = [target for target, _, _ in edges]
+    _run_ninja(folder, rules, [*edges, (output, "link", objects)])
+
+
+def build_cubins(
+    toolkit: toolchain.Toolkit, architectures: list[str], folder: Path
+) -> list[tuple[str, Path]]:
+    """Compiles the kernels to machine code; gives the architecture and file of each cubin."""
+    rules = {
+        f"sm_{architecture}": _compile(toolkit, f"-arch=sm_{architecture}", output="-cubin")
+        for architecture in architectures
+    }
+    edges = [
+        (folder / f"{source.stem}.sm_{architecture}.cubin", f"sm_{architecture}", [source])
+        for source in cuda_sources()
+        for architecture in architectures
+    ]
+    _run_ninja(folder, rules, edges)
+    return [(rule.removeprefix("sm_"), cubin) for cubin, rule, _ in edges]
+
+
+def _compile(toolkit: toolchain.Toolkit, *flags: object, output: str = "-c") -> str:
+    # The host sources go through nvcc too: the headers they share with the kernels take any other
+    # compiler for the emulation's.
+    command = _quoted(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, *flags)
+    return f"{command} -MD -MF $out.d -x cu {output} $in -o $out"
+
+
+def _run_ninja(
+    folder: Path, rules: dict[str, str], edges: Iterable[tuple[Path, str, list[Path]]]
+) -> None:
+    lines = []
+    for name, command in rules.items():
+        lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        if "$out.d" in command:
+            lines += ["  depfile = $out.d", "  deps = gcc"]
+    for target, rule, sources in edges:
+        lines.append(f"build {_path(target)}: {rule} {' '.join(map(_path, sources))}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    jobs = os.environ.get("MAX_JOBS")
+    limit = [f"-j{int(jobs)}"] if jobs else []
+    subprocess.run([toolchain.find_ninja(), "-C", str(folder), *limit], check=True)
+
+
+def _quoted(*words: object) -> str:
+    """Words of a shell command within a ninja file."""
+    return shlex.join(map(str, words)).replace("$", "$$")
+
+
+def _path(path: Path) -> str:
+    """A path where a ninja file lists targets and sources."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

@@ -1,0 +1,68 @@
+#include "dispatch.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+
+namespace depthwise {
+namespace {
+
+Plan checked_plan(const Shape& shape, int multiprocessors) {
+  const Plan result = plan(shape, multiprocessors);
+  if (result.tiling.items < 0)
+    throw std::invalid_argument("more tiles in a channel than fit 32 bits");
+  return result;
+}
+
+// Calls `launch` with the filter size, made odd, as a constant.
+template <class Launch>
+cudaError_t with_size(int filter_size, Launch launch) {
+  using std::integral_constant;
+  switch (odd_size(filter_size)) {
+    case 3: return launch(integral_constant<int, 3>());
+    case 5: return launch(integral_constant<int, 5>());
+    case 7: return launch(integral_constant<int, 7>());
+    case 9: return launch(integral_constant<int, 9>());
+    case 11: return launch(integral_constant<int, 11>());
+    case 13: return launch(integral_constant<int, 13>());
+    case 15: return launch(integral_constant<int, 15>());
+    default: throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
+  }
+}
+
+}  // namespace
+
+cudaError_t forward(const ForwardArguments& p, Type type, int multiprocessors,
+                    cudaStream_t stream) {
+  const Plan chosen = checked_plan(p.shape, multiprocessors);
+  return with_size(p.filter_size, [&](auto size) {
+    return launch_forward<decltype(size)::value>(p, type, chosen, stream);
+  });
+}
+
+int weight_gradient_shares(const Shape& shape, int multiprocessors) {
+  return checked_plan(shape, multiprocessors).shares;
+}
+
+cudaError_t weight_gradient(WeightGradientArguments p, Type type, int multiprocessors,
+                            float* weight_gradient, float* bias_gradient, float* workspace,
+                            cudaStream_t stream) {
+  const Plan chosen = checked_plan(p.shape, multiprocessors);
+  const ptrdiff_t weights = ptrdiff_t(p.shape.channels) * p.filter_size * p.filter_size;
+  const bool several = chosen.shares > 1;
+  p.weight_sums = several ? workspace : weight_gradient;
+  p.bias_sums = bias_gradient == nullptr ? nullptr
+                : several                ? workspace + chosen.shares * weights
+                                         : bias_gradient;
+  const cudaError_t status = with_size(p.filter_size, [&](auto size) {
+    return launch_weight_gradient<decltype(size)::value>(p, type, chosen, stream);
+  });
+  if (status != cudaSuccess || !several) return status;
+  const cudaError_t added =
+      launch_add_shares(weight_gradient, p.weight_sums, chosen.shares, weights, stream);
+  if (added != cudaSuccess || bias_gradient == nullptr) return added;
+  return launch_add_shares(bias_gradient, p.bias_sums, chosen.shares, p.shape.channels, stream);
+}
+
+}  // namespace depthwise

@@ -1,0 +1,21 @@
+// The entrance for callers that know only run-time values: from sizes and a type to a launch.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "arguments.h"
+
+namespace depthwise {
+
+cudaError_t forward(const ForwardArguments&, Type, int multiprocessors, cudaStream_t);
+
+// How many shares of the items weight_gradient sums apart on a chip of so many multiprocessors. With
+// more than one it needs room for the sums of each, shares * channels * (size * size + 1) floats.
+// Throws std::invalid_argument where the shape is too large.
+int weight_gradient_shares(const Shape&, int multiprocessors);
+
+// The results are weight_gradient [channel][size][size] and, unless null, bias_gradient [channel].
+cudaError_t weight_gradient(WeightGradientArguments, Type, int multiprocessors,
+                            float* weight_gradient, float* bias_gradient, float* workspace,
+                            cudaStream_t);
+
+}  // namespace depthwise

@@ -1,0 +1,4 @@
+#include "../launch.cuh"
+
+template cudaError_t depthwise::launch_forward<7>(const ForwardArguments&, Type, const Plan&,
+                                                  cudaStream_t);

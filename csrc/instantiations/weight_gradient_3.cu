@@ -1,0 +1,4 @@
+#include "../launch.cuh"
+
+template cudaError_t depthwise::launch_weight_gradient<3>(const WeightGradientArguments&, Type,
+                                                          const Plan&, cudaStream_t);
