@@ -1,0 +1,16 @@
+"""Large-kernel depthwise convolution for NVIDIA GPUs, as PyTorch functions and modules."""
+
+from convmixer_kernels.convert import convert_depthwise
+from convmixer_kernels.dispatch import available_impls, explain
+from convmixer_kernels.functional import depthwise_conv2d
+from convmixer_kernels.modules import DepthwiseConv2d
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DepthwiseConv2d",
+    "available_impls",
+    "convert_depthwise",
+    "depthwise_conv2d",
+    "explain",
+]

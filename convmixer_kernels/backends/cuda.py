@@ -1,0 +1,188 @@
+"""Hand-written CUDA kernels: tensor cores, implicit padding, sums in float32.
+
+The extension takes raw addresses, so that it is built without PyTorch; here lie the checks that this
+leaves to Python, the current device and stream, and the outputs. With CONVMIXER_KERNELS_EMULATE=1 the
+same sources, built with the host compiler, take CPU tensors (for tests: thousands of times slower).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from convmixer_kernels import build_information, emulation_build, layout
+
+KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
+_TYPES = {torch.float16: 0, torch.bfloat16: 1}
+_LEAST_CAPABILITY = (8, 0)
+# What a multiprocessor count does in the emulation: a few shares of the work even for tests.
+_EMULATED_MULTIPROCESSORS = 1
+
+
+def _emulating() -> bool:
+    return os.environ.get("CONVMIXER_KERNELS_EMULATE") == "1"
+
+
+@functools.cache
+def _extension() -> ModuleType | str:
+    """The compiled extension, or the reason why there is none."""
+    if reason := build_information.cuda_missing_reason():
+        return reason
+    try:
+        return importlib.import_module("convmixer_kernels._cuda")
+    except ImportError as error:
+        return f"the CUDA extension does not load ({error}); reinstall the package"
+
+
+@functools.cache
+def _emulated() -> ModuleType | str:
+    try:
+        return emulation_build.import_emulated()
+    except (ImportError, RuntimeError, FileNotFoundError) as error:
+        return f"the emulation cannot be built ({error})"
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    count: int = torch.cuda.get_device_properties(index).multi_processor_count
+    return count
+
+
+def unavailable(device: torch.device) -> str | None:
+    if device.type == "cpu":
+        if not _emulating():
+            return (
+                "it takes CUDA tensors; set CONVMIXER_KERNELS_EMULATE=1 to run its kernels "
+                "emulated on CPU tensors"
+            )
+        emulated = _emulated()
+        return emulated if isinstance(emulated, str) else None
+    if device.type != "cuda":
+        return f"it takes CUDA tensors, not tensors on {device}"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    capability = _capability(_index(device))
+    if capability < _LEAST_CAPABILITY:
+        return f"it needs compute capability 8.0 or newer; {device} has {'%d.%d' % capability}"
+    extension = _extension()
+    return extension if isinstance(extension, str) else None
+
+
+def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int) -> str | None:
+    if dtype not in _TYPES:
+        return f"it takes float16 and bfloat16, not {dtype}; cast or use impl='torch'"
+    if kernel_size not in KERNEL_SIZES:
+        sizes = ", ".join(str(size) for size in KERNEL_SIZES)
+        return f"it takes kernel sizes {sizes}, not {kernel_size}; use impl='torch'"
+    return None
+
+
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _convolve(input, weight, bias, flipped=False)
+
+
+def input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
+    return _convolve(grad_output, weight, None, flipped=True)
+
+
+def weight_gradient(
+    input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    images, channels, height, width = input.shape
+    options = {"dtype": torch.float32, "device": input.device}
+    grad_weight = torch.empty((channels, 1, kernel_size, kernel_size), **options)
+    grad_bias = torch.empty(channels, **options) if with_bias else None
+    if images == 0:
+        return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
+    input, grad_output = layout.planar(input), layout.planar(grad_output)
+    device, stream, multiprocessors = _place(input.device)
+    module = _module(input.device)
+    shares = module.weight_gradient_shares(images, channels, height, width, multiprocessors)
+    per_share = channels * (kernel_size * kernel_size + 1)
+    workspace = torch.empty(shares * per_share if shares > 1 else 0, **options)
+    with torch.cuda.device(device):
+        module.weight_gradient(
+            device,
+            stream,
+            _TYPES[input.dtype],
+            input.data_ptr(),
+            grad_output.data_ptr(),
+            grad_weight.data_ptr(),
+            0 if grad_bias is None else grad_bias.data_ptr(),
+            workspace.data_ptr(),
+            images,
+            channels,
+            height,
+            width,
+            kernel_size,
+            input.stride(0),
+            input.stride(1),
+            grad_output.stride(0),
+            grad_output.stride(1),
+            multiprocessors,
+        )
+    return grad_weight, grad_bias
+
+
+def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> Tensor:
+    output = layout.empty_like_input(input)
+    if input.numel() == 0:
+        return output
+    source = layout.planar(input)
+    # The kernels write planes; other layouts are converted until they have kernels of their own.
+    target = output if layout.is_planar(output) else torch.empty_like(source)
+    weight = weight.contiguous()
+    if bias is not None:
+        bias = bias.to(torch.float32).contiguous()
+    images, channels, height, width = source.shape
+    device, stream, multiprocessors = _place(source.device)
+    with torch.cuda.device(device):
+        _module(source.device).forward(
+            device,
+            stream,
+            _TYPES[source.dtype],
+            source.data_ptr(),
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            target.data_ptr(),
+            images,
+            channels,
+            height,
+            width,
+            weight.shape[-1],
+            flipped,
+            source.stride(0),
+            source.stride(1),
+            target.stride(0),
+            target.stride(1),
+            multiprocessors,
+        )
+    return output if target is output else output.copy_(target)
+
+
+def _module(device: torch.device) -> ModuleType:
+    module = _extension() if device.type == "cuda" else _emulated()
+    assert isinstance(module, ModuleType)  # dispatch has asked unavailable()
+    return module
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _place(device: torch.device) -> tuple[int, int, int]:
+    """Device index, current stream and multiprocessors; -1 makes torch.cuda.device do nothing."""
+    if device.type == "cpu":
+        return -1, 0, _EMULATED_MULTIPROCESSORS
+    index = _index(device)
+    return index, torch.cuda.current_stream(device).cuda_stream, _multiprocessors(index)
