@@ -1,0 +1,261 @@
+"""What surrounds the kernels: arguments, choice of implementation, autograd, autocast, compilation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import convmixer_kernels
+from convmixer_kernels import depthwise_conv2d, dispatch, ops
+
+from .test_depthwise import DEVICE, FP16, channels_last, channels_outermost, kernels
+
+KERNELS = kernels()
+
+
+def tensors(
+    shape: tuple[int, int, int, int] = (2, 3, 8, 8), k: int = 7, dtype: torch.dtype = FP16
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(shape, generator=generator).to(DEVICE, dtype)
+    weight = (torch.randn(shape[1], 1, k, k, generator=generator) / k).to(DEVICE, dtype)
+    bias = torch.randn(shape[1], generator=generator).to(DEVICE)
+    return input, weight, bias
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.zeros(3, 8, 8)}, r"input: got shape \(3, 8, 8\), expected \(N, C, H, W\)"),
+        ({"input": torch.zeros(2, 3, 0, 8)}, r"input: got shape .*, expected C, H, W of at least 1"),
+        ({"input": torch.zeros(2, 3, 8, 8).long()}, "input: got dtype torch.int64"),
+        ({"weight": torch.zeros(3, 7, 7)}, r"weight: got shape \(3, 7, 7\), expected \(3, 1, k, k\)"),
+        ({"weight": torch.zeros(3, 3, 7, 7)}, r"weight: got shape .*, expected \(3, 1, k, k\)"),
+        ({"weight": torch.zeros(3, 1, 7, 5)}, r"weight: got shape .*, expected \(3, 1, k, k\)"),
+        ({"weight": torch.zeros(4, 1, 7, 7)}, "weight: got 4 filters, expected one for each of the 3"),
+        ({"weight": torch.zeros(3, 1, 0, 0)}, "weight: got kernel size 0"),
+        ({"weight": torch.zeros(3, 1, 7, 7).half()}, "weight: got dtype torch.float16, expected"),
+        ({"bias": torch.zeros(4)}, r"bias: got shape \(4,\), expected \(3,\)"),
+        ({"bias": torch.zeros(3).int()}, "bias: got dtype torch.int32, expected a floating dtype"),
+        ({"weight": torch.zeros(3, 1, 7, 7, device="meta")}, "weight: got device meta, expected cpu"),
+        ({"bias": torch.zeros(3, device="meta")}, "bias: got device meta, expected cpu"),
+        ({"impl": "cudnn"}, "impl: got 'cudnn', expected one of 'auto', 'cuda', 'triton', 'torch'"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
+    arguments = {
+        "input": torch.zeros(2, 3, 8, 8),
+        "weight": torch.zeros(3, 1, 7, 7),
+        "bias": torch.zeros(3),
+    }
+    with pytest.raises(ValueError, match=message) as raised:
+        depthwise_conv2d(**(arguments | change))  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("k", [1, 2, 4, 6, 10, 17])
+def test_kernel_sizes_without_a_kernel(impl: str, k: int) -> None:
+    input, weight, bias = tensors(k=k)
+    with pytest.raises(ValueError, match=f"cannot serve this input: .*kernel size.* {k}\\b.*torch"):
+        depthwise_conv2d(input, weight, bias, impl=impl)
+    assert depthwise_conv2d(input, weight, bias).shape == input.shape
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_dtypes_without_a_kernel(impl: str) -> None:
+    input, weight, bias = tensors(dtype=torch.float64)
+    with pytest.raises(ValueError, match="cannot serve this input: .*not torch.float64"):
+        depthwise_conv2d(input, weight, bias, impl=impl)
+
+
+def test_an_unavailable_implementation_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.backend("cuda"), "unavailable", lambda device: "no nvcc; install it")
+    dispatch._resolve_once.cache_clear()
+    with pytest.raises(RuntimeError, match="impl='cuda' is not available: no nvcc; install it"):
+        depthwise_conv2d(*tensors(), impl="cuda")
+    assert convmixer_kernels.available_impls(DEVICE)["cuda"] == "no nvcc; install it"
+    monkeypatch.undo()
+    dispatch._resolve_once.cache_clear()
+
+
+def test_cpu_tensors_need_the_emulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVMIXER_KERNELS_EMULATE")
+    reason = dispatch.backend("cuda").unavailable(torch.device("cpu"))
+    assert reason is not None and "CONVMIXER_KERNELS_EMULATE=1" in reason
+
+
+# ---- choice of implementation --------------------------------------------------------------------
+
+
+def test_auto_runs_pytorch_on_the_cpu() -> None:
+    input, weight, bias = (tensor.cpu() for tensor in tensors(dtype=torch.float32))
+    expected = F.conv2d(input, weight, bias, padding="same", groups=3)
+    assert torch.equal(depthwise_conv2d(input, weight, bias), expected)
+    text = convmixer_kernels.explain(input, weight)
+    assert text.startswith("torch: runs 2x3x8x8 float32 on cpu, kernel size 7")
+    assert "not cuda: " in text and "not triton: " in text
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_auto_runs_a_kernel_on_the_gpu() -> None:
+    input, weight, _ = tensors()
+    assert convmixer_kernels.explain(input, weight).startswith(f"{KERNELS[0]}: ")
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_explain_of_a_named_implementation(impl: str) -> None:
+    input, weight, _ = tensors()
+    text = convmixer_kernels.explain(input, weight, impl)
+    assert text.startswith(f"{impl}: ") and "asked for by name" in text
+
+
+def test_available_impls_lists_all() -> None:
+    assert list(convmixer_kernels.available_impls()) == ["cuda", "triton", "torch"]
+    assert convmixer_kernels.available_impls("cpu")["torch"] is None
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Counts the calls of the operators of the backward pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        for name in ("depthwise_conv2d_input_gradient", "depthwise_conv2d_weight_gradient"):
+            operator = getattr(ops, name)
+
+            def call(*args: object, name: str = name, operator: object = operator) -> object:
+                self.calls.append(name.removeprefix("depthwise_conv2d_"))
+                return operator(*args)  # type: ignore[operator]
+
+            monkeypatch.setattr(ops, name, call)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize(
+    ("needed", "calls"),
+    [
+        ({"input"}, ["input_gradient"]),
+        ({"weight"}, ["weight_gradient"]),
+        ({"bias"}, []),
+        ({"weight", "bias"}, ["weight_gradient"]),
+        ({"input", "bias"}, ["input_gradient"]),
+        ({"input", "weight", "bias"}, ["input_gradient", "weight_gradient"]),
+    ],
+)
+def test_only_the_gradients_asked_for(
+    impl: str, needed: set[str], calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    leaves = dict(zip(("input", "weight", "bias"), tensors(), strict=True))
+    for name in needed:
+        leaves[name].requires_grad_()
+    output = depthwise_conv2d(**leaves, impl=impl)
+    output.backward(torch.randn_like(output))
+    assert recorder.calls == calls
+    for name, leaf in leaves.items():
+        assert (leaf.grad is not None) == (name in needed)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_what_is_not_needed_is_not_kept(impl: str) -> None:
+    input, weight, bias = tensors()
+    output = depthwise_conv2d(input, weight.requires_grad_(), bias, impl=impl)
+    kept = [tensor for tensor in output.grad_fn.saved_tensors if tensor is not None]  # type: ignore[union-attr]
+    assert [tensor.data_ptr() for tensor in kept] == [input.data_ptr()]
+    assert not depthwise_conv2d(input, weight.detach(), bias, impl=impl).requires_grad
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_a_second_derivative_is_refused(impl: str) -> None:
+    input, weight, bias = tensors()
+    output = depthwise_conv2d(input.requires_grad_(), weight.requires_grad_(), bias, impl=impl)
+    (grad,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+    assert grad.requires_grad
+    with pytest.raises(RuntimeError, match=f"impl='{impl}'.* can be differentiated once; use impl="):
+        grad.sum().backward()
+
+
+def test_pytorch_gives_second_derivatives() -> None:
+    input, weight, bias = tensors((1, 2, 3, 3), 3, torch.float64)
+    leaves = (input.requires_grad_(), weight.requires_grad_(), bias.double().requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda *x: depthwise_conv2d(*x, impl="torch"), leaves)
+
+
+# ---- autocast ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", [*KERNELS, "torch"])
+def test_autocast_casts_input_and_weight_only(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, ...]] = []
+    forward = dispatch.backend(impl).forward
+
+    def record(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        seen.append((input.dtype, weight.dtype, bias.dtype))
+        result: Tensor = forward(input, weight, bias)
+        return result
+
+    monkeypatch.setattr(dispatch.backend(impl), "forward", record)
+    input, weight, bias = (tensor.requires_grad_() for tensor in tensors(dtype=torch.float32))
+    with torch.autocast(DEVICE, FP16):
+        output = depthwise_conv2d(input, weight, bias, impl=impl)
+    assert seen == [(FP16, FP16, torch.float32)] and output.dtype == FP16
+    output.backward(torch.randn_like(output))
+    for leaf in (input, weight, bias):
+        assert leaf.grad is not None and leaf.grad.dtype == torch.float32
+
+
+# ---- operators and compilation -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_operators_pass_opcheck(impl: str) -> None:
+    input, weight, bias = tensors()
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for operator, arguments in (
+        (ops.depthwise_conv2d, (input, weight, bias, impl)),
+        (ops.depthwise_conv2d, (input, weight, None, impl)),
+        (ops.depthwise_conv2d_input_gradient, (input, weight, impl)),
+        (ops.depthwise_conv2d_weight_gradient, (input, input, 7, True, impl)),
+        (ops.depthwise_conv2d_weight_gradient, (input, input, 7, False, impl)),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize(
+    "layout", [torch.Tensor.clone, channels_last, channels_outermost, lambda t: t[:, :, 1:, 1:]]
+)
+def test_fake_results_have_the_strides_of_real_ones(impl: str, layout: object) -> None:
+    input, weight, bias = tensors()
+    input = layout(input)  # type: ignore[operator]
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (input, weight, bias)]
+        fake = ops.depthwise_conv2d(*fakes, impl)
+        fake_gradient = ops.depthwise_conv2d_input_gradient(fakes[0], fakes[1], impl)
+    real = ops.depthwise_conv2d(input, weight, bias, impl)
+    assert fake.stride() == real.stride() and fake.shape == real.shape and fake.dtype == real.dtype
+    assert fake_gradient.stride() == ops.depthwise_conv2d_input_gradient(input, weight, impl).stride()
+
+
+@pytest.mark.parametrize("impl", [*KERNELS, "auto"])
+def test_compiles_without_graph_breaks(impl: str) -> None:
+    def function(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return depthwise_conv2d(input * 2, weight, bias, impl=impl).relu()
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for images in (2, 3):
+        leaves = [tensor.requires_grad_() for tensor in tensors((images, 3, 8, 8))]
+        output, expected = compiled(*leaves), function(*leaves)
+        assert torch.equal(output, expected)
+        grad = torch.randn_like(output)
+        grads = torch.autograd.grad(output, leaves, grad)
+        for actual, wanted in zip(grads, torch.autograd.grad(expected, leaves, grad), strict=True):
+            assert torch.equal(actual, wanted)
