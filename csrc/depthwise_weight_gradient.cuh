@@ -1,6 +1,6 @@
-// Weight and bias gradient: "rows as K". Each warp owns a channel and keeps its sums in registers
-// over a share of the items; shares are added in order by a second kernel, so the result does not
-// change from run to run.
+// Weight and bias gradient of contiguous planes: "rows as K". Each warp owns a channel and keeps its
+// sums in registers over a share of the items; a second kernel adds the shares in order, so the
+// result does not change from run to run.
 #pragma once
 #include "staging_contiguous.cuh"
 #include "toeplitz.cuh"
@@ -10,13 +10,14 @@ namespace depthwise {
 template <int Size, int Step, int Tiles>
 struct WeightGradientLayout {
   static constexpr int stages = 2;
-  using Input = ItemLayout<Step, 8 * (Tiles + Window<Size>::chunks - 1)>;
+  using Sums = BandSums<__half, Size, Tiles>;
+  using Input = ItemLayout<Step, 8 * Sums::input_chunks>;
   using Gradient = ItemLayout<Step, 8 * Tiles>;
-  static constexpr int scratch_floats = 24 * 8;  // for BandSums::store, in place of the input
 
+  // The sums pass through the input's buffer last.
   __host__ __device__ static constexpr int input_elements(int groups) {
-    const int staged = stages * Input::elements(groups, Size - 1);
-    return staged > 2 * scratch_floats ? staged : 2 * scratch_floats;
+    const int staged = stages * Input::elements(groups, Size - 1), scratch = 2 * Sums::scratch_floats;
+    return staged > scratch ? staged : scratch;
   }
   __host__ __device__ static constexpr int gradient_elements(int groups) {
     return stages * Gradient::elements(groups, 0);
@@ -34,62 +35,73 @@ __device__ constexpr uint32_t pair_of_ones() {
   return std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
 }
 
-// Grid: x counts channels by the warps of a block, y shares of the items.
-template <class T, int Size, int Step, int Tiles>
-__global__ void __launch_bounds__(32 * most_warps, 3)
+// With 3, 6 and 7 tiles, 168 registers do not hold the sums of larger sizes and what is on its way.
+constexpr int weight_gradient_blocks(int size, int tiles) {
+  return size >= 9 && (tiles == 3 || tiles > 4) ? 2 : 3;
+}
+
+// Grid: x counts channels by the warps of a block, y shares of the items. Whole as in
+// depthwise_forward.
+template <class T, int Size, int Step, int Tiles, bool Whole>
+__global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, Tiles))
 depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_alignment,
                           int gradient_alignment) {
   using Layout = WeightGradientLayout<Size, Step, Tiles>;
   using Input = typename Layout::Input;
   using Gradient = typename Layout::Gradient;
+  using Sums = BandSums<T, Size, Tiles>;
+  constexpr int pad = Size / 2;
+  constexpr bool spare = Whole && Size <= 9;  // registers, for addresses and rows loaded early
+  constexpr int ahead = spare ? 4 : Tiles > 4 ? 1 : 2;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int warps = int(blockDim.x) / 32;
+  if constexpr (Whole) tiling = whole_tiling(8 * Tiles / Step, tiling.items);
   const int groups = 1 << tiling.groups_log2;
-  const int input_pitch = Input::image(groups, Size - 1);
+  const int input_pitch = Input::image(groups, 2 * pad);
   const int gradient_pitch = Gradient::image(groups, 0);
-  const int input_stage = Input::elements(groups, Size - 1);
+  const int input_stage = Input::elements(groups, 2 * pad);
   const int gradient_stage = Gradient::elements(groups, 0);
-
-  device::SharedMemory memory;
   const int input_elements = Layout::input_elements(groups);
   const int gradient_elements = Layout::gradient_elements(groups);
+
+  device::SharedMemory memory;
   T* const input = memory.take<T>(size_t(warps * input_elements)) + warp * input_elements;
   T* const gradient =
       memory.take<T>(size_t(warps * gradient_elements)) + warp * gradient_elements;
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const T* const x = static_cast<const T*>(p.input) + channel * p.input_strides.channel;
-  const T* const dy =
-      static_cast<const T*>(p.output_gradient) + channel * p.gradient_strides.channel;
   const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
   const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
 
-  const auto fetch = [&](int number, int stage) {
-    if (number < last) {
-      const Item item(number, tiling, Step, 8 * Tiles);
-      fetch_item<Input, Window<Size>::shift>(
-          input + stage * input_stage, x, p.input_strides.image, item,
-          item.top - Window<Size>::pad, item.left - Window<Size>::shift, groups * Step + Size - 1,
-          p.shape, tiling, input_pitch, input_alignment, lane);
-      fetch_item<Gradient, 8>(gradient + stage * gradient_stage, dy, p.gradient_strides.image, item,
-                              item.top, item.left, groups * Step, p.shape, tiling, gradient_pitch,
-                              gradient_alignment, lane);
-    }
-    device::copy_commit();
-  };
+  clear(input, input_elements, lane);
+  clear(gradient, gradient_elements, lane);
+  __syncwarp();
+
+  const Planes<const T> x{static_cast<const T*>(p.input) + channel * p.input_strides.channel,
+                          p.input_strides.image, input_alignment};
+  const Planes<const T> dy{
+      static_cast<const T*>(p.output_gradient) + channel * p.gradient_strides.channel,
+      p.gradient_strides.image, gradient_alignment};
+  Reader<T, Step, Tiles, Input, pad, Sums::input_shift, Whole> x_reader(x, first, p.shape, tiling,
+                                                                       input_pitch);
+  Reader<T, Step, Tiles, Gradient, 0, 0, Whole> dy_reader(dy, first, p.shape, tiling,
+                                                          gradient_pitch);
 
   constexpr uint32_t one = pair_of_ones<T>();
   const uint32_t ones[4] = {one, one, one, one};
-
-  BandSums<T, Size> sums;
+  Sums sums;
   float bias_sum[4] = {};
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
-    fetch(number + 1, stage ^ 1);
+    if (number + 1 < last) {
+      x_reader.fetch_next(input + (stage ^ 1) * input_stage, lane);
+      dy_reader.fetch_next(gradient + (stage ^ 1) * gradient_stage, lane);
+    }
+    device::copy_commit();
     if (number < first) continue;
     device::copy_wait<1>();
     __syncwarp();
-    const int mine = device::opaque(lane);
+    const int mine = spare ? lane : device::opaque(lane);
     uint32_t columns[Step][Tiles][2];
     const T* const from = gradient + stage * gradient_stage +
                           Gradient::job(mine % 16, tiling.groups_log2, gradient_pitch);
@@ -106,6 +118,18 @@ depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_al
         device::load_matrices<true>(columns[s][Tiles - 1],
                                     from + Gradient::at(s, 8 * (Tiles - 1)));
     }
+    if constexpr (!Whole) {
+      // Tiles at the seam of two windows belong to one of them.
+      if (tiling.windows > 1) {
+        const Item<Step, Tiles> item(number, tiling);
+#pragma unroll
+        for (int s = 0; s < Step; ++s) {
+          if (item.first_tile() > 0) columns[s][0][0] = columns[s][0][1] = 0;
+          if (item.last_tile(tiling) < Tiles)
+            columns[s][Tiles - 1][0] = columns[s][Tiles - 1][1] = 0;
+        }
+      }
+    }
     if (p.bias_sums) {
 #pragma unroll
       for (int s = 0; s < Step; ++s)
@@ -113,7 +137,7 @@ depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_al
         for (int q = 0; q < Tiles; ++q) device::mma<T, 2>(bias_sum, ones, columns[s][q], bias_sum);
     }
     const T* const here = input + stage * input_stage;
-    sums.template multiply<Step, Tiles, Input>(
+    sums.template multiply<Step, ahead, Input>(
         columns,
         here + Input::job(mine % 8 + mine / 16 * 8, tiling.groups_log2, input_pitch) +
             mine / 8 % 2 * 8,

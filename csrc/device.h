@@ -37,16 +37,16 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t* a, const uint
                                     const float (&c)[4]) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
   static_assert(Chunks == 1 || Chunks == 2);
-#define DEVICE_MMA_K16(type)                                                          \
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                          \
-      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"                \
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]),  \
-        "f"(c[1]), "f"(c[2]), "f"(c[3]))
-#define DEVICE_MMA_K8(type)                                                           \
-  asm("mma.sync.aligned.m16n8k8.row.col.f32." type "." type                           \
-      ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"                            \
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                \
+#define DEVICE_MMA_K16(type)                                                                    \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                    \
+      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"                          \
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                          \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), \
+        "f"(c[2]), "f"(c[3]))
+#define DEVICE_MMA_K8(type)                                 \
+  asm("mma.sync.aligned.m16n8k8.row.col.f32." type "." type \
+      ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"  \
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])      \
       : "r"(a[0]), "r"(a[1]), "r"(b[0]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]))
   if constexpr (std::is_same_v<T, __half>) {
     if constexpr (Chunks == 2) DEVICE_MMA_K16("f16");
@@ -106,8 +106,7 @@ __device__ __forceinline__ void store_shared(void* to, uint4 value) {
 // st.shared.v2: the same for 8 bytes on an 8-byte boundary.
 __device__ __forceinline__ void store_shared(void* to, uint2 value) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(value.x), "r"(value.y)
-               : "memory");
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(value.x), "r"(value.y) : "memory");
 }
 
 // cp.async: each lane starts a copy of Bytes (4, 8 or 16; both addresses aligned to it) from global
@@ -127,7 +126,9 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool pres
 }
 
 // cp.async.commit_group: makes a group of the copies this lane has started since its last one.
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // cp.async.wait_group: returns when at most MayRemain of this lane's groups, the youngest, are still
 // under way. Other lanes see the copied values after a barrier that follows.
@@ -217,9 +218,8 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    cudaStream_t stream, std::type_identity_t<Parameters>... arguments) {
   // Up to 48 KB need no permission.
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes));
+    const cudaError_t status = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
   }
   cudaLaunchConfig_t config{};

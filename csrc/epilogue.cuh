@@ -1,6 +1,6 @@
 // What happens to a sum between its register and shared memory.
 #pragma once
-#include "device.h"
+#include "toeplitz.cuh"
 
 namespace depthwise {
 
@@ -17,19 +17,22 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return bits;
 }
 
-// Adds the bias and writes the sums of 16 jobs, as `multiply` leaves them, to shared memory.
-template <class T, int Step, int Tiles, class Layout>
-__device__ __forceinline__ void finish(T* to, const float (&sum)[Step][Tiles][4], float bias,
-                                       int groups_log2, int image_pitch, int lane) {
+// Adds the bias and writes the sums that `multiply` left to shared memory; this lane's first job
+// begins at `first`, its second at `second`.
+template <class T, int Size, class Layout, int Step, int Tiles>
+__device__ __forceinline__ void finish(T* first, T* second, const float (&sum)[Step][Tiles][4],
+                                       float bias, int lane) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    T* const job = to + Layout::job(lane / 4 + 8 * half, groups_log2, image_pitch) + lane % 4 * 2;
+  for (int q = 0; q < Tiles; ++q) {
+    const int column = column_of<Size, Tiles>(q, lane);
 #pragma unroll
-    for (int s = 0; s < Step; ++s)
-#pragma unroll
-      for (int q = 0; q < Tiles; ++q)
-        *reinterpret_cast<uint32_t*>(job + Layout::at(s, 8 * q)) =
-            pack<T>(sum[s][q][2 * half] + bias, sum[s][q][2 * half + 1] + bias);
+    for (int s = 0; s < Step; ++s) {
+      const float(&value)[4] = sum[s][q];
+      *reinterpret_cast<uint32_t*>(first + Layout::at(s, 0) + column) =
+          pack<T>(value[0] + bias, value[1] + bias);
+      *reinterpret_cast<uint32_t*>(second + Layout::at(s, 0) + column) =
+          pack<T>(value[2] + bias, value[3] + bias);
+    }
   }
 }
 

@@ -7,22 +7,33 @@
 
 namespace depthwise {
 
-// Calls `launch` with a value of the element type and the constants Step and Tiles.
+// Calls `launch` with a value of the element type and the constants Step, Tiles and Whole.
 template <class Launch>
-cudaError_t with_tile(Type type, TileShape tile, Launch launch) {
-  const auto with = [&](auto step, auto tiles) {
-    return type == Type::half ? launch(__half(), step, tiles) : launch(__nv_bfloat16(), step, tiles);
-  };
+cudaError_t with_tile(Type type, TileShape tile, bool whole, Launch launch) {
   using std::integral_constant;
-  switch (tile) {
-    case TileShape::rows4_columns8:
-      return with(integral_constant<int, 4>(), integral_constant<int, 1>());
-    case TileShape::rows4_columns16:
-      return with(integral_constant<int, 4>(), integral_constant<int, 2>());
-    case TileShape::rows2_columns32:
-      return with(integral_constant<int, 2>(), integral_constant<int, 4>());
+  const auto with = [&](auto step, auto tiles, auto is_whole) {
+    return type == Type::half ? launch(__half(), step, tiles, is_whole)
+                              : launch(__nv_bfloat16(), step, tiles, is_whole);
+  };
+  const auto try_tile = [&](auto step, auto tiles, auto can_be_whole) {
+    if constexpr (can_be_whole)
+      if (whole) return with(step, tiles, std::true_type());
+    return with(step, tiles, std::false_type());
+  };
+  switch (tile.tiles) {
+    case 1: return try_tile(integral_constant<int, 8>(), integral_constant<int, 1>(), std::true_type());
+    case 2: return try_tile(integral_constant<int, 4>(), integral_constant<int, 2>(), std::true_type());
+    case 3: return try_tile(integral_constant<int, 3>(), integral_constant<int, 3>(), std::false_type());
+    case 4: return try_tile(integral_constant<int, 2>(), integral_constant<int, 4>(), std::true_type());
+    case 6: return try_tile(integral_constant<int, 2>(), integral_constant<int, 6>(), std::false_type());
+    case 7: return try_tile(integral_constant<int, 2>(), integral_constant<int, 7>(), std::false_type());
+    default: return cudaErrorInvalidValue;
   }
-  return cudaErrorInvalidValue;
+}
+
+// Whether planes are square, exactly as large as an item, and move in pieces of 16 bytes.
+constexpr bool whole_planes(const Shape& shape, TileShape tile, int alignment, int other) {
+  return shape.width == 8 * tile.tiles && shape.height == shape.width && alignment == 8 && other == 8;
 }
 
 // A block has as many warps, each with a channel, as find room in shared memory.
@@ -45,11 +56,13 @@ cudaError_t launch_forward(const ForwardArguments& p, Type type, const Plan& pla
   const int width = p.shape.width;
   const int input = alignment(uintptr_t(p.input), width, p.input_strides);
   const int output = alignment(uintptr_t(p.output), width, p.output_strides);
-  return with_tile(type, plan.tile, [&](auto element, auto step, auto tiles) {
+  const bool whole = whole_planes(p.shape, plan.tile, input, output);
+  return with_tile(type, plan.tile, whole, [&](auto element, auto step, auto tiles, auto is_whole) {
     using T = decltype(element);
     constexpr int Step = decltype(step)::value, Tiles = decltype(tiles)::value;
+    constexpr bool Whole = decltype(is_whole)::value;
     return launch_by_channels<ForwardLayout<Size, Step, Tiles>, T>(
-        depthwise_forward<T, Size, Step, Tiles>, plan, stream, p, input, output);
+        depthwise_forward<T, Size, Step, Tiles, Whole>, plan, stream, p, input, output);
   });
 }
 
@@ -59,11 +72,13 @@ cudaError_t launch_weight_gradient(const WeightGradientArguments& p, Type type, 
   const int width = p.shape.width;
   const int input = alignment(uintptr_t(p.input), width, p.input_strides);
   const int gradient = alignment(uintptr_t(p.output_gradient), width, p.gradient_strides);
-  return with_tile(type, plan.tile, [&](auto element, auto step, auto tiles) {
+  const bool whole = whole_planes(p.shape, plan.tile, input, gradient);
+  return with_tile(type, plan.tile, whole, [&](auto element, auto step, auto tiles, auto is_whole) {
     using T = decltype(element);
     constexpr int Step = decltype(step)::value, Tiles = decltype(tiles)::value;
+    constexpr bool Whole = decltype(is_whole)::value;
     return launch_by_channels<WeightGradientLayout<Size, Step, Tiles>, T>(
-        depthwise_weight_gradient<T, Size, Step, Tiles>, plan, stream, p, input, gradient);
+        depthwise_weight_gradient<T, Size, Step, Tiles, Whole>, plan, stream, p, input, gradient);
   });
 }
 

@@ -6,6 +6,8 @@
 
 namespace depthwise {
 
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int jobs = 16;  // rows of an mma
 constexpr int most_warps = 4;  // of a block; a warp works alone, so fewer do as well
 
@@ -17,13 +19,22 @@ constexpr bool supported_filter(int filter_size) {
   return filter_size == 8 || (filter_size % 2 == 1 && filter_size >= 3 && filter_size <= 15);
 }
 
-// A job is `step` rows high, an item `tiles` tiles of 8 output columns wide.
-enum class TileShape : int { rows4_columns8, rows4_columns16, rows2_columns32 };
+// A job is `step` rows high, an item `tiles` tiles of 8 columns wide. Sums take 4 * step * tiles
+// registers, which bounds their product.
+struct TileShape {
+  int step, tiles;
+};
+constexpr TileShape tile_shapes[] = {{8, 1}, {4, 2}, {3, 3}, {2, 4}, {2, 6}, {2, 7}};
 
-constexpr int step_of(TileShape tile) { return tile == TileShape::rows2_columns32 ? 2 : 4; }
-constexpr int tiles_of(TileShape tile) {
-  return tile == TileShape::rows4_columns8 ? 1 : tile == TileShape::rows4_columns16 ? 2 : 4;
+// The narrowest tile as wide as the planes; the widest, in overlapping windows, for wider ones.
+constexpr TileShape tile_shape(int width) {
+  for (const TileShape tile : tile_shapes)
+    if (width <= 8 * tile.tiles) return tile;
+  return {2, 7};
 }
+
+// Columns from one window to the next: the outermost tiles are halo.
+constexpr int window_step(int tiles) { return 8 * (tiles - 2); }
 
 struct Plan {
   TileShape tile;
@@ -31,24 +42,22 @@ struct Plan {
   int shares;  // of the items of a channel, each worked through by one warp
 };
 
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Enough warps for `multiprocessors` to hide the latency of memory: 16 on each.
 constexpr int warps_wanted(int multiprocessors) { return 16 * multiprocessors; }
 
 // `items` of the result is -1 where they would not fit an int.
 constexpr Plan plan(Shape shape, int multiprocessors) {
   Plan result{};
-  result.tile = shape.width <= 8    ? TileShape::rows4_columns8
-                : shape.width <= 16 ? TileShape::rows4_columns16
-                                    : TileShape::rows2_columns32;
-  const int step = step_of(result.tile), columns = 8 * tiles_of(result.tile);
+  result.tile = tile_shape(shape.width);
+  const int step = result.tile.step, tiles = result.tile.tiles;
   Tiling& tiling = result.tiling;
   while (tiling.groups_log2 < 4 && (step << tiling.groups_log2) < shape.height)
     ++tiling.groups_log2;
   const int groups = 1 << tiling.groups_log2;
   tiling.strips = int(divide_up(shape.height, groups * step));
-  tiling.windows = int(divide_up(shape.width, columns));
+  tiling.windows = shape.width <= 8 * tiles
+                       ? 1
+                       : 1 + int(divide_up(shape.width - 8 * tiles, window_step(tiles)));
   const int64_t image_tiles = divide_up(shape.images, jobs / groups);
   const int64_t per_image = int64_t(tiling.strips) * tiling.windows;
   if (per_image > 0 && image_tiles > INT32_MAX / per_image) {
@@ -61,6 +70,13 @@ constexpr Plan plan(Shape shape, int multiprocessors) {
   result.shares = int(wanted < 1 ? 1 : wanted < most ? wanted : most);
   if (result.shares < 1) result.shares = 1;
   return result;
+}
+
+// The tiling of planes that are exactly one item high and wide.
+constexpr Tiling whole_tiling(int groups, int items) {
+  int groups_log2 = 0;
+  while (1 << groups_log2 < groups) ++groups_log2;
+  return {groups_log2, 1, 1, items};
 }
 
 // Shared memory that a block may have on every architecture from sm_80 on; sm_86 has the least.

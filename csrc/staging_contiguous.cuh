@@ -1,91 +1,93 @@
-// How planes of a contiguous tensor enter and leave shared memory, one item and one warp at a time.
+// How planes of contiguous rows enter and leave shared memory, one item and one warp at a time.
+//
+// Two ways. Whole planes, square and exactly as large as an item (8x8, 16x16, 32x32), move as
+// straight runs of 16 bytes a lane. Any other plane moves row by row, in the widest pieces that its
+// alignment allows, with zeros for what lies outside.
 #pragma once
 #include <type_traits>
 
-#include "arguments.h"
-#include "device.h"
-#include "plan.h"
+#include "item.cuh"
 
 namespace depthwise {
 
-// Where the rows of an item lie in shared memory, in elements. An image of the item has
-// groups * Step rows and `halo` more. Job after job lies an odd multiple of 16 bytes on (modulo 128
-// bytes), within an image and across images, so that loading a matrix meets no bank conflict.
-template <int Step, int Columns>
-struct ItemLayout {
-  static_assert(Columns % 8 == 0);
-  static constexpr int columns = Columns;
-  static constexpr int group = Step * Columns + (Step * Columns / 8 % 2 ? 0 : 8);
-
-  __host__ __device__ static constexpr int at(int row, int column) {
-    return row / Step * group + row % Step * Columns + column;
-  }
-  __host__ __device__ static constexpr int image(int groups, int halo) {
-    const int least = (groups + (halo + Step - 1) / Step) * group;
-    return least + ((groups * group - least) & 63);
-  }
-  __host__ __device__ static constexpr int elements(int groups, int halo) {
-    return jobs / groups * image(groups, halo);
-  }
-  __device__ static int job(int number, int groups_log2, int image_pitch) {
-    return (number >> groups_log2) * image_pitch + (number & ((1 << groups_log2) - 1)) * group;
-  }
-};
-
-// The part of the planes of one channel that an item covers.
-struct Item {
-  int image, top, left;
-
-  __device__ __forceinline__ Item(int number, const Tiling& tiling, int step, int columns) {
-    const int window = number % tiling.windows;
-    const int rest = number / tiling.windows;
-    left = window * columns;
-    top = rest % tiling.strips * (step << tiling.groups_log2);
-    image = rest / tiling.strips * (jobs >> tiling.groups_log2);
-  }
-};
-
-// Brings one piece of a row to shared memory; zeros stand in for what is outside the plane.
-template <int Piece, class T>
-__device__ __forceinline__ void fetch_piece(T* to, const T* row, int column, int width,
-                                            bool row_exists) {
-  device::copy_async<Piece * 2>(to, row + column, row_exists && unsigned(column) < unsigned(width));
-}
-
-// Rows whose pieces are not aligned to 4 bytes go through registers.
+// Zeroes `elements` elements, a multiple of 8, of this warp's shared memory.
 template <class T>
-__device__ __forceinline__ void fetch_elements(T* to, const T* row, int column, int width,
-                                               bool row_exists) {
-  const unsigned short* const bits = reinterpret_cast<const unsigned short*>(row);
-  uint32_t word[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int x = column + 2 * i;
-    const bool low = row_exists && unsigned(x) < unsigned(width);
-    const bool high = row_exists && unsigned(x + 1) < unsigned(width);
-    word[i] = (low ? uint32_t(device::load_global(bits + x)) : 0u) |
-              (high ? uint32_t(device::load_global(bits + x + 1)) << 16 : 0u);
-  }
-  device::store_shared(to, make_uint2(word[0], word[1]));
+__device__ __forceinline__ void clear(T* at, int elements, int lane) {
+#pragma unroll 1
+  for (int i = 8 * lane; i < elements; i += 8 * 32)
+    device::store_shared(at + i, make_uint4(0, 0, 0, 0));
 }
 
-// Brings `rows` rows of one image, from `top` and `left` on, to shared memory, a warp together.
-template <class Layout, int Piece, bool Async, class T>
-__device__ __forceinline__ void fetch_image(T* to, const T* plane, int rows, int top, int left,
-                                            int height, int width, bool exists, int lane) {
-  constexpr int per_row = Layout::columns / Piece;
+// What readers and writers are told alike.
+template <class T>
+struct Planes {
+  T* first;                // the plane of image 0
+  ptrdiff_t image_stride;
+  int alignment;           // in elements, of every row
+};
+
+// ---- whole planes --------------------------------------------------------------------------------
+
+// A whole plane moves in chunks of 8 columns, 32 or a divisor of it at a time; where it has fewer, a
+// warp moves several images at a time.
+template <int Step, int Tiles, class Layout>
+struct WholePlane {
+  static constexpr int size = 8 * Tiles;
+  static constexpr int groups = size / Step, images = jobs / groups;
+  static constexpr int chunks = size * Tiles;
+  static constexpr int at_once = chunks < 32 ? chunks : 32;
+  static constexpr int images_at_once = 32 / at_once;
+  static_assert(groups * images == jobs && 32 % at_once == 0 && at_once / Tiles % Step == 0);
+
+  // Of the first chunk of a lane.
+  int image, in_plane, in_shared;
+
+  __device__ __forceinline__ WholePlane(int first_row, int image_pitch, int lane)
+      : image(lane / at_once),
+        in_plane(lane % at_once * 8),
+        in_shared(image * image_pitch +
+                  Layout::at(first_row + lane % at_once / Tiles, lane % Tiles * 8)) {}
+
+  // Calls visit(images on, elements on in the plane, elements on in shared memory), all constants.
+  template <class Visit>
+  __device__ __forceinline__ static void each_chunk(int image_pitch, Visit visit) {
+#pragma unroll
+    for (int i = 0; i < images; i += images_at_once)
+#pragma unroll
+      for (int c = 0; c < chunks; c += at_once)
+        visit(i, 8 * c, i * image_pitch + c / Tiles / Step * Layout::group);
+  }
+};
+
+// ---- any plane -----------------------------------------------------------------------------------
+
+// Brings columns [left, left + 8 * Tiles) of `rows` rows of a plane, from `top` on, to shared memory
+// at column `shift`, a warp together.
+template <class Layout, int Tiles, int Shift, int Piece, bool Async, class T>
+__device__ __forceinline__ void fetch_rows(T* to, const T* plane, int first_row, int rows, int top,
+                                           int left, int height, int width, bool exists, int lane) {
+  constexpr int per_row = 8 * Tiles / Piece;
   int row = lane / per_row, piece = lane % per_row;
   // Not unrolled in full, or the compiler keeps every address in a register of its own.
 #pragma unroll 2
   for (; row < rows; row += 32 / per_row) {
-    const int y = top + row, column = left + piece * Piece;
+    const int y = top + row, x = left + piece * Piece;
     const bool row_exists = exists && unsigned(y) < unsigned(height);
-    T* const target = to + Layout::at(row, piece * Piece);
-    const T* const source = plane + ptrdiff_t(y) * width;
-    if constexpr (Async)
-      fetch_piece<Piece>(target, source, column, width, row_exists);
-    else
-      fetch_elements(target, source, column, width, row_exists);
+    T* const target = to + Layout::at(first_row + row, Shift + piece * Piece);
+    const T* const source = plane + ptrdiff_t(y) * width + x;
+    if constexpr (Async) {
+      device::copy_async<2 * Piece>(target, source, row_exists && x < width);
+    } else {
+      // Rows that are not aligned to 4 bytes go through registers.
+      static_assert(Piece == 4);
+      const unsigned short* const bits = reinterpret_cast<const unsigned short*>(source);
+      uint32_t element[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        element[i] = row_exists && x + i < width ? device::load_global(bits + i) : 0u;
+      device::store_shared(
+          target, make_uint2(element[0] | element[1] << 16, element[2] | element[3] << 16));
+    }
     if constexpr (32 % per_row != 0) {
       piece += 32 % per_row;
       if (piece >= per_row) piece -= per_row, ++row;
@@ -93,54 +95,23 @@ __device__ __forceinline__ void fetch_image(T* to, const T* plane, int rows, int
   }
 }
 
-// Brings an item to shared memory: all its images, rows from `top` and columns from `left` on.
-// Shift is a multiple of 4 that divides `left`.
-template <class Layout, int Shift, class T>
-__device__ __forceinline__ void fetch_item(T* to, const T* planes, ptrdiff_t image_stride,
-                                           const Item& item, int top, int left, int rows,
-                                           const Shape& shape, const Tiling& tiling,
-                                           int image_pitch, int alignment, int lane) {
-  // Each of the four ways below would keep its addresses in registers of its own.
-  lane = device::opaque(lane);
-  const auto fetch = [&](auto fetch_one) {
-    const int images = jobs >> tiling.groups_log2;
-#pragma unroll 1
-    for (int i = 0; i < images; ++i)
-      fetch_one(to + i * image_pitch, planes + (item.image + i) * image_stride,
-                item.image + i < shape.images);
-  };
-  const auto with = [&](auto piece, auto async) {
-    fetch([&](T* target, const T* plane, bool exists) {
-      fetch_image<Layout, decltype(piece)::value, decltype(async)::value>(
-          target, plane, rows, top, left, shape.height, shape.width, exists, lane);
-    });
-  };
-  using std::integral_constant;
-  if (Shift % 8 == 0 && alignment == 8)
-    with(integral_constant<int, Shift % 8 == 0 ? 8 : 4>(), std::true_type());
-  else if (alignment >= 4)
-    with(integral_constant<int, 4>(), std::true_type());
-  else if (alignment == 2)
-    with(integral_constant<int, 2>(), std::true_type());
-  else
-    with(integral_constant<int, 4>(), std::false_type());
-}
-
-// Writes the finished rows of an item, 8 columns a lane at a time.
-template <class Layout, int Step, int Tiles, int Piece, class T>
+// Writes the finished rows of an item, 8 columns a lane at a time in stores of Piece elements.
+template <class Layout, int Piece, int Step, int Tiles, class T>
 __device__ __forceinline__ void store_pieces(T* planes, ptrdiff_t image_stride, const T* from,
-                                             const Item& item, const Shape& shape,
+                                             const Item<Step, Tiles>& item, const Shape& shape,
                                              const Tiling& tiling, int image_pitch, int lane) {
   constexpr int per_job = Step * Tiles;
-#pragma unroll 4
+  const int first_tile = item.first_tile(), last_tile = item.last_tile(tiling);
+#pragma unroll 2
   for (int n = lane; n < jobs * per_job; n += 32) {
-    const int job = n / per_job, s = n % per_job / Tiles, column = n % Tiles * 8;
-    const int image = item.image + (job >> tiling.groups_log2);
-    const int y = item.top + (job & ((1 << tiling.groups_log2) - 1)) * Step + s;
-    const int x = item.left + column;
-    if (image >= shape.images || y >= shape.height || x >= shape.width) continue;
+    const int job = n / per_job, s = n % per_job / Tiles, q = n % Tiles;
+    const int image = item.image() + (job >> tiling.groups_log2);
+    const int y = item.top(tiling) + (job & ((1 << tiling.groups_log2) - 1)) * Step + s;
+    const int x = item.left() + 8 * q;
+    if (image >= shape.images || y >= shape.height || x >= shape.width || q < first_tile || q >= last_tile)
+      continue;
     const uint4 value = *reinterpret_cast<const uint4*>(
-        from + Layout::job(job, tiling.groups_log2, image_pitch) + Layout::at(s, column));
+        from + Layout::job(job, tiling.groups_log2, image_pitch) + Layout::at(s, 8 * q));
     T* const to = planes + image * image_stride + ptrdiff_t(y) * shape.width + x;
     const uint32_t word[4] = {value.x, value.y, value.z, value.w};
     if constexpr (Piece == 8) {
@@ -166,24 +137,159 @@ __device__ __forceinline__ void store_pieces(T* planes, ptrdiff_t image_stride, 
   }
 }
 
-template <class Layout, int Step, int Tiles, class T>
-__device__ __forceinline__ void store_item(T* planes, ptrdiff_t image_stride, const T* from,
-                                           const Item& item, const Shape& shape,
-                                           const Tiling& tiling, int image_pitch, int alignment,
-                                           int lane) {
-  const auto store = [&](auto piece) {
-    store_pieces<Layout, Step, Tiles, decltype(piece)::value>(planes, image_stride, from, item,
-                                                              shape, tiling, image_pitch, lane);
-  };
-  using std::integral_constant;
-  if (alignment == 8)
-    store(integral_constant<int, 8>());
-  else if (alignment == 4)
-    store(integral_constant<int, 4>());
-  else if (alignment == 2)
-    store(integral_constant<int, 2>());
-  else
-    store(integral_constant<int, 1>());
-}
+// ---- readers and writers -------------------------------------------------------------------------
+
+// Brings one item after another to shared memory. Pad rows of halo lie above and below, and the
+// planes begin at column Shift there. Whatever no copy overwrites must be zero before: halo rows
+// where one strip covers the plane, columns beside it.
+template <class T, int Step, int Tiles, class Layout, int Pad, int Shift, bool Whole>
+class Reader {
+ public:
+  __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
+                                    const Shape& shape, const Tiling& tiling, int image_pitch)
+      : planes_(planes), shape_(shape), tiling_(tiling), item_(first_item, tiling), pitch_(image_pitch) {}
+
+  __device__ __forceinline__ void fetch_next(T* to, int lane) {
+    // Each of the ways below would keep its addresses in registers of its own.
+    lane = device::opaque(lane);
+    using std::integral_constant;
+    constexpr int widest = Shift % 8 == 0 ? 8 : 4;
+    if (planes_.alignment >= widest)
+      fetch<widest, true>(to, lane);
+    else if (planes_.alignment == 4)
+      fetch<4, true>(to, lane);
+    else if (planes_.alignment == 2)
+      fetch<2, true>(to, lane);
+    else
+      fetch<4, false>(to, lane);
+    item_.advance(tiling_);
+  }
+
+ private:
+  template <int Piece, bool Async>
+  __device__ __forceinline__ void fetch(T* to, int lane) const {
+    const bool one_strip = tiling_.strips == 1;
+    const int first_row = one_strip ? Pad : 0, top = one_strip ? 0 : item_.top(tiling_) - Pad;
+    const int rows = one_strip ? shape_.height : (Step << tiling_.groups_log2) + 2 * Pad;
+#pragma unroll 1
+    for (int i = 0; i < jobs >> tiling_.groups_log2; ++i) {
+      const int image = item_.image() + i;
+      fetch_rows<Layout, Tiles, Shift, Piece, Async>(
+          to + i * pitch_, planes_.first + image * planes_.image_stride, first_row, rows, top,
+          item_.left(), shape_.height, shape_.width, image < shape_.images, lane);
+    }
+  }
+
+  const Planes<const T>& planes_;
+  const Shape& shape_;
+  const Tiling& tiling_;
+  Item<Step, Tiles> item_;
+  int pitch_;
+};
+
+template <class T, int Step, int Tiles, class Layout, int Pad, int Shift>
+class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
+  using Plane = WholePlane<Step, Tiles, Layout>;
+  static constexpr int pitch = Layout::image(Plane::groups, 2 * Pad);
+
+ public:
+  __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
+                                    const Shape& shape, const Tiling&, int)
+      : stride_(planes.image_stride) {
+    const Plane plane(Pad, pitch, int(threadIdx.x) % 32);
+    const int first_image = first_item * Plane::images + plane.image;
+    from_ = planes.first + first_image * stride_ + plane.in_plane;
+    in_shared_ = plane.in_shared + Shift;
+    left_ = shape.images - first_image;
+  }
+
+  __device__ __forceinline__ void fetch_next(T* to, int) {
+    Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
+      // An image that does not exist counts as zero.
+      const bool exists = Plane::images == 1 || image < left_;
+      const T* const from = from_ + image * stride_ + in_plane;
+      T* const at = to + in_shared_ + in_shared;
+      if constexpr (Shift % 8 == 0) {
+        device::copy_async<16>(at, from, exists);
+      } else {
+        device::copy_async<8>(at, from, exists);
+        device::copy_async<8>(at + 4, from + 4, exists);
+      }
+    });
+    from_ += Plane::images * stride_;
+    left_ -= Plane::images;
+  }
+
+ private:
+  const T* from_;
+  ptrdiff_t stride_;
+  int in_shared_, left_;
+};
+
+// Writes one finished item after another to memory.
+template <class T, int Step, int Tiles, class Layout, bool Whole>
+class Writer {
+ public:
+  __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
+                                    const Tiling& tiling, int image_pitch)
+      : planes_(planes), shape_(shape), tiling_(tiling), item_(first_item, tiling), pitch_(image_pitch) {}
+
+  __device__ __forceinline__ void store_next(const T* from, int lane) {
+    lane = device::opaque(lane);
+    const auto store = [&](auto piece) {
+      store_pieces<Layout, decltype(piece)::value>(planes_.first, planes_.image_stride, from, item_,
+                                                   shape_, tiling_, pitch_, lane);
+    };
+    using std::integral_constant;
+    if (planes_.alignment == 8)
+      store(integral_constant<int, 8>());
+    else if (planes_.alignment == 4)
+      store(integral_constant<int, 4>());
+    else if (planes_.alignment == 2)
+      store(integral_constant<int, 2>());
+    else
+      store(integral_constant<int, 1>());
+    item_.advance(tiling_);
+  }
+
+ private:
+  const Planes<T>& planes_;
+  const Shape& shape_;
+  const Tiling& tiling_;
+  Item<Step, Tiles> item_;
+  int pitch_;
+};
+
+template <class T, int Step, int Tiles, class Layout>
+class Writer<T, Step, Tiles, Layout, true> {
+  using Plane = WholePlane<Step, Tiles, Layout>;
+  static constexpr int pitch = Layout::image(Plane::groups, 0);
+
+ public:
+  __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
+                                    const Tiling&, int)
+      : stride_(planes.image_stride) {
+    const Plane plane(0, pitch, int(threadIdx.x) % 32);
+    const int first_image = first_item * Plane::images + plane.image;
+    to_ = planes.first + first_image * stride_ + plane.in_plane;
+    in_shared_ = plane.in_shared;
+    left_ = shape.images - first_image;
+  }
+
+  __device__ __forceinline__ void store_next(const T* from, int) {
+    Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
+      if (Plane::images == 1 || image < left_)
+        device::store_global(reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane),
+                             *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared));
+    });
+    to_ += Plane::images * stride_;
+    left_ -= Plane::images;
+  }
+
+ private:
+  T* to_;
+  ptrdiff_t stride_;
+  int in_shared_, left_;
+};
 
 }  // namespace depthwise

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 import sysconfig
-from collections.abc import Iterable
 from pathlib import Path
 
+import ninja_file
 import toolchain
 
 CSRC = Path(__file__).resolve().parents[1]
@@ -40,18 +37,15 @@ def build_extension(
             *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
             *("-isystem", toolchain.find_pybind11(), "-isystem", sysconfig.get_path("include")),
         ),
-        # PyTorch loads a libcudart of its own, whose symbols would otherwise take the place of those
-        # in the static one.
-        "link": _quoted(toolkit.host_compiler, "-shared", "-Wl,--exclude-libs,ALL")
-        + " -o $out $in "
-        + _quoted(toolkit.static_runtime, "-lrt", "-ldl", "-lpthread"),
+        "link": f"{ninja_file.quoted(toolkit.host_compiler)} -shared -o $out $in "
+        f"{ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
     edges = [
         (folder / f"{source.stem}{source.suffix}.o", "compile", [source])
         for source in (*cuda_sources(), *host_sources())
     ]
     objects = [target for target, _, _ in edges]
-    _run_ninja(folder, rules, [*edges, (output, "link", objects)])
+    ninja_file.run(folder, rules, [*edges, (output, "link", objects)])
 
 
 def build_cubins(
@@ -67,39 +61,12 @@ def build_cubins(
         for source in cuda_sources()
         for architecture in architectures
     ]
-    _run_ninja(folder, rules, edges)
+    ninja_file.run(folder, rules, edges)
     return [(rule.removeprefix("sm_"), cubin) for cubin, rule, _ in edges]
 
 
 def _compile(toolkit: toolchain.Toolkit, *flags: object, output: str = "-c") -> str:
     # The host sources go through nvcc too: the headers they share with the kernels take any other
     # compiler for the emulation's.
-    command = _quoted(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, *flags)
+    command = ninja_file.quoted(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, *flags)
     return f"{command} -MD -MF $out.d -x cu {output} $in -o $out"
-
-
-def _run_ninja(
-    folder: Path, rules: dict[str, str], edges: Iterable[tuple[Path, str, list[Path]]]
-) -> None:
-    lines = []
-    for name, command in rules.items():
-        lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
-        if "$out.d" in command:
-            lines += ["  depfile = $out.d", "  deps = gcc"]
-    for target, rule, sources in edges:
-        lines.append(f"build {_path(target)}: {rule} {' '.join(map(_path, sources))}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    jobs = os.environ.get("MAX_JOBS")
-    limit = [f"-j{int(jobs)}"] if jobs else []
-    subprocess.run([toolchain.find_ninja(), "-C", str(folder), *limit], check=True)
-
-
-def _quoted(*words: object) -> str:
-    """Words of a shell command within a ninja file."""
-    return shlex.join(map(str, words)).replace("$", "$$")
-
-
-def _path(path: Path) -> str:
-    """A path where a ninja file lists targets and sources."""
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

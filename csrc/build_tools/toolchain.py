@@ -22,6 +22,7 @@ BUILD_REQUIREMENTS = ("ninja", "pybind11>=2.12")
 OLDEST_NVCC = (12, 4)
 # mma.sync on bfloat16 and cp.async begin with compute capability 8.0.
 OLDEST_ARCHITECTURE = 80
+SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
 DEFAULT_ARCHITECTURES = ("80", "90", "100", "120+PTX")
 
 _PROBE = """
@@ -52,7 +53,7 @@ class Toolkit:
 
 
 def build_wanted() -> bool | None:
-    """CONVMIXER_KERNELS_BUILD_CUDA: True (1: demanded), False (0: skipped) or None (if possible)."""
+    """CONVMIXER_KERNELS_BUILD_CUDA: True (1: demanded), False (0: skipped), None (if possible)."""
     value = os.environ.get("CONVMIXER_KERNELS_BUILD_CUDA", "")
     if value not in ("", "0", "1"):
         raise ValueError(f"CONVMIXER_KERNELS_BUILD_CUDA: got {value!r}, expected 0 or 1")
@@ -142,7 +143,7 @@ def gpus() -> set[int]:
 
 
 def gencode_flags(entries: list[str]) -> list[str]:
-    """nvcc's flags for entries such as "90" (machine code) or "120+PTX" (PTX for newer GPUs too)."""
+    """The flags of nvcc for "90" (machine code) or "120+PTX" (and PTX for newer GPUs)."""
     flags = []
     for entry in entries:
         number = entry.removesuffix("+PTX")
@@ -201,7 +202,7 @@ def _system_compilers() -> Iterator[Path]:
     candidates = [Path(home, "bin", "nvcc") for home in homes if home]
     if on_path := shutil.which("nvcc"):
         candidates.append(Path(on_path))
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    candidates.append(SYSTEM_NVCC)
     yield from dict.fromkeys(nvcc for nvcc in candidates if nvcc.is_file())
 
 

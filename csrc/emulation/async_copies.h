@@ -14,7 +14,7 @@ class CopyQueue {
     void* to;
     const void* from;  // null: zeros
     uint32_t bytes;
-    uint32_t group;    // how many groups had been committed before
+    uint32_t group;  // how many groups had been committed before
   };
 
   // A copy may take place at once, or in the wait for its group.

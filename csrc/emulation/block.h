@@ -23,14 +23,14 @@ constexpr unsigned warp_size = 32, most_warps = 32, most_threads = warp_size * m
 constexpr uint32_t full_warp = 0xffffffff;
 
 struct Warp {
-  uint32_t members = 0;   // one bit a lane, as in the next three
+  uint32_t members = 0;  // one bit a lane, as in the next three
   uint32_t runnable = 0;
-  uint32_t arrived = 0;   // at the collective that is gathering its lanes
+  uint32_t arrived = 0;  // at the collective that is gathering its lanes
   uint32_t returned = 0;
   const char* operation = nullptr;
   Place place;
-  alignas(64) uint32_t in[10 * warp_size];   // what the lanes have handed in
-  alignas(64) uint32_t out[warp_size][4];    // and what they take away
+  alignas(64) uint32_t in[10 * warp_size];  // what the lanes have handed in
+  alignas(64) uint32_t out[warp_size][4];   // and what they take away
 };
 
 struct Thread {
@@ -39,7 +39,7 @@ struct Thread {
   Warp* warp = nullptr;
   const char* waits_at = nullptr;  // what this thread waits for, and where
   Place place;
-  Fiber fiber;
+  Fiber* fiber = nullptr;
   CopyQueue copies;
 };
 
@@ -64,6 +64,7 @@ struct Block {
   std::exception_ptr fault;
 
   Fiber starter;  // the stack that launch() was called on
+  Fiber fiber[most_threads];
   Pages stacks;
   Pages shared;
   size_t shared_bytes = 0;
@@ -85,8 +86,8 @@ inline uint32_t draw(uint32_t below) {
 }
 
 inline std::string text(const char* name, const uint3& index) {
-  return std::string(name) + " (" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " +
-         std::to_string(index.z) + ")";
+  return std::string(name) + " (" + std::to_string(index.x) + ", " + std::to_string(index.y) +
+         ", " + std::to_string(index.z) + ")";
 }
 inline std::string text(const char* operation, const Place& place) {
   const std::string file = place.file_name();
@@ -134,7 +135,7 @@ __attribute__((no_sanitize("thread"))) inline void hand_over(Thread& self, bool 
     set_runnable(*self.warp, self.warp->runnable & ~(1u << self.lane));
     block.running = pick();
   }
-  self.fiber.switch_to(block.running ? block.running->fiber : block.starter, for_good);
+  self.fiber->switch_to(block.running ? *block.running->fiber : block.starter, for_good);
 }
 
 // Returns when another thread has made this one runnable again.

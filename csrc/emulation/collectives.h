@@ -43,8 +43,7 @@ Thread& together(const char* operation, const Place& place, HandIn hand_in, Comb
     if (warp.returned) fail(operation, place, "other lanes of the warp have returned");
     warp.operation = operation, warp.place = place;
   } else if (warp.operation != operation || !same_place(warp.place, place)) {
-    fail(operation, place,
-         "other lanes of the warp wait at " + text(warp.operation, warp.place));
+    fail(operation, place, "other lanes of the warp wait at " + text(warp.operation, warp.place));
   }
   hand_in(warp, self.lane);
   warp.arrived |= 1u << self.lane;

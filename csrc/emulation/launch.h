@@ -17,6 +17,7 @@ constexpr size_t stack_bytes = thread_sanitizer ? 64 << 10 : 256 << 10;
 __attribute__((no_sanitize("thread"))) inline void thread_main() {
   Fiber::entered(block.starter);
   Thread& self = *block.running;
+  bool failed = false;
   try {
     acquire_order(&block.body);
     block.body(block.arguments);
@@ -26,37 +27,40 @@ __attribute__((no_sanitize("thread"))) inline void thread_main() {
     self.warp->returned |= 1u << self.lane;
     ++block.returned;
   } catch (...) {
+    const Quiet quiet;
     block.fault = std::current_exception();
+    failed = true;
   }
-  if (!block.fault) hand_over(self, true);
-  self.fiber.switch_to(block.starter, true);
+  if (failed) self.fiber->switch_to(block.starter, true);
+  else hand_over(self, true);
 }
 
-// Says who waits where: one line a place.
+// Says how many threads wait at which place.
 inline std::string deadlock() {
-  std::string message = "emulated kernel: " + text("block", block.index) + ": deadlock";
+  std::string message = "emulated kernel: " + text("block", block.index) + ": deadlock; " +
+                        std::to_string(block.returned) + " of " + std::to_string(block.threads) +
+                        " threads have returned";
   for (unsigned i = 0; i < block.threads; ++i) {
     const Thread& thread = block.thread[i];
     if (!thread.waits_at) continue;
-    const auto same = [&](const Thread& other) {
-      return other.waits_at == thread.waits_at && same_place(other.place, thread.place);
-    };
-    unsigned first = 0, count = 0;
-    while (!same(block.thread[first])) ++first;
-    if (first != i) continue;
-    for (unsigned j = i; j < block.threads; ++j) count += same(block.thread[j]);
-    message += "; " + std::to_string(count) + " threads, the first of them " +
-               text("thread", thread.index) + ", wait at " + text(thread.waits_at, thread.place);
+    unsigned before = 0, count = 0;  // threads at the same place
+    for (unsigned j = 0; j < block.threads; ++j) {
+      const Thread& other = block.thread[j];
+      const bool same = other.waits_at == thread.waits_at && same_place(other.place, thread.place);
+      before += same && j < i;
+      count += same;
+    }
+    if (before == 0)
+      message += "; " + text(thread.waits_at, thread.place) + " holds " + std::to_string(count) +
+                 ", the first " + text("thread", thread.index);
   }
-  if (block.returned) message += "; " + std::to_string(block.returned) + " have returned";
   return message;
 }
 
-inline void run_block() {
+inline void run_block(uint64_t number) {
   block.at_barrier = block.returned = 0;
   block.runnable_warps = 0;
   clear_shared_memory();
-  block.stacks.forget();
   for (unsigned w = 0; w < block.warps; ++w) {
     Warp& warp = block.warp[w];
     warp.arrived = warp.returned = 0;
@@ -66,17 +70,21 @@ inline void run_block() {
     Thread& thread = block.thread[i];
     thread.waits_at = nullptr;
     thread.copies.reset();
+    // Block after block a thread takes another fiber, or the thread sanitizer would not see a race of
+    // two blocks.
+    const uint64_t f = (i + number) % block.threads;
+    thread.fiber = &block.fiber[f];
     // Were all stacks alike, their tops would all share the same few lines of the cache.
-    thread.fiber.prepare(thread_main, block.stacks.start() + i * stack_bytes,
-                         stack_bytes - i % 64 * 320);
+    thread.fiber->prepare(thread_main, block.stacks.start() + f * stack_bytes,
+                          stack_bytes - f % 64 * 320);
   }
   block.running = pick();
-  block.starter.switch_to(block.running->fiber);
-  // Threads that are left where they waited, after a fault, are never run again: what their stacks
-  // hold is not destroyed.
-  if (block.fault) std::rethrow_exception(std::exchange(block.fault, nullptr));
-  if (block.returned != block.threads) throw Fault(deadlock());
-  for (unsigned i = 0; i < block.threads; ++i) block.thread[i].fiber.destroy();
+  block.starter.switch_to(*block.running->fiber);
+  if (block.fault || block.returned != block.threads) {
+    for (unsigned i = 0; i < block.threads; ++i) block.fiber[i].abandon(block.starter);
+    if (!block.fault) throw Fault(deadlock());
+    std::rethrow_exception(std::exchange(block.fault, nullptr));
+  }
   check_gaps();
   ++counters.blocks;
 }
@@ -140,7 +148,7 @@ inline cudaError_t launch(const dim3& grid, const dim3& shape, size_t shared_byt
     block.index = {static_cast<unsigned>(number % grid.x),
                    static_cast<unsigned>(number / grid.x % grid.y),
                    static_cast<unsigned>(number / grid.x / grid.y)};
-    run_block();
+    run_block(number);
   }
   acquire_order(&block.arguments);
   return cudaSuccess;

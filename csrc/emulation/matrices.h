@@ -68,7 +68,8 @@ inline void mma(float (&d)[4], const uint32_t* a, const uint32_t* b, const float
     }
     ++(Chunks == 2 ? counters.mma_k16 : counters.mma_k8);
   };
-  const Thread& self = together(Chunks == 2 ? "mma.m16n8k16" : "mma.m16n8k8", place, hand_in, combine);
+  const Thread& self =
+      together(Chunks == 2 ? "mma.m16n8k16" : "mma.m16n8k8", place, hand_in, combine);
   const Quiet quiet;
   const uint32_t* const out = self.warp->out[0] + 2 * self.lane;
   memcpy(&d[0], out, 8);

@@ -53,7 +53,8 @@ struct Settings {
     const char* const value = getenv(name);
     return value && *value ? value : otherwise;
   }
-  [[noreturn]] static void reject(const char* name, const std::string& value, const char* accepted) {
+  [[noreturn]] static void reject(const char* name, const std::string& value,
+                                  const char* accepted) {
     throw Fault(std::string(name) + " is \"" + value + "\"; it must be " + accepted);
   }
 };

@@ -55,30 +55,30 @@ inline void clear_shared_memory() {
 // Without the address sanitizer, a write that went past an array is seen when its block is done.
 inline void check_gaps() {
   if (address_sanitizer) return;
-  const char* const start = block.shared.start();
-  const auto check = [&](size_t from, size_t to, unsigned array) {
-    for (size_t i = from; i < to; ++i)
-      if (static_cast<unsigned char>(start[i]) != untouched)
-        throw Fault("emulated kernel: " + text("block", block.index) + " wrote " +
-                    (array ? std::to_string(i - from) + " bytes past the end of shared array number " +
-                                 std::to_string(array)
-                           : std::to_string(to - i) + " bytes before the first shared array"));
-  };
+  const unsigned char* const start = reinterpret_cast<unsigned char*>(block.shared.start());
   size_t from = 0;
-  for (unsigned n = 0; n < block.arrays_taken; ++n) {
-    check(from, block.arrays[n].offset, n);
-    from = block.arrays[n].offset + block.arrays[n].bytes;
+  for (unsigned n = 0; n <= block.arrays_taken; ++n) {
+    const bool last = n == block.arrays_taken;
+    const size_t to = last ? held_shared_bytes() : block.arrays[n].offset;
+    for (size_t i = from; i < to; ++i)
+      if (start[i] != untouched)
+        throw Fault("emulated kernel: " + text("block", block.index) +
+                    " wrote outside of shared memory it took: " + std::to_string(i - from) +
+                    " bytes after the end of array " + std::to_string(n) + ", " +
+                    std::to_string(to - i) + " before the next, counted from 1");
+    if (!last) from = to + block.arrays[n].bytes;
   }
-  check(from, held_shared_bytes(), block.arrays_taken);
 }
 
-inline void require_aligned(const char* operation, const Place& place, const void* at, size_t bytes) {
+inline void require_aligned(const char* operation, const Place& place, const void* at,
+                            size_t bytes) {
   if (reinterpret_cast<uintptr_t>(at) % bytes)
     fail(operation, place, "the address is not a multiple of " + std::to_string(bytes));
 }
 
 // An instruction that takes an address of shared memory has no meaning for any other.
-inline void require_shared(const char* operation, const Place& place, const void* at, size_t bytes) {
+inline void require_shared(const char* operation, const Place& place, const void* at,
+                           size_t bytes) {
   const Quiet quiet;
   require_aligned(operation, place, at, bytes);
   const uintptr_t start = reinterpret_cast<uintptr_t>(block.shared.start());

@@ -1,0 +1,48 @@
+"""Writes a build down for ninja, which runs what has changed, as much as possible at a time."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import toolchain
+
+
+def run(
+    folder: Path, rules: Mapping[str, str], edges: Iterable[tuple[Path, str, list[Path]]]
+) -> None:
+    """Brings every target up to date; MAX_JOBS limits how many commands run at a time.
+
+    Args:
+        folder: where the build file lies.
+        rules: the command of each rule; ``$in`` and ``$out`` stand for the files, ``$out.d`` for
+            the list of headers that the compiler is to write.
+        edges: target, rule and sources.
+
+    Raises:
+        subprocess.CalledProcessError: a command has failed; its output has been passed on.
+    """
+    lines = []
+    for name, command in rules.items():
+        lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        if "$out.d" in command:
+            lines += ["  depfile = $out.d", "  deps = gcc"]
+    for target, rule, sources in edges:
+        lines.append(f"build {_path(target)}: {rule} {' '.join(map(_path, sources))}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    jobs = os.environ.get("MAX_JOBS")
+    limit = [f"-j{int(jobs)}"] if jobs else []
+    subprocess.run([toolchain.find_ninja(), "-C", str(folder), *limit], check=True)
+
+
+def quoted(*words: object) -> str:
+    """Words of a shell command, for a rule."""
+    return shlex.join(map(str, words)).replace("$", "$$")
+
+
+def _path(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
