@@ -1,0 +1,83 @@
+"""Feature maps of the blocks, with the interface that users of timm's `features_only` know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from convmixer.model import ConvMixer
+
+
+def block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Which blocks are meant: None for all, an int for the last so many, else indices from 0.
+
+    Negative indices count from the end.
+
+    Raises:
+        ValueError: an index is out of range, or there is none.
+    """
+    if indices is None:
+        return list(range(depth))
+    if isinstance(indices, int):
+        if not 1 <= indices <= depth:
+            raise ValueError(f"indices: got the last {indices}, expected 1 to {depth} blocks")
+        return list(range(depth - indices, depth))
+    chosen = []
+    for index in indices:
+        if not -depth <= index < depth:
+            raise ValueError(f"indices: got {index}, expected {-depth} to {depth - 1}")
+        chosen.append(index % depth)
+    if not chosen:
+        raise ValueError("indices: got an empty sequence, expected at least one block")
+    return chosen
+
+
+class FeatureInfo:
+    """What the feature maps of a `FeatureExtractor` are, in the order in which it returns them."""
+
+    def __init__(self, info: list[dict[str, Any]], out_indices: Sequence[int]) -> None:
+        self.info = info
+        self.out_indices = tuple(out_indices)
+
+    def channels(self) -> list[int]:
+        """Channels of each feature map."""
+        return [self.info[index]["num_chs"] for index in self.out_indices]
+
+    def reduction(self) -> list[int]:
+        """Pixels of the image, along each side, for one position of each feature map."""
+        return [self.info[index]["reduction"] for index in self.out_indices]
+
+    def module_name(self) -> list[str]:
+        """Name of the layer in the model whose output each feature map is."""
+        return [self.info[index]["module"] for index in self.out_indices]
+
+
+class FeatureExtractor(nn.Module):
+    """The feature maps of some blocks; the blocks after them and the classifier are removed.
+
+    Args:
+        model: a `ConvMixer`, which is changed in place and becomes the submodule `model`.
+        out_indices: the last so many blocks, or indices of blocks.
+
+    `forward` takes (N, in_chans, H, W) and returns a list of (N, dim, H // p, W // p), a tensor for
+    each index, from the first block to the last. `feature_info` describes them.
+    """
+
+    def __init__(self, model: ConvMixer, out_indices: int | Sequence[int] = 3) -> None:
+        super().__init__()
+        self.out_indices = sorted(set(model.prune_intermediate_layers(out_indices)))
+        self.model = model
+        self.feature_info = FeatureInfo(model.feature_info, self.out_indices)
+
+    def forward(self, input: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.model.forward_intermediates(
+            input, self.out_indices, stop_early=True, intermediates_only=True
+        )
+        return features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """See `ConvMixer.set_grad_checkpointing`."""
+        self.model.set_grad_checkpointing(enable)

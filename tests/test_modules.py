@@ -1,0 +1,235 @@
+"""DepthwiseConv2d and the conversion of other people's models."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from convmixer_kernels import DepthwiseConv2d, convert_depthwise, modules
+from convmixer_kernels.convert import unconverted_convolutions
+
+
+def plain(channels: int, size: int, **arguments) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, size, padding="same", groups=channels, **arguments)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_conv2d_with_the_same_seed(size, bias):
+    torch.manual_seed(0)
+    expected = plain(4, size, bias=bias)
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(4, size, bias)
+
+    assert layer.padding == "same"
+    state, expected_state = layer.state_dict(), expected.state_dict()
+    assert list(state) == list(expected_state)
+    assert all(torch.equal(state[name], expected_state[name]) for name in state)
+
+    image = torch.randn(2, 4, 7, 6, requires_grad=True)
+    same_image = image.detach().double().requires_grad_()
+    oracle = copy.deepcopy(expected).double()
+    output, oracle_output = layer(image), oracle(same_image)
+    torch.testing.assert_close(output.double(), oracle_output, atol=1e-5, rtol=1e-5)
+    gradient = torch.randn_like(output)
+    output.backward(gradient)
+    oracle_output.backward(gradient.double())
+    torch.testing.assert_close(image.grad.double(), same_image.grad, atol=1e-5, rtol=1e-5)
+    for parameter, oracle_parameter in zip(layer.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter.grad.double(), oracle_parameter.grad, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_single_image():
+    layer = DepthwiseConv2d(3, 5)
+    image = torch.randn(3, 8, 9)
+    torch.testing.assert_close(layer(image), layer(image[None])[0])
+
+
+def test_impl_reaches_the_function_and_is_shown(monkeypatch):
+    seen = []
+
+    def record(input, weight, bias, *, impl):
+        seen.append(impl)
+        return input
+
+    monkeypatch.setattr(modules, "depthwise_conv2d", record)
+    layer = DepthwiseConv2d(3, 5, impl="torch")
+    layer(torch.randn(1, 3, 4, 4))
+    layer.impl = "triton"
+    layer(torch.randn(1, 3, 4, 4))
+    assert seen == ["torch", "triton"]
+    assert "kernel_size=(5, 5)" in repr(layer)
+    assert "impl='triton'" in repr(layer)
+
+
+def test_dtype_and_device():
+    layer = DepthwiseConv2d(3, 5, device="meta", dtype=torch.float64)
+    assert layer.weight.device.type == layer.bias.device.type == "meta"
+    assert layer.weight.dtype == layer.bias.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 0}, "channels: got 0"),
+        ({"channels": True}, "channels: got True"),
+        ({"kernel_size": -3}, "kernel_size: got -3"),
+        ({"kernel_size": (3, 3)}, r"kernel_size: got \(3, 3\)"),
+        ({"impl": "cudnn"}, "impl: got 'cudnn'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        DepthwiseConv2d(**{"channels": 4, "kernel_size": 3, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_from_conv2d_shares_parameters_and_carries_hooks():
+    convolution = plain(4, 3)
+    convolution.bias.requires_grad_(False)
+    convolution.eval()
+    calls = []
+    convolution.register_forward_hook(lambda *_: calls.append("forward"))
+    layer = DepthwiseConv2d.from_conv2d(convolution, "torch")
+
+    assert layer.weight is convolution.weight
+    assert layer.bias is convolution.bias
+    assert layer.impl == "torch"
+    assert not layer.training
+    image = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(layer(image), convolution(image))
+    assert calls == ["forward", "forward"]
+
+    layer.register_forward_hook(lambda *_: calls.append("own"))
+    convolution(image)
+    assert calls == ["forward", "forward", "forward"]
+
+
+def test_from_conv2d_keeps_weight_normalisation():
+    with pytest.warns(FutureWarning):
+        convolution = nn.utils.weight_norm(plain(4, 3))
+    image = torch.randn(2, 4, 5, 5)
+    layer = DepthwiseConv2d.from_conv2d(convolution)
+    assert set(layer.state_dict()) == {"weight_g", "weight_v", "bias"}
+    with torch.no_grad():
+        layer.weight_g.mul_(2)
+    torch.testing.assert_close(layer(image), convolution(image))
+
+
+class OwnConv2d(nn.Conv2d):
+    pass
+
+
+INELIGIBLE = [
+    (nn.Conv1d(4, 4, 3), "a Conv1d is no nn.Conv2d"),
+    (OwnConv2d(4, 4, 3, padding=1, groups=4), "OwnConv2d is a subclass"),
+    (nn.Conv2d(4, 4, 3, padding=1), "1 groups, 4 input and 4 output channels"),
+    (nn.Conv2d(4, 8, 3, padding=1, groups=4), "4 groups, 4 input and 8 output channels"),
+    (nn.Conv2d(4, 4, (3, 5), padding="same", groups=4), "kernel size 3 x 5 is not square"),
+    (nn.Conv2d(4, 4, 3, padding=1, stride=2, groups=4), r"stride is \(2, 2\)"),
+    (nn.Conv2d(4, 4, 3, padding="same", dilation=2, groups=4), r"dilation is \(2, 2\)"),
+    (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=4), "mode is 'reflect'"),
+    (nn.Conv2d(4, 4, 3, groups=4), r"padding \(0, 0\) is not 'same' for kernel size 3"),
+    (nn.Conv2d(4, 4, 3, padding="valid", groups=4), r"padding \(0, 0\) is not 'same'"),
+    (nn.Conv2d(4, 4, 4, padding=2, groups=4), r"padding \(2, 2\) is not 'same' for kernel size 4"),
+    (plain(4, 3, dtype=torch.complex64), "dtype torch.complex64"),
+]
+
+
+@pytest.mark.parametrize(("module", "message"), INELIGIBLE)
+def test_ineligible_layers_are_refused_with_the_reason(module, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        DepthwiseConv2d.from_conv2d(module)
+    assert "\n" not in str(caught.value)
+
+
+class Model(nn.Module):
+    """Eligible: spelled, spelled_out, inner.0 and its alias, one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.spelled = plain(4, 8)
+        self.spelled_out = nn.Conv2d(4, 4, 7, padding=3, groups=4, bias=False)
+        self.inner = nn.Sequential(plain(4, 5), nn.ReLU())
+        self.alias = self.inner[0]
+        self.one = nn.Conv2d(4, 4, 1, padding="valid", groups=4)
+        self.strided = nn.Conv2d(4, 4, 3, padding=1, stride=2, groups=4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = self.spelled_out(self.spelled(self.stem(image)))
+        return self.strided(self.one(self.alias(self.inner(features))))
+
+
+def test_convert_depthwise():
+    model = Model()
+    original = copy.deepcopy(model)
+    parameters = list(model.parameters())
+    names = convert_depthwise(model, impl="torch")
+
+    assert names == ["spelled", "spelled_out", "inner.0", "alias", "one"]
+    assert all(type(model.get_submodule(name)) is DepthwiseConv2d for name in names)
+    assert all(model.get_submodule(name).impl == "torch" for name in names)
+    assert model.alias is model.inner[0]
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    assert list(model.state_dict()) == list(original.state_dict())
+
+    image = torch.randn(2, 3, 9, 8)
+    output, expected = model(image), original(image)
+    torch.testing.assert_close(output, expected)
+    gradient = torch.randn_like(output)
+    output.backward(gradient)
+    expected.backward(gradient)
+    for parameter, other in zip(model.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+
+    assert unconverted_convolutions(model) == {
+        "stem": "not depthwise: 1 groups, 3 input and 4 output channels",
+        "strided": "stride is (2, 2), not 1",
+    }
+
+
+def test_convert_again_changes_the_implementation():
+    model = Model()
+    convert_depthwise(model)
+    layer = model.spelled
+    names = convert_depthwise(model, impl="torch")
+    assert names == ["spelled", "spelled_out", "inner.0", "alias", "one"]
+    assert model.spelled is layer
+    assert layer.impl == "torch"
+
+
+def test_convert_timm_model():
+    convnext = pytest.importorskip("timm.models.convnext")
+    torch.manual_seed(0)
+    model = convnext.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), num_classes=5).eval()
+    image = torch.randn(1, 3, 64, 64)
+    expected = model(image)
+    names = convert_depthwise(model)
+    assert names == [f"stages.{i}.blocks.0.conv_dw" for i in range(4)]
+    torch.testing.assert_close(model(image), expected)
+
+
+def test_convert_refuses_a_lone_convolution_and_an_unknown_implementation():
+    with pytest.raises(ValueError, match=r"lone convolution.*from_conv2d"):
+        convert_depthwise(plain(4, 3))
+    model = nn.Sequential(DepthwiseConv2d(4, 3), plain(4, 3))
+    with pytest.raises(ValueError, match="impl: got 'fast'"):
+        convert_depthwise(model, impl="fast")
+    assert model[0].impl == "auto"
+    assert type(model[1]) is nn.Conv2d
+
+
+def test_copies_keep_the_implementation():
+    layer = DepthwiseConv2d.from_conv2d(plain(4, 3), "torch")
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert copied.impl == "torch"
+        assert copied.weight is not layer.weight
+        image = torch.randn(1, 4, 5, 5)
+        torch.testing.assert_close(copied(image), layer(image))
