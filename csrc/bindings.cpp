@@ -5,10 +5,12 @@
 
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 #include "dispatch.h"
 
 #ifdef CONVMIXER_KERNELS_EMULATED
+#include "emulation/counters.h"
 #define MODULE_NAME _emulated
 #else
 #define MODULE_NAME _cuda
@@ -90,4 +92,16 @@ PYBIND11_MODULE(MODULE_NAME, module) {
   module.def("weight_gradient_shares", &shares);
   module.def("weight_gradient", &weight_gradient_at,
              pybind11::call_guard<pybind11::gil_scoped_release>());
+#ifdef CONVMIXER_KERNELS_EMULATED
+  // What the kernels have asked of the machine since the last call.
+  module.def("take_counters", [] {
+    const emulation::Counters taken = std::exchange(emulation::counters, {});
+    pybind11::dict result;
+    result["global_bytes_read"] = taken.global_bytes_read;
+    result["global_bytes_written"] = taken.global_bytes_written;
+    result["matrices_read"] = taken.matrices_read;
+    result["matrix_passes"] = taken.matrix_passes;
+    return result;
+  });
+#endif
 }

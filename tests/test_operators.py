@@ -10,9 +10,7 @@ from torch import Tensor
 import convmixer_kernels
 from convmixer_kernels import depthwise_conv2d, dispatch, ops
 
-from .test_depthwise import DEVICE, FP16, channels_last, channels_outermost, kernels
-
-KERNELS = kernels()
+from .test_depthwise import DEVICE, FP16, KERNELS, channels_last, channels_outermost
 
 
 def tensors(
@@ -259,3 +257,23 @@ def test_compiles_without_graph_breaks(impl: str) -> None:
         grads = torch.autograd.grad(output, leaves, grad)
         for actual, wanted in zip(grads, torch.autograd.grad(expected, leaves, grad), strict=True):
             assert torch.equal(actual, wanted)
+
+
+# ---- large tensors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_strides_beyond_32_bits(impl: str) -> None:
+    # Two images 2^32 elements apart; only the pages that hold them are ever touched.
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.empty(2**32 + 256, dtype=FP16, device=DEVICE)
+    far = apart.as_strided((2, 3, 8, 8), (2**32, 64, 8, 1))
+    far.copy_(torch.randn(far.shape, generator=generator))
+    near = far.contiguous()
+    _, weight, bias = tensors()
+    for arguments in ((weight, bias, impl), (weight, None, impl)):
+        expected = ops.depthwise_conv2d(near, *arguments)
+        assert torch.equal(ops.depthwise_conv2d(far, *arguments), expected)
+    expected, _ = ops.depthwise_conv2d_weight_gradient(near, near, 7, False, impl)
+    actual, _ = ops.depthwise_conv2d_weight_gradient(far, far, 7, False, impl)
+    assert torch.equal(actual, expected)
