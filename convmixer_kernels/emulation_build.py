@@ -28,13 +28,12 @@ MODULE = "convmixer_kernels._emulated"
 _HEADERS = ("cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h")
 _OLDEST_GCC = 11  # std::source_location
 _WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-pragmas")
+# Half the compile time of -O1, and two thirds of its speed.
+_OPTIMIZATION = "-Og"
 _SANITIZERS = {
-    None: ("-O2",),
-    "address": (
-        *("-O1", "-g1", "-fno-omit-frame-pointer"),
-        *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
-    ),
-    "thread": ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread"),
+    None: (),
+    "address": ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "thread": ("-g1", "-fsanitize=thread"),
 }
 
 
@@ -82,7 +81,7 @@ def build_module(csrc: Path = CSRC) -> Path:
         *("-isystem", pybind11.get_include(), "-isystem", str(python)),
     )
     file = MODULE.rpartition(".")[2] + str(sysconfig.get_config_var("EXT_SUFFIX"))
-    sources = [*kernel_sources(csrc), csrc / "bindings.cpp", csrc / "emulation" / "runtime.cpp"]
+    sources = [*kernel_sources(csrc), csrc / "bindings.cpp"]
     return _build(file, sources, (*_SANITIZERS[None], *flags), ("-shared",), csrc)
 
 
@@ -122,7 +121,8 @@ def find_cuda_headers() -> Path:
 def _build(
     file: str, sources: Sequence[Path], flags: Sequence[str], link: Sequence[str], csrc: Path
 ) -> Path:
-    for source in (csrc / "device.h", *sources):
+    sources = [*sources, csrc / "emulation" / "runtime.cpp"]
+    for source in sources:
         if not source.is_file():
             raise FileNotFoundError(
                 f"the emulation is compiled from the sources of the project, but {source} does not "
@@ -130,8 +130,8 @@ def _build(
             )
     compiler, version = _compiler()
     compile_command = (
-        *(compiler, "-std=c++20", *_architecture(), "-fno-strict-aliasing", *_WARNINGS, *flags),
-        *(f"-I{csrc}", "-isystem", str(find_cuda_headers())),
+        *(compiler, "-std=c++20", "-fno-strict-aliasing", _OPTIMIZATION, *_architecture()),
+        *(*_WARNINGS, *flags, f"-I{csrc}", "-isystem", str(find_cuda_headers())),
     )
     # Python's ABI is in the name of the module.
     key = hashlib.sha256(repr((file, compile_command, version)).encode()).hexdigest()[:12]
@@ -170,6 +170,8 @@ def _run_ninja(
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"{output.name} does not compile:\n{result.stdout}{result.stderr}")
+    if "warning:" in result.stdout:
+        print(result.stdout, file=sys.stderr)
 
 
 def _root(csrc: Path) -> Path:

@@ -34,8 +34,9 @@ def depthwise_conv2d(
         (N, C, H, W) in the dtype and memory format of `input`.
 
     Under autocast, `input` and `weight` are cast to the autocast dtype and `bias` is left as it is.
-    Gradients are computed only for what requires them; ``"cuda"`` and ``"triton"`` are differentiable
-    once.
+    Gradients are computed only for what requires them; ``"cuda"`` and ``"triton"`` are
+    differentiable once. In those two, an input that is not finite may reach outputs of its plane
+    that the filter does not (zeros of a banded matrix are multiplied by it as well).
 
     Raises:
         ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
@@ -86,14 +87,15 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"bias: got dtype {bias.dtype}, expected a floating dtype")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != input.device:
-            raise ValueError(f"{name}: got device {tensor.device}, expected {input.device} of input")
+            raise ValueError(
+                f"{name}: got device {tensor.device}, expected {input.device} of input"
+            )
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
         needs_input, needs_weight = ctx.needs_input_grad[:2]
-        needs_bias = bias is not None and ctx.needs_input_grad[2]
         # The bias gradient rides along with the weight gradient, so it needs the input only there.
         ctx.save_for_backward(
             input if needs_weight else None,
@@ -102,7 +104,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         ctx.impl = impl
         ctx.kernel_size = weight.shape[-1]
         ctx.weight_dtype = weight.dtype
-        ctx.bias_dtype = bias.dtype if needs_bias else None
+        ctx.bias_dtype = bias.dtype if bias is not None and ctx.needs_input_grad[2] else None
         return ops.depthwise_conv2d(input, weight, bias, impl)
 
     @staticmethod

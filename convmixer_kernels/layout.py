@@ -34,7 +34,12 @@ def empty_like_input(tensor: Tensor) -> Tensor:
     use it, so that strides seen while tracing are those seen when running.
     """
     images, channels, height, width = tensor.shape
-    if is_planar(tensor) and images > 1 and channels > 1 and 0 < tensor.stride(0) < tensor.stride(1):
+    if (
+        is_planar(tensor)
+        and images > 1
+        and channels > 1
+        and 0 < tensor.stride(0) < tensor.stride(1)
+    ):
         return tensor.new_empty((channels, images, height, width)).transpose(0, 1)
     if is_channels_last(tensor):
         return torch.empty_like(tensor, memory_format=torch.channels_last)

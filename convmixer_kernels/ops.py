@@ -75,7 +75,9 @@ for _name, _implementation, _fake in (
 
 # Bound once: the look-up through torch.ops costs more than a microsecond a call.
 depthwise_conv2d = torch.ops.convmixer_kernels.depthwise_conv2d.default
-depthwise_conv2d_input_gradient = torch.ops.convmixer_kernels.depthwise_conv2d_input_gradient.default
+depthwise_conv2d_input_gradient = (
+    torch.ops.convmixer_kernels.depthwise_conv2d_input_gradient.default
+)
 depthwise_conv2d_weight_gradient = (
     torch.ops.convmixer_kernels.depthwise_conv2d_weight_gradient.default
 )

@@ -8,7 +8,7 @@ constexpr int threads = 256;
 
 // A thread an element.
 __global__ void __launch_bounds__(threads)
-add_shares(float* sums, const float* shares, int share_count, ptrdiff_t elements) {
+    add_shares(float* sums, const float* shares, int share_count, ptrdiff_t elements) {
   const ptrdiff_t i = ptrdiff_t(blockIdx.x) * threads + int(threadIdx.x);
   if (i >= elements) return;
   float total = 0;

@@ -29,8 +29,8 @@ Pointer pointer(uintptr_t address) {
 void use_device(int device) {
   const cudaError_t status = cudaSetDevice(device);
   if (status != cudaSuccess)
-    throw std::runtime_error(std::string("cannot use CUDA device ") + std::to_string(device) + ": " +
-                             cudaGetErrorString(status));
+    throw std::runtime_error(std::string("cannot use CUDA device ") + std::to_string(device) +
+                             ": " + cudaGetErrorString(status));
 }
 
 void check(cudaError_t status, const char* operation, const Shape& shape, int filter_size) {
@@ -87,7 +87,8 @@ void weight_gradient_at(int device, uintptr_t stream, int type, uintptr_t input,
 }  // namespace
 
 PYBIND11_MODULE(MODULE_NAME, module) {
-  module.doc() = "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
+  module.doc() =
+      "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
   module.def("forward", &forward_at, pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def("weight_gradient_shares", &shares);
   module.def("weight_gradient", &weight_gradient_at,

@@ -36,7 +36,8 @@ constexpr int forward_blocks(int size, int tiles, bool whole) {
 // those of WholePlane and everything is aligned to 16 bytes.
 template <class T, int Size, int Step, int Tiles, bool Whole>
 __global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, Whole))
-depthwise_forward(ForwardArguments p, Tiling tiling, int input_alignment, int output_alignment) {
+    depthwise_forward(ForwardArguments p, Tiling tiling, int input_alignment,
+                      int output_alignment) {
   using Layout = ForwardLayout<Size, Step, Tiles>;
   using Rows = typename Layout::Rows;
   constexpr int pad = Size / 2;

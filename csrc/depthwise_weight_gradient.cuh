@@ -16,7 +16,8 @@ struct WeightGradientLayout {
 
   // The sums pass through the input's buffer last.
   __host__ __device__ static constexpr int input_elements(int groups) {
-    const int staged = stages * Input::elements(groups, Size - 1), scratch = 2 * Sums::scratch_floats;
+    const int staged = stages * Input::elements(groups, Size - 1),
+              scratch = 2 * Sums::scratch_floats;
     return staged > scratch ? staged : scratch;
   }
   __host__ __device__ static constexpr int gradient_elements(int groups) {
@@ -44,8 +45,8 @@ constexpr int weight_gradient_blocks(int size, int tiles) {
 // depthwise_forward.
 template <class T, int Size, int Step, int Tiles, bool Whole>
 __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, Tiles))
-depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_alignment,
-                          int gradient_alignment) {
+    depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_alignment,
+                              int gradient_alignment) {
   using Layout = WeightGradientLayout<Size, Step, Tiles>;
   using Input = typename Layout::Input;
   using Gradient = typename Layout::Gradient;
@@ -66,8 +67,7 @@ depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_al
 
   device::SharedMemory memory;
   T* const input = memory.take<T>(size_t(warps * input_elements)) + warp * input_elements;
-  T* const gradient =
-      memory.take<T>(size_t(warps * gradient_elements)) + warp * gradient_elements;
+  T* const gradient = memory.take<T>(size_t(warps * gradient_elements)) + warp * gradient_elements;
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
@@ -84,7 +84,7 @@ depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_al
       static_cast<const T*>(p.output_gradient) + channel * p.gradient_strides.channel,
       p.gradient_strides.image, gradient_alignment};
   Reader<T, Step, Tiles, Input, pad, Sums::input_shift, Whole> x_reader(x, first, p.shape, tiling,
-                                                                       input_pitch);
+                                                                        input_pitch);
   Reader<T, Step, Tiles, Gradient, 0, 0, Whole> dy_reader(dy, first, p.shape, tiling,
                                                           gradient_pitch);
 
@@ -115,8 +115,7 @@ depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_al
         columns[s][q + 1][0] = pair[2], columns[s][q + 1][1] = pair[3];
       }
       if constexpr (Tiles % 2)
-        device::load_matrices<true>(columns[s][Tiles - 1],
-                                    from + Gradient::at(s, 8 * (Tiles - 1)));
+        device::load_matrices<true>(columns[s][Tiles - 1], from + Gradient::at(s, 8 * (Tiles - 1)));
     }
     if constexpr (!Whole) {
       // Tiles at the seam of two windows belong to one of them.

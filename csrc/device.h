@@ -3,15 +3,15 @@
 // This is the one file that knows whether nvcc or a host compiler reads it. For a host compiler,
 // emulation/device.h defines the same functions, with the same meaning, on the CPU. Kernels keep to
 // a few rules, so that both builds see the same source:
-//   - PTX, the dynamic shared memory and launches only through this header (no __shared__, no <<<>>>);
+//   - PTX, dynamic shared memory and launches only through this header: no __shared__, no <<<>>>;
 //   - shared memory taken array by array;
 //   - memory reinterpreted as another type by memcpy, or through the vector types of CUDA.
-// threadIdx, __syncthreads, __syncwarp, __shfl_*_sync, __ldg, min, max, the half types and the rest of
-// what emulation/cuda_names.h lists mean the same in both builds.
+// threadIdx, __syncthreads, __syncwarp, __shfl_*_sync, __ldg, min, max, the half types and the rest
+// of what emulation/cuda_names.h lists mean the same in both builds.
 //
-// A "lane" is a thread's place in its warp. Where a function says "the whole warp", all 32 lanes must
-// call it together. Instructions are those of the PTX ISA, section "Warp Level Matrix Instructions"
-// and "Data Movement"; compute capability 8.0 or newer.
+// A "lane" is a thread's place in its warp. Where a function says "the whole warp", all 32 lanes
+// must call it together. Instructions are those of the PTX ISA, section "Warp Level Matrix
+// Instructions" and "Data Movement"; compute capability 8.0 or newer.
 #pragma once
 
 #ifdef __CUDACC__
@@ -29,8 +29,8 @@ namespace device {
 // mma.sync.m16n8k16 (Chunks 2) or m16n8k8 (Chunks 1), T in {__half, __nv_bfloat16}: d = a b + c,
 // summed in float, by the whole warp; a is 16 x 8*Chunks and b 8*Chunks x 8. With g = lane / 4 and
 // t = lane % 4 * 2, a lane hands in
-//   a[q], q < 2*Chunks: elements (g + q % 2 * 8, q / 2 * 8 + t) and the one to its right (high half);
-//   b[q], q < Chunks:   elements (q * 8 + t, g) and the one below (high half);
+//   a[q], q < 2*Chunks: element (g + q % 2 * 8, q / 2 * 8 + t) and the one to its right (high half);
+//   b[q], q < Chunks:   element (q * 8 + t, g) and the one below (high half);
 //   c[q] and d[q]:      element (g + q / 2 * 8, t + q % 2).
 template <class T, int Chunks>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t* a, const uint32_t* b,
@@ -61,7 +61,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t* a, const uint
 
 // ldmatrix.x4 (.trans): four 8 x 8 matrices of 16-bit values from shared memory, by the whole warp.
 // Lane l hands in the address of row l % 8 of matrix l / 8, 16 bytes on a 16-byte boundary, and
-// receives in r[q] elements (l / 4, l % 4 * 2) and the one to its right (high half) of matrix q, or
+// receives in r[q] element (l / 4, l % 4 * 2) and the one to its right (high half) of matrix q, or
 // of its transpose.
 template <bool Transposed>
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
@@ -130,8 +130,8 @@ __device__ __forceinline__ void copy_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// cp.async.wait_group: returns when at most MayRemain of this lane's groups, the youngest, are still
-// under way. Other lanes see the copied values after a barrier that follows.
+// cp.async.wait_group: returns when at most MayRemain of this lane's groups, the youngest, are
+// still under way. Other lanes see the copied values after a barrier that follows.
 template <int MayRemain>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(MayRemain) : "memory");
@@ -189,8 +189,8 @@ __device__ __forceinline__ int opaque(int x) {
 }
 
 // Hands out the dynamic shared memory of a block, array by array, each on a 128-byte boundary. All
-// threads of a block take the same arrays in the same order. The launch asks for the sum of the sizes,
-// each rounded up by SharedMemory::bytes.
+// threads of a block take the same arrays in the same order. The launch asks for the sum of the
+// sizes, each rounded up by SharedMemory::bytes.
 class SharedMemory {
  public:
   template <class T>
@@ -210,8 +210,8 @@ class SharedMemory {
   size_t used_ = 0;
 };
 
-// Starts a kernel on a stream; arguments are converted to the kernel's parameters. Returns what CUDA
-// says to the launch: cudaErrorInvalidValue for more shared memory than a block can have,
+// Starts a kernel on a stream; arguments are converted to the kernel's parameters. Returns what
+// CUDA says to the launch: cudaErrorInvalidValue for more shared memory than a block can have,
 // cudaErrorInvalidConfiguration for an empty or too large grid or block.
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,

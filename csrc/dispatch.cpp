@@ -27,7 +27,8 @@ cudaError_t with_size(int filter_size, Launch launch) {
     case 11: return launch(integral_constant<int, 11>());
     case 13: return launch(integral_constant<int, 13>());
     case 15: return launch(integral_constant<int, 15>());
-    default: throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
+    default:
+      throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
   }
 }
 

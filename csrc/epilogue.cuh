@@ -27,7 +27,7 @@ __device__ __forceinline__ void finish(T* first, T* second, const float (&sum)[S
     const int column = column_of<Size, Tiles>(q, lane);
 #pragma unroll
     for (int s = 0; s < Step; ++s) {
-      const float(&value)[4] = sum[s][q];
+      const float (&value)[4] = sum[s][q];
       *reinterpret_cast<uint32_t*>(first + Layout::at(s, 0) + column) =
           pack<T>(value[0] + bias, value[1] + bias);
       *reinterpret_cast<uint32_t*>(second + Layout::at(s, 0) + column) =

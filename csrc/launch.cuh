@@ -21,19 +21,26 @@ cudaError_t with_tile(Type type, TileShape tile, bool whole, Launch launch) {
     return with(step, tiles, std::false_type());
   };
   switch (tile.tiles) {
-    case 1: return try_tile(integral_constant<int, 8>(), integral_constant<int, 1>(), std::true_type());
-    case 2: return try_tile(integral_constant<int, 4>(), integral_constant<int, 2>(), std::true_type());
-    case 3: return try_tile(integral_constant<int, 3>(), integral_constant<int, 3>(), std::false_type());
-    case 4: return try_tile(integral_constant<int, 2>(), integral_constant<int, 4>(), std::true_type());
-    case 6: return try_tile(integral_constant<int, 2>(), integral_constant<int, 6>(), std::false_type());
-    case 7: return try_tile(integral_constant<int, 2>(), integral_constant<int, 7>(), std::false_type());
+    case 1:
+      return try_tile(integral_constant<int, 8>(), integral_constant<int, 1>(), std::true_type());
+    case 2:
+      return try_tile(integral_constant<int, 4>(), integral_constant<int, 2>(), std::true_type());
+    case 3:
+      return try_tile(integral_constant<int, 3>(), integral_constant<int, 3>(), std::false_type());
+    case 4:
+      return try_tile(integral_constant<int, 2>(), integral_constant<int, 4>(), std::true_type());
+    case 6:
+      return try_tile(integral_constant<int, 2>(), integral_constant<int, 6>(), std::false_type());
+    case 7:
+      return try_tile(integral_constant<int, 2>(), integral_constant<int, 7>(), std::false_type());
     default: return cudaErrorInvalidValue;
   }
 }
 
 // Whether planes are square, exactly as large as an item, and move in pieces of 16 bytes.
 constexpr bool whole_planes(const Shape& shape, TileShape tile, int alignment, int other) {
-  return shape.width == 8 * tile.tiles && shape.height == shape.width && alignment == 8 && other == 8;
+  return shape.width == 8 * tile.tiles && shape.height == shape.width && alignment == 8 &&
+         other == 8;
 }
 
 // A block has as many warps, each with a channel, as find room in shared memory.
@@ -43,7 +50,8 @@ cudaError_t launch_by_channels(void (*kernel)(Arguments, Tiling, Parameters...),
                                Parameters... parameters) {
   const int groups = 1 << plan.tiling.groups_log2;
   int warps = most_warps;
-  while (warps > 1 && Layout::template shared_bytes<T>(warps, groups) > most_shared_bytes) warps /= 2;
+  while (warps > 1 && Layout::template shared_bytes<T>(warps, groups) > most_shared_bytes)
+    warps /= 2;
   const dim3 grid(unsigned(divide_up(arguments.shape.channels, warps)), unsigned(plan.shares));
   return device::launch(kernel, grid, unsigned(32 * warps),
                         Layout::template shared_bytes<T>(warps, groups), stream, arguments,

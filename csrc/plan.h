@@ -8,7 +8,7 @@ namespace depthwise {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int jobs = 16;  // rows of an mma
+constexpr int jobs = 16;       // rows of an mma
 constexpr int most_warps = 4;  // of a block; a warp works alone, so fewer do as well
 
 // An even filter is the next odd one whose first row and column are zero: 'same' padding puts the
@@ -85,8 +85,8 @@ constexpr size_t most_shared_bytes = 99 * 1024;
 // The largest number of elements, up to 8, that one access may move: rows, planes and images all
 // begin on a multiple of it.
 constexpr int alignment(uintptr_t address, int width, Strides strides) {
-  const uintptr_t all = address / 2 | uintptr_t(width) | uintptr_t(strides.image) |
-                        uintptr_t(strides.channel);
+  const uintptr_t all =
+      address / 2 | uintptr_t(width) | uintptr_t(strides.image) | uintptr_t(strides.channel);
   return address % 2 ? 0 : all % 8 == 0 ? 8 : all % 4 == 0 ? 4 : all % 2 == 0 ? 2 : 1;
 }
 

@@ -21,9 +21,9 @@ __device__ __forceinline__ void clear(T* at, int elements, int lane) {
 // What readers and writers are told alike.
 template <class T>
 struct Planes {
-  T* first;                // the plane of image 0
+  T* first;  // the plane of image 0
   ptrdiff_t image_stride;
-  int alignment;           // in elements, of every row
+  int alignment;  // in elements, of every row
 };
 
 // ---- whole planes --------------------------------------------------------------------------------
@@ -108,7 +108,8 @@ __device__ __forceinline__ void store_pieces(T* planes, ptrdiff_t image_stride, 
     const int image = item.image() + (job >> tiling.groups_log2);
     const int y = item.top(tiling) + (job & ((1 << tiling.groups_log2) - 1)) * Step + s;
     const int x = item.left() + 8 * q;
-    if (image >= shape.images || y >= shape.height || x >= shape.width || q < first_tile || q >= last_tile)
+    if (image >= shape.images || y >= shape.height || x >= shape.width || q < first_tile ||
+        q >= last_tile)
       continue;
     const uint4 value = *reinterpret_cast<const uint4*>(
         from + Layout::job(job, tiling.groups_log2, image_pitch) + Layout::at(s, 8 * q));
@@ -147,21 +148,21 @@ class Reader {
  public:
   __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
                                     const Shape& shape, const Tiling& tiling, int image_pitch)
-      : planes_(planes), shape_(shape), tiling_(tiling), item_(first_item, tiling), pitch_(image_pitch) {}
+      : planes_(planes),
+        shape_(shape),
+        tiling_(tiling),
+        item_(first_item, tiling),
+        pitch_(image_pitch) {}
 
   __device__ __forceinline__ void fetch_next(T* to, int lane) {
     // Each of the ways below would keep its addresses in registers of its own.
     lane = device::opaque(lane);
     using std::integral_constant;
     constexpr int widest = Shift % 8 == 0 ? 8 : 4;
-    if (planes_.alignment >= widest)
-      fetch<widest, true>(to, lane);
-    else if (planes_.alignment == 4)
-      fetch<4, true>(to, lane);
-    else if (planes_.alignment == 2)
-      fetch<2, true>(to, lane);
-    else
-      fetch<4, false>(to, lane);
+    if (planes_.alignment >= widest) fetch<widest, true>(to, lane);
+    else if (planes_.alignment == 4) fetch<4, true>(to, lane);
+    else if (planes_.alignment == 2) fetch<2, true>(to, lane);
+    else fetch<4, false>(to, lane);
     item_.advance(tiling_);
   }
 
@@ -232,7 +233,11 @@ class Writer {
  public:
   __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
                                     const Tiling& tiling, int image_pitch)
-      : planes_(planes), shape_(shape), tiling_(tiling), item_(first_item, tiling), pitch_(image_pitch) {}
+      : planes_(planes),
+        shape_(shape),
+        tiling_(tiling),
+        item_(first_item, tiling),
+        pitch_(image_pitch) {}
 
   __device__ __forceinline__ void store_next(const T* from, int lane) {
     lane = device::opaque(lane);
@@ -241,14 +246,10 @@ class Writer {
                                                    shape_, tiling_, pitch_, lane);
     };
     using std::integral_constant;
-    if (planes_.alignment == 8)
-      store(integral_constant<int, 8>());
-    else if (planes_.alignment == 4)
-      store(integral_constant<int, 4>());
-    else if (planes_.alignment == 2)
-      store(integral_constant<int, 2>());
-    else
-      store(integral_constant<int, 1>());
+    if (planes_.alignment == 8) store(integral_constant<int, 8>());
+    else if (planes_.alignment == 4) store(integral_constant<int, 4>());
+    else if (planes_.alignment == 2) store(integral_constant<int, 2>());
+    else store(integral_constant<int, 1>());
     item_.advance(tiling_);
   }
 

@@ -96,32 +96,30 @@ __device__ __forceinline__ void multiply(float (&sum)[Step][Tiles][4], const T* 
         if (d - s >= 0 && d - s < Size) add(sum[s][q], bands.row[d - s]);
     };
     if constexpr (chunks == 1) {
-      each_sum(0, [&](float(&to)[4], const uint32_t* band) {
-        device::mma<T, 1>(to, a[0], band, to);
-      });
+      each_sum(
+          0, [&](float (&to)[4], const uint32_t* band) { device::mma<T, 1>(to, a[0], band, to); });
     }
 #pragma unroll
     for (int q = 1; q < Tiles; ++q) {
       const uint32_t both[4] = {a[q - 1][0], a[q - 1][1], a[q][0], a[q][1]};
-      each_sum(q, [&](float(&to)[4], const uint32_t* band) {
-        device::mma<T, 2>(to, both, band, to);
-      });
+      each_sum(
+          q, [&](float (&to)[4], const uint32_t* band) { device::mma<T, 2>(to, both, band, to); });
     }
     if constexpr (chunks == 2) {
       const uint32_t around[4] = {a[Tiles - 1][0], a[Tiles - 1][1], a[0][0], a[0][1]};
-      each_sum(0, [&](float(&to)[4], const uint32_t* band) {
+      each_sum(0, [&](float (&to)[4], const uint32_t* band) {
         // Outputs 0 to 3 are the last of the plane, outputs 4 to 7 the first.
         const uint32_t masked[2] = {lane < 16 ? band[0] : 0u, lane < 16 ? 0u : band[1]};
         device::mma<T, 2>(to, around, masked, to);
       });
     } else if constexpr (chunks == 3) {
       const uint32_t first[4] = {a[0][0], a[0][1], a[1][0], a[1][1]};
-      each_sum(0, [&](float(&to)[4], const uint32_t* band) {
+      each_sum(0, [&](float (&to)[4], const uint32_t* band) {
         device::mma<T, 2>(to, first, band + 1, to);
       });
 #pragma unroll
       for (int q = 1; q + 1 < Tiles; ++q)
-        each_sum(q, [&](float(&to)[4], const uint32_t* band) {
+        each_sum(q, [&](float (&to)[4], const uint32_t* band) {
           device::mma<T, 1>(to, a[q + 1], band + 2, to);
         });
     }
@@ -202,7 +200,8 @@ struct BandSums {
 
   // Adds the sums up along their diagonals and writes those of the filter: one value a lane.
   // `scratch` is shared memory of this warp.
-  __device__ __forceinline__ void store(float* to, int filter_size, float* scratch, int lane) const {
+  __device__ __forceinline__ void store(float* to, int filter_size, float* scratch,
+                                        int lane) const {
     const int even = Size - filter_size;
     const int at = lane / 4 * 8 + lane % 4 * 2;
 #pragma unroll

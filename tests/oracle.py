@@ -43,8 +43,9 @@ def assert_close(
 ) -> None:
     """`actual` is at most twice as far from the float64 result `exact` as `pytorch` is.
 
-    Where PyTorch happens to hit (few elements), the floor is the unit roundoff of the dtype relative
-    to the largest value. Sums of `terms` terms may be off by its square root in float32 roundings.
+    Where PyTorch happens to hit (few elements), the floor is the unit roundoff of the dtype
+    relative to the largest value. Sums of `terms` terms may be off by its square root in float32
+    roundings.
     """
     assert actual.shape == exact.shape, f"{name}: shape {actual.shape}, expected {exact.shape}"
     assert torch.isfinite(actual).all(), f"{name}: not all elements were written"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import convmixer_kernels
 from convmixer_kernels import depthwise_conv2d
 
 from . import oracle
@@ -20,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP16, BF16 = torch.float16, torch.bfloat16
 
 # (N, C, H, W, k): every kernel size, sizes of 1, primes, planes smaller than the kernel, planes of
-# every tile width and its neighbours, several strips and windows, channels that do not fill a block.
+# every tile width and its neighbours, several strips and windows, channels that leave a block open.
 SHAPES = [
     (1, 1, 1, 1, 3),
     (1, 1, 1, 1, 15),
@@ -106,7 +105,9 @@ def run(
         leaves.append(bias)
     output = depthwise_conv2d(input, weight, bias, impl=impl)
     grads = torch.autograd.grad(output, leaves, grad_output)
-    return oracle.Results(output.detach(), grads[0], grads[1], grads[2] if bias is not None else None)
+    return oracle.Results(
+        output.detach(), grads[0], grads[1], grads[2] if bias is not None else None
+    )
 
 
 def check(

@@ -1,8 +1,9 @@
 """Hand-written CUDA kernels: tensor cores, implicit padding, sums in float32.
 
-The extension takes raw addresses, so that it is built without PyTorch; here lie the checks that this
-leaves to Python, the current device and stream, and the outputs. With CONVMIXER_KERNELS_EMULATE=1 the
-same sources, built with the host compiler, take CPU tensors (for tests: thousands of times slower).
+The extension takes raw addresses, so that it is built without PyTorch; here lie the checks that
+this leaves to Python, the current device and stream, and the outputs. With
+CONVMIXER_KERNELS_EMULATE=1 the same sources, built with the host compiler, take CPU tensors (for
+tests: thousands of times slower).
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def unavailable(device: torch.device) -> str | None:
         return "PyTorch finds no CUDA device"
     capability = _capability(_index(device))
     if capability < _LEAST_CAPABILITY:
-        return f"it needs compute capability 8.0 or newer; {device} has {'%d.%d' % capability}"
+        major, minor = capability
+        return f"it needs compute capability 8.0 or newer; {device} has {major}.{minor}"
     extension = _extension()
     return extension if isinstance(extension, str) else None
 
@@ -99,9 +101,8 @@ def weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     images, channels, height, width = input.shape
-    options = {"dtype": torch.float32, "device": input.device}
-    grad_weight = torch.empty((channels, 1, kernel_size, kernel_size), **options)
-    grad_bias = torch.empty(channels, **options) if with_bias else None
+    grad_weight = input.new_empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
+    grad_bias = grad_weight.new_empty(channels) if with_bias else None
     if images == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
     input, grad_output = layout.planar(input), layout.planar(grad_output)
@@ -109,7 +110,7 @@ def weight_gradient(
     module = _module(input.device)
     shares = module.weight_gradient_shares(images, channels, height, width, multiprocessors)
     per_share = channels * (kernel_size * kernel_size + 1)
-    workspace = torch.empty(shares * per_share if shares > 1 else 0, **options)
+    workspace = grad_weight.new_empty(shares * per_share if shares > 1 else 0)
     with torch.cuda.device(device):
         module.weight_gradient(
             device,

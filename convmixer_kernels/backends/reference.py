@@ -19,4 +19,9 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Differentiable; `bias` is rounded to the dtype of `input`, as `F.conv2d` demands."""
     if bias is not None:
         bias = bias.to(input.dtype)
-    return F.conv2d(input, weight, bias, padding="same", groups=input.shape[1])
+    channels, size = input.shape[1], weight.shape[-1]
+    if size % 2 == 0:
+        # What padding="same" does, without its warning.
+        input = F.pad(input, (size // 2 - 1, size // 2, size // 2 - 1, size // 2))
+        return F.conv2d(input, weight, bias, groups=channels)
+    return F.conv2d(input, weight, bias, padding=size // 2, groups=channels)

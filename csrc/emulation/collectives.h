@@ -6,7 +6,8 @@
 
 namespace emulation {
 
-// What stands for a barrier of this block: memory that no other block has, for blocks are not ordered.
+// What stands for a barrier of this block: memory that no other block has, for blocks are not
+// ordered.
 inline void* order_key(unsigned number) {
   return block.shared.start() + held_shared_bytes() - 8 * (number + 1);
 }

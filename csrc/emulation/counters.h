@@ -4,8 +4,8 @@
 
 namespace emulation {
 
-// Sums over all launches since the last `counters = {}`. Reading or resetting them while another thread
-// launches a kernel is a race.
+// Sums over all launches since the last `counters = {}`. Reading or resetting them while another
+// thread launches a kernel is a race.
 struct Counters {
   uint64_t launches = 0;
   uint64_t blocks = 0;

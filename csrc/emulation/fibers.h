@@ -49,7 +49,8 @@ class Fiber {
 #endif
   }
 
-  // To be called first thing on a new fiber's stack; `starter` is where the fibers are started from.
+  // To be called first thing on a new fiber's stack; `starter` is where the fibers are started
+  // from.
   static void entered([[maybe_unused]] Fiber& starter) {
 #ifdef __SANITIZE_ADDRESS__
     const void* stack = nullptr;
@@ -79,8 +80,8 @@ class Fiber {
 #endif
   }
 
-  // Forgets what the fiber was running; nothing of it is destroyed. It comes before what `starter` goes
-  // on to do.
+  // Forgets what the fiber was running; nothing of it is destroyed. It comes before what `starter`
+  // goes on to do.
   __attribute__((no_sanitize("thread"))) void abandon([[maybe_unused]] Fiber& starter) {
 #ifdef __SANITIZE_THREAD__
     __tsan_switch_to_fiber(thread_, __tsan_switch_to_fiber_no_sync);

@@ -70,8 +70,8 @@ inline void run_block(uint64_t number) {
     Thread& thread = block.thread[i];
     thread.waits_at = nullptr;
     thread.copies.reset();
-    // Block after block a thread takes another fiber, or the thread sanitizer would not see a race of
-    // two blocks.
+    // Block after block a thread takes another fiber, or the thread sanitizer would not see a race
+    // of two blocks.
     const uint64_t f = (i + number) % block.threads;
     thread.fiber = &block.fiber[f];
     // Were all stacks alike, their tops would all share the same few lines of the cache.
@@ -117,8 +117,8 @@ inline void prepare(const dim3& grid, const dim3& shape, size_t shared_bytes) {
 }
 
 // Calls body(arguments) once for each thread of the grid. Returns the error that CUDA would return
-// for a launch it refuses; throws Fault for what a thread must not do. Launches from several threads
-// wait for each other.
+// for a launch it refuses; throws Fault for what a thread must not do. Launches from several
+// threads wait for each other.
 inline cudaError_t launch(const dim3& grid, const dim3& shape, size_t shared_bytes,
                           void (*body)(const void*), const void* arguments) {
   if (shared_bytes > most_shared_bytes) return cudaErrorInvalidValue;

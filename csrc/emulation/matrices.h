@@ -33,8 +33,8 @@ inline void widen(Floats& to, const Words& bits) {
   to = reinterpret_cast<Floats>(floats);
 }
 
-// d = a b + c of a warp, see device::mma. The registers are put down so that they form rows of matrices:
-// a as it comes, lane after lane; b by columns of lanes; c and d as 16 x 8 floats.
+// d = a b + c of a warp, see device::mma. The registers are put down so that they form rows of
+// matrices: a as it comes, lane after lane; b by columns of lanes; c and d as 16 x 8 floats.
 template <class T, int Chunks>
 inline void mma(float (&d)[4], const uint32_t* a, const uint32_t* b, const float (&c)[4],
                 const Place& place) {
@@ -76,8 +76,8 @@ inline void mma(float (&d)[4], const uint32_t* a, const uint32_t* b, const float
   memcpy(&d[2], out + 64, 8);
 }
 
-// How often the banks are read for the eight rows of a matrix, 16 bytes each: shared memory gives 128
-// bytes at a time, one 16-byte unit of each eight.
+// How often the banks are read for the eight rows of a matrix, 16 bytes each: shared memory gives
+// 128 bytes at a time, one 16-byte unit of each eight.
 inline uint64_t passes(const uint32_t (&unit)[8]) {
   uint32_t seen = 0;
   for (const uint32_t u : unit) seen |= 1u << u % 8;

@@ -45,8 +45,8 @@ struct Quiet {
   Quiet& operator=(const Quiet&) = delete;
 };
 
-// For the thread sanitizer, what a CUDA thread did before release_order(key) comes before what another
-// does after acquire_order(key). Nothing else orders CUDA threads.
+// For the thread sanitizer, what a CUDA thread did before release_order(key) comes before what
+// another does after acquire_order(key). Nothing else orders CUDA threads.
 inline void release_order([[maybe_unused]] void* key) {
 #ifdef __SANITIZE_THREAD__
   __tsan_release(key);
@@ -69,8 +69,8 @@ inline void unpoison([[maybe_unused]] const void* at, [[maybe_unused]] size_t by
 #endif
 }
 
-// Has the address sanitizer report poisoned memory now, where an access is asked for, rather than later
-// where it takes place.
+// Has the address sanitizer report poisoned memory now, where an access is asked for, rather than
+// later where it takes place.
 inline void require_addressable([[maybe_unused]] const void* at, [[maybe_unused]] size_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
   if (void* const bad = __asan_region_is_poisoned(const_cast<void*>(at), bytes))

@@ -23,9 +23,9 @@ struct Settings {
   Copies copies = Copies::late;
   uint64_t seed = 1;
 
-  // From CONVMIXER_KERNELS_EMULATION_ORDER (forward, reverse, shuffle), _SEED (a number, for shuffle and
-  // random) and _COPIES (late, early, random; random if not given and the order is shuffle). Read at
-  // each launch.
+  // From CONVMIXER_KERNELS_EMULATION_ORDER (forward, reverse, shuffle), _SEED (a number, for
+  // shuffle and random) and _COPIES (late, early, random; random if not given and the order is
+  // shuffle). Read at each launch.
   static Settings from_environment() {
     Settings settings;
     const std::string order = read("CONVMIXER_KERNELS_EMULATION_ORDER", "forward");

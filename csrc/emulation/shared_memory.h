@@ -1,5 +1,5 @@
-// The dynamic shared memory of a block: arrays with gaps between them, and NaN in all that nobody has
-// written.
+// The dynamic shared memory of a block: arrays with gaps between them, and NaN in all that nobody
+// has written.
 #pragma once
 #include <cstring>
 
@@ -7,9 +7,9 @@
 
 namespace emulation {
 
-// An array begins on a multiple of `granule`, as on the device, but one gap further on than there for
-// each array before it and one for itself: what lies in a gap belongs to nobody. The memory banks of
-// an address are those of the device.
+// An array begins on a multiple of `granule`, as on the device, but one gap further on than there
+// for each array before it and one for itself: what lies in a gap belongs to nobody. The memory
+// banks of an address are those of the device.
 constexpr size_t granule = 128, gap = 128;
 constexpr size_t most_shared_bytes = 227 << 10;  // of a block; compute capability 9.0
 
@@ -21,8 +21,8 @@ inline size_t held_shared_bytes() {
   return rounded_up(block.shared_bytes) + (Block::most_arrays + 1) * gap;
 }
 
-// Where array number `number`, so many bytes from the start on the device, lies here. All threads of a
-// block take the same arrays.
+// Where array number `number`, so many bytes from the start on the device, lies here. All threads
+// of a block take the same arrays.
 inline void* take_array(unsigned number, size_t device_offset, size_t bytes, const Place& place) {
   constexpr const char* operation = "SharedMemory::take";
   const Quiet quiet;
