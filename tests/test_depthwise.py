@@ -258,8 +258,10 @@ def test_empty_batch(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", KERNELS)
 def test_more_planes_than_a_grid_dimension(impl: str) -> None:
+    if impl == "triton" and DEVICE == "cpu":
+        pytest.skip("the interpreter has no limits of a grid, and takes a millisecond a program")
     # 65,537 channels of one pixel: only the centre of the filter meets it.
-    shape = (1, 65_537, 1, 1, 3) if impl == "cuda" or DEVICE == "cuda" else (65_537, 1, 1, 1, 3)
+    shape = (1, 65_537, 1, 1, 3)
     input, weight, bias, _ = random_case(shape, FP16)
     output = depthwise_conv2d(input, weight, bias, impl=impl)
     exact = (
