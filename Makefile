@@ -1,0 +1,80 @@
+# On a fresh machine with python3 (3.10 or newer), make and g++, each of these is enough by itself:
+#   make demo     trains on the digits that come with scikit-learn
+#   make test     lints and runs every test
+# And for work on the kernels:
+#   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, tests, checks, measures
+#   make budget   registers, spills and instructions of every kernel, against benchmarks/budget.csv
+#   make lint, make format, make clean
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -o '^GPU' | head -1)
+PYTHON_FOLDERS := convmixer convmixer_kernels benchmarks tests csrc setup.py
+BUILD_TOOLS := setup.py $(wildcard csrc/build_tools/*.py)
+CPP_FILES := $(shell find csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
+CUDA_SOURCES := $(filter-out csrc/emulation/% tests/%,$(CPP_FILES))
+# Without a GPU the extension is only compiled, linked and imported, for which one architecture does.
+ARCHITECTURES := $(if $(GPU),,90)
+
+.PHONY: demo test gpu budget lint format clean
+
+demo: $(VENV)/$(if $(GPU),cuda,installed)
+	@out=runs/digits; run=2; while [ -e $$out ]; do out=runs/digits-$$run; run=$$((run + 1)); done; \
+	$(BIN)/convmixer train --recipe digits --out $$out
+
+test: lint $(VENV)/cuda
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+gpu:
+	@if [ -z "$(GPU)" ]; then echo "make gpu: nvidia-smi finds no NVIDIA GPU on this machine"; exit 2; fi
+	CONVMIXER_KERNELS_BUILD_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+	$(PYTHON) -m convmixer_kernels
+	$(PYTHON) -m pytest
+	@if command -v compute-sanitizer > /dev/null; then \
+	  for tool in memcheck racecheck; do \
+	    echo "compute-sanitizer --tool $$tool"; \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -m sanitizer; \
+	  done; \
+	else echo "make gpu: there is no compute-sanitizer on PATH, memcheck and racecheck did not run"; fi
+	$(PYTHON) -m pytest benchmarks --benchmark-only
+
+budget: $(VENV)/installed
+	$(BIN)/python benchmarks/budget.py
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check $(PYTHON_FOLDERS)
+	$(BIN)/ruff format --check $(PYTHON_FOLDERS)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix $(PYTHON_FOLDERS)
+	$(BIN)/ruff format $(PYTHON_FOLDERS)
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info convmixer_kernels/_build.json convmixer_kernels/_cuda*.so \
+	  .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "make: Python 3.10 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) > /dev/null \
+	  || { echo "make: $(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@touch $@
+
+# The dependencies and both packages, without CUDA; its extension is a step of its own because it
+# changes with csrc/ and the rest does not.
+$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt $(BUILD_TOOLS)
+	CONVMIXER_KERNELS_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,test]"
+	@touch $@
+
+$(VENV)/cuda: $(VENV)/installed $(CUDA_SOURCES)
+	CONVMIXER_KERNELS_ARCHITECTURES="$${CONVMIXER_KERNELS_ARCHITECTURES:-$(ARCHITECTURES)}" \
+	  $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
