@@ -32,7 +32,11 @@ _WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-pragmas")
 _OPTIMIZATION = "-Og"
 _SANITIZERS = {
     None: (),
-    "address": ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "address": (
+        *("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        # These cost a third of the compile time; the address sanitizer sees the accesses.
+        "-fno-sanitize=null,object-size,pointer-overflow",
+    ),
     "thread": ("-g1", "-fsanitize=thread"),
 }
 
