@@ -1,0 +1,177 @@
+"""Top-1, top-5 and confusion of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from convmixer import plots
+from convmixer.augmentation import evaluation_transform
+from convmixer.building import build_model, cpu_threads, device_name
+from convmixer.checkpoints import load_checkpoint
+from convmixer.config import Config
+from convmixer.config_io import from_dict, load_recipe, override
+from convmixer.data import Images, Splits, load_splits
+from convmixer.distributed import running_processes
+from convmixer.errors import UsageError
+from convmixer.loading import evaluation_loader, worker_count
+from convmixer.reporting import Console
+from convmixer.run_folder import write_json
+from convmixer.run_state import read_checkpoint
+from convmixer.scoring import augmented_views, score
+from convmixer.variants import get_variant
+
+LARGEST_CONFUSION = 20
+"""Confusion is shown for at most this many classes."""
+
+
+def checkpoint_config(
+    checkpoint: Path,
+    *,
+    recipe: str | None = None,
+    variant: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the settings that go with a checkpoint.
+
+    Checkpoints of `convmixer train` hold theirs. For others name a `recipe`, or a `variant` of the
+    paper, which stands for the recipe of its images (imagenet or cifar10) with its architecture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: where the settings are neither in the file nor named, or do not exist.
+    """
+    saved = read_checkpoint(checkpoint).get("config")
+    if variant is not None:
+        arguments = get_variant(variant).arguments
+        config = load_recipe(recipe or ("cifar10" if arguments["n_classes"] == 10 else "imagenet"))
+        config = override(config, {f"model.{name}": value for name, value in arguments.items()})
+    elif recipe is not None:
+        config = load_recipe(recipe)
+    elif isinstance(saved, Mapping):
+        config = from_dict(saved, where=str(checkpoint))
+    else:
+        raise UsageError(
+            f"{checkpoint} does not say which model it belongs to: name it with --variant (one of "
+            "convmixer.list_variants()) or with --recipe and --model.* fields"
+        )
+    return override(config, overrides or {})
+
+
+def _split(splits: Splits, name: str) -> Images:
+    images = {"train": splits.train, "validation": splits.validation, "test": splits.test}[name]
+    if images is None:
+        raise UsageError("there are no validation images: data.validation_fraction is 0")
+    return images
+
+
+def confusion_table(confusion: Tensor, class_names: tuple[str, ...]) -> list[str]:
+    """Return the lines of a table: a row for every true class, a column for every predicted one."""
+    counts = [[str(int(count)) for count in row] for row in confusion]
+    names = max(len(name) for name in class_names)
+    widths = [
+        max([len(name), *(len(row[column]) for row in counts)])
+        for column, name in enumerate(class_names)
+    ]
+    lines = [
+        " ".join([" " * names, *(n.rjust(w) for n, w in zip(class_names, widths, strict=True))])
+    ]
+    for name, row in zip(class_names, counts, strict=True):
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(" ".join([name.ljust(names), *cells]))
+    return lines
+
+
+def evaluate(
+    checkpoint: Path,
+    config: Config,
+    *,
+    split: str = "test",
+    test_time_augmentation: bool = False,
+    out: Path | None = None,
+    silent: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint and return its scores; accuracies are in percent.
+
+    Args:
+        checkpoint: any file that `convmixer.load_checkpoint` takes.
+        config: its settings, see `checkpoint_config`.
+        split: test, validation or train (without augmentation).
+        test_time_augmentation: also average the probabilities of several views of each image; the
+            result stands in entries of its own, `..._with_augmentation`.
+        out: folder for `evaluation.json` and, with few classes, `confusion.png`.
+        silent: print nothing.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        UsageError: the checkpoint does not fit the settings, images are missing, or `out` already
+            holds an evaluation.
+    """
+    if out is not None and (out / "evaluation.json").exists():
+        raise UsageError(f"{out} already holds an evaluation.json: name another folder with --out")
+    console = Console(silent=silent)
+    with cpu_threads(config.threads), running_processes(config.device) as processes:
+        model = build_model(config, processes.device)
+        load_checkpoint(model, checkpoint)
+        splits = load_splits(config.data, config.model.in_chans)
+        images = _split(splits, split)
+        if len(splits.class_names) != config.model.n_classes:
+            raise UsageError(
+                f"the images have {len(splits.class_names)} classes, the model has "
+                f"{config.model.n_classes}"
+            )
+        loader = evaluation_loader(
+            images,
+            evaluation_transform(config),
+            config.batch_size,
+            workers=worker_count(config.data),
+            device=processes.device,
+            rank=processes.rank,
+            world=processes.world,
+        )
+        scores = score(model, loader, config, processes)
+        result: dict[str, Any] = {
+            "checkpoint": str(checkpoint),
+            "recipe": config.recipe,
+            "split": split,
+            "images": scores.images,
+            f"{split}_accuracy": scores.top1,
+            f"{split}_accuracy_top5": scores.top5,
+            f"{split}_loss": scores.loss,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "device": device_name(processes.device),
+        }
+        if test_time_augmentation:
+            views = augmented_views(config.augment.flip > 0)
+            augmented = score(model, loader, config, processes, views)
+            result[f"{split}_accuracy_with_augmentation"] = augmented.top1
+            result[f"{split}_accuracy_top5_with_augmentation"] = augmented.top5
+    if not processes.is_main:
+        return result
+    console.line(
+        f"{checkpoint}: ConvMixer-{config.model.dim}/{config.model.depth}, "
+        f"{result['parameters']:,} parameters"
+    )
+    console.line(f"{config.recipe}, {split} split, {scores.images:,} images, {result['device']}")
+    console.line(f"top-1 {scores.top1:.2f}%  top-5 {scores.top5:.2f}%  loss {scores.loss:.4f}")
+    if test_time_augmentation:
+        console.line(
+            f"with test-time augmentation: top-1 {augmented.top1:.2f}%  top-5 {augmented.top5:.2f}%"
+        )
+    few_classes = config.model.n_classes <= LARGEST_CONFUSION
+    if few_classes:
+        console.line("confusion (rows: true class, columns: predicted class)")
+        for line in confusion_table(scores.confusion, splits.class_names):
+            console.line(line)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        if few_classes:
+            title = (
+                f"{config.recipe}, {split} split: {scores.top1:.2f} % of {scores.images:,} images"
+            )
+            plots.save_confusion(out / "confusion.png", scores.confusion, splits.class_names, title)
+        write_json(out / "evaluation.json", result)
+    return result

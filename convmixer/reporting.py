@@ -1,0 +1,123 @@
+"""What a run tells while it goes: a progress bar, log lines, throughput."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+WARMUP_STEPS = 10
+"""Optimizer steps at the start of a process that do not count for its throughput."""
+
+
+class Console:
+    """Lines for the reader, above a progress bar on a terminal, and kept in a log file."""
+
+    def __init__(self, log: Path | None = None, silent: bool = False) -> None:
+        self._log = log
+        self.silent = silent
+
+    def line(self, text: str) -> None:
+        """Print one line and append it to the log file."""
+        if self.silent:
+            return
+        tqdm.write(text)
+        sys.stdout.flush()
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def bar(self, steps: int, first: int, title: str) -> tqdm[Any]:
+        """Return a progress bar over an epoch; it shows only on a terminal."""
+        hidden = self.silent or not sys.stderr.isatty()
+        return tqdm(total=steps, initial=first, desc=title, leave=False, disable=hidden)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Throughput:
+    """Images a second of the training loop, over all processes.
+
+    Counts loading, augmentation, forward, backward and optimizer of every step after the first
+    `WARMUP_STEPS` of a process; evaluation and the writing of files do not count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._warmup_left = WARMUP_STEPS
+        self._images = 0
+        self._seconds = 0.0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Start the clock, at the beginning of an epoch."""
+        if self._warmup_left == 0:
+            self._started = time.perf_counter()
+
+    def step(self, images: int) -> None:
+        """Count one optimizer step."""
+        if self._warmup_left:
+            self._warmup_left -= 1
+            if self._warmup_left == 0:
+                _synchronize(self._device)
+                self._started = time.perf_counter()
+        else:
+            self._images += images
+
+    def stop(self) -> None:
+        """Stop the clock, at the end of an epoch or an interruption."""
+        if self._started is not None:
+            _synchronize(self._device)
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    @property
+    def mean(self) -> float | None:
+        """Images a second so far, or None before the end of the warm-up."""
+        running = time.perf_counter() - self._started if self._started is not None else 0.0
+        seconds = self._seconds + running
+        return self._images / seconds if self._images and seconds > 0 else None
+
+    def state(self) -> dict[str, float]:
+        """Return what a resumed run carries on."""
+        return {"images": self._images, "seconds": self._seconds}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Carry on the count of an interrupted run."""
+        self._images, self._seconds = int(state["images"]), float(state["seconds"])
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Return a number for a log line, `-` where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+class IntervalClock:
+    """Images a second and share of time spent waiting for data since the last log line."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start an interval."""
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+
+    def count(self, images: int, waited: float) -> None:
+        """Count the images of one optimizer step and the seconds it waited for them."""
+        self._images += images
+        self._waited += waited
+
+    def rates(self) -> tuple[float, float]:
+        """Return images a second and the part of the time spent waiting for data."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        return self._images / seconds, self._waited / seconds

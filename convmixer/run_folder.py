@@ -1,0 +1,123 @@
+"""The folder of a run: what it holds, and that nothing in it is ever overwritten by another run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from convmixer.config import Config
+from convmixer.config_io import load_yaml, to_yaml
+from convmixer.errors import UsageError
+
+METRICS = (
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "images_per_second",
+    "seconds",
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a dictionary as JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all; what a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.summary = path / "summary.json"
+        self.curves = path / "curves.png"
+        self.log = path / "train.log"
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        return any(p.exists() for p in (self.config, self.metrics, self.summary, self.last))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.summary.exists()
+
+    def check_free(self) -> None:
+        """Check that no run was started here.
+
+        Raises:
+            UsageError: for a folder that already holds a run.
+        """
+        if self.holds_run:
+            raise UsageError(
+                f"{self.path} already holds a run: continue it with --resume --out {self.path}, "
+                "or name another folder with --out"
+            )
+
+    def create(self, config: Config) -> None:
+        """Start a run here.
+
+        Raises:
+            UsageError: for a folder that already holds a run, or that cannot be written.
+        """
+        self.check_free()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, to_yaml(config))
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.path}: {error.strerror}") from None
+
+    def load_config(self) -> Config:
+        """Return the settings of the run here.
+
+        Raises:
+            UsageError: where there is no run.
+        """
+        if not self.config.exists():
+            raise UsageError(f"no run to resume in {self.path}: it has no config.yaml")
+        return load_yaml(self.config)
+
+    def load_summary(self) -> dict[str, Any]:
+        """Return the summary of a finished run."""
+        summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return summary
+
+    def load_metrics(self) -> list[dict[str, float]]:
+        """Return the numbers of `metrics.csv`, a dictionary an epoch, without empty cells."""
+        with self.metrics.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{key: float(cell) for key, cell in row.items() if cell} for row in rows]
+
+    def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Write a line an epoch."""
+        write_csv(self.metrics, METRICS, history)

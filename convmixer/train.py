@@ -1,0 +1,209 @@
+"""Training a recipe: one run or several seeds, fresh or continued."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convmixer import plots
+from convmixer.building import cpu_threads, depthwise_implementation, device_name, effective_amp
+from convmixer.checkpoints import load_checkpoint
+from convmixer.config import Config
+from convmixer.config_io import FIELDS, get_value, override
+from convmixer.data import Splits, load_splits
+from convmixer.distributed import Processes, running_processes
+from convmixer.errors import UsageError
+from convmixer.reporting import WARMUP_STEPS, Console, number
+from convmixer.run_folder import RunFolder, write_json
+from convmixer.run_state import StopRequest, TrainingInterruptedError, read_checkpoint
+from convmixer.trainer import Trainer
+
+CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_interval"})
+"""Fields that say where and how a run is computed, not what; a resumed run may change them."""
+
+
+def train(
+    config: Config, out: Path, *, resume: bool = False, silent: bool = False
+) -> dict[str, Any]:
+    """Train one run and return its summary.
+
+    The folder `out` then holds `config.yaml`, `metrics.csv` (a line an epoch), `summary.json`,
+    `curves.png`, `train.log`, `last.pt` (everything a continuation needs) and `best.pt` (the tested
+    weights). Accuracies are in percent.
+
+    Args:
+        config: the settings; see `convmixer.config_io.load_recipe`.
+        out: folder of the run.
+        resume: continue the run in `out` exactly where it stopped; a finished run is left as it is.
+        silent: print nothing.
+
+    Raises:
+        UsageError: for settings, images or folders that cannot work.
+        TrainingInterruptedError: after SIGINT or SIGTERM, when the run has been saved.
+        TrainingDivergedError: where the loss is no longer finite.
+    """
+    folder = RunFolder(out)
+    if resume:
+        check_same_run(folder.load_config(), config, folder)
+        if folder.is_finished:
+            summary = folder.load_summary()
+            Console(silent=silent).line(
+                f"{out} is finished already: test accuracy {summary['test_accuracy']:.2f}%"
+            )
+            return summary
+    else:
+        folder.check_free()
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(cpu_threads(config.threads))
+        processes = stack.enter_context(running_processes(config.device))
+        return _run(config, folder, processes, stop, resume=resume, silent=silent)
+
+
+def check_same_run(saved: Config, wanted: Config, folder: RunFolder) -> None:
+    """Check that a run can continue under `wanted`.
+
+    Raises:
+        UsageError: naming the first field that differs and would change the result.
+    """
+    for name in FIELDS:
+        before, now = get_value(saved, name), get_value(wanted, name)
+        if before != now and name not in CHANGEABLE_ON_RESUME:
+            raise UsageError(
+                f"the run in {folder.path} has {name} {before}, not {now}: a resumed run keeps its "
+                f"settings, except {', '.join(sorted(CHANGEABLE_ON_RESUME))}"
+            )
+
+
+def _load_splits(config: Config, processes: Processes) -> Splits:
+    """Load the images, a possible download first in the main process alone."""
+    if processes.is_main:
+        splits = load_splits(config.data, config.model.in_chans)
+    processes.barrier()
+    if not processes.is_main:
+        splits = load_splits(config.data, config.model.in_chans)
+    return splits
+
+
+def _run(
+    config: Config,
+    folder: RunFolder,
+    processes: Processes,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    silent: bool,
+) -> dict[str, Any]:
+    console = Console(folder.log, silent=silent or not processes.is_main)
+    trainer = Trainer(config, _load_splits(config, processes), folder, processes, console)
+    if processes.is_main and not resume:
+        folder.create(config)
+    if resume and folder.last.exists():
+        trainer.load_state(read_checkpoint(folder.last))
+        console.line(f"continuing {folder.path} at epoch {trainer.epoch + 1}")
+    console.line(trainer.describe())
+    try:
+        trainer.run(stop)
+    except TrainingInterruptedError:
+        if processes.is_main:
+            plots.save_curves(folder.curves, config, trainer.history, None)
+        raise
+    processes.barrier()
+    load_checkpoint(trainer.stepper.evaluated, folder.best)
+    scores = trainer.test()
+    summary = {
+        "recipe": config.recipe,
+        "data": config.data.source,
+        "test_accuracy": scores.top1,
+        "test_accuracy_top5": scores.top5,
+        "test_loss": scores.loss,
+        "test_images": scores.images,
+        "tested_epoch": trainer.best_epoch,
+        "selection": (
+            "best epoch on validation images" if config.select == "best" else "last epoch"
+        ),
+        "validation_accuracy": trainer.history[trainer.best_epoch - 1].get("validation_accuracy"),
+        "parameters": trainer.parameters,
+        "images_per_second": trainer.throughput.mean,
+        "images_per_second_counts": (
+            "training loop with data loading, without evaluation, after the first "
+            f"{WARMUP_STEPS} steps of the process"
+        ),
+        "training_seconds": sum(row["seconds"] for row in trainer.history),
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "dw_impl": depthwise_implementation(config, processes.device),
+        "amp": effective_amp(config, processes.device),
+        "device": device_name(processes.device),
+        "processes": processes.world,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if processes.is_main:
+        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
+        write_json(folder.summary, summary)
+    console.line(f"images/s {number(summary['images_per_second'])} in training")
+    console.line(f"test accuracy {scores.top1:.2f}% ({scores.images:,} images)")
+    console.line(f"curves: {folder.curves}")
+    return summary
+
+
+def train_seeds(
+    config: Config, out: Path, seeds: int, *, resume: bool = False, silent: bool = False
+) -> dict[str, Any]:
+    """Train `seeds` runs, with the seeds from `config.seed` on, and return mean and deviation.
+
+    The runs stand in `out/seed-0`, `out/seed-1` and so on, beside a `summary.json` with the mean
+    and the sample standard deviation (n - 1) of the test accuracy, and `curves.png` of all runs.
+    Arguments and errors are those of `train`; `resume` skips the finished runs.
+    """
+    group = RunFolder(out)
+    runs = {
+        f"seed-{seed}": override(config, {"seed": seed})
+        for seed in range(config.seed, config.seed + seeds)
+    }
+    with running_processes(config.device) as processes:
+        if resume:
+            check_same_run(group.load_config(), config, group)
+        else:
+            group.check_free()
+        processes.barrier()
+        if processes.is_main and not resume:
+            group.create(config)
+        console = Console(silent=silent or not processes.is_main)
+        summaries, histories = [], {}
+        for name, each in runs.items():
+            run = RunFolder(out / name)
+            console.line(f"{name}: {run.path}")
+            summaries.append(train(each, run.path, resume=run.holds_run, silent=silent))
+            histories[name] = run.load_metrics()
+        summary = summarize_seeds(summaries)
+        if processes.is_main:
+            plots.save_seed_curves(group.curves, config, histories, summary)
+            write_json(group.summary, summary)
+    console.line(
+        f"test accuracy {summary['test_accuracy']:.2f}% +- "
+        f"{summary['test_accuracy_deviation']:.2f} ({seeds} seeds)"
+    )
+    console.line(f"curves: {group.curves}")
+    return summary
+
+
+def summarize_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean and sample standard deviation over runs that differ in their seed alone."""
+    accuracies = [summary["test_accuracy"] for summary in summaries]
+    rates = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
+    return {
+        **{key: summaries[0][key] for key in ("recipe", "data", "parameters", "epochs", "torch")},
+        "test_accuracy": statistics.fmean(accuracies),
+        "test_accuracy_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "test_accuracies": accuracies,
+        "images_per_second": statistics.fmean(rates) if rates else None,
+        "seeds": [summary["seed"] for summary in summaries],
+        "seed": summaries[0]["seed"],
+    }

@@ -1,0 +1,315 @@
+"""The training loop: epochs, evaluation, checkpoints and interruptions."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from typing import Any
+
+from convmixer.augmentation import evaluation_transform, training_transform
+from convmixer.building import depthwise_implementation, device_name, effective_amp
+from convmixer.checkpoints import save_checkpoint
+from convmixer.config import Config
+from convmixer.config_io import to_dict
+from convmixer.data import Images, Splits
+from convmixer.distributed import Processes
+from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.loading import (
+    EpochBatches,
+    EvaluationLoader,
+    TrainingImages,
+    TrainingLoader,
+    evaluation_loader,
+    worker_count,
+)
+from convmixer.reporting import Console, IntervalClock, Throughput, number
+from convmixer.run_folder import RunFolder
+from convmixer.run_state import (
+    StopRequest,
+    TrainingInterruptedError,
+    random_states,
+    restore_random_states,
+    seed_everything,
+)
+from convmixer.schedule import learning_rate
+from convmixer.scoring import Scores, score
+from convmixer.stepper import Stepper
+
+
+class Trainer:
+    """One run and where it stands.
+
+    Args:
+        config: the settings.
+        splits: the images.
+        folder: where the run is kept.
+        processes: this process among those of the run.
+        console: where lines go.
+
+    Raises:
+        UsageError: where settings and images do not fit together.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        splits: Splits,
+        folder: RunFolder,
+        processes: Processes,
+        console: Console,
+    ) -> None:
+        self.config, self.splits, self.folder = config, splits, folder
+        self.processes, self.console = processes, console
+        self._check_splits()
+        seed_everything(config.seed)
+        self.stepper = Stepper(config, processes)
+        self.loader = self._training_loader()
+        self.test_loader = self._evaluation_loader(splits.test)
+        self.validation_loader = (
+            None if splits.validation is None else self._evaluation_loader(splits.validation)
+        )
+        seed_everything(config.seed, processes.rank)
+
+        self.epoch = 0
+        self.step = 0
+        self.epoch_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.best_accuracy = -1.0
+        self.best_epoch = 0
+        self.throughput = Throughput(processes.device)
+
+    def _check_splits(self) -> None:
+        config, splits = self.config, self.splits
+        if config.select == "best" and splits.validation is None:
+            raise UsageError("select best needs validation images: set data.validation_fraction")
+        classes = len(splits.class_names)
+        if classes != config.model.n_classes:
+            raise UsageError(
+                f"the images have {classes} classes, model.n_classes is {config.model.n_classes}: "
+                f"set --model.n_classes {classes}"
+            )
+
+    def _training_loader(self) -> TrainingLoader:
+        config, processes = self.config, self.processes
+        batches = EpochBatches(
+            len(self.splits.train.labels),
+            config.batch_size,
+            seed=config.seed,
+            parts=config.accumulation_steps,
+            rank=processes.rank,
+            world=processes.world,
+        )
+        if self.stepper.mixing is not None and batches.images_at_once % 2:
+            raise UsageError(
+                "mixup and CutMix mix the images of a batch in pairs: with "
+                f"{batches.images_at_once} images at a time, choose an even batch_size"
+            )
+        images = TrainingImages(self.splits.train, training_transform(config), config.seed)
+        return TrainingLoader(images, batches, worker_count(config.data), processes.device)
+
+    def _evaluation_loader(self, images: Images) -> EvaluationLoader:
+        config, processes = self.config, self.processes
+        return evaluation_loader(
+            images,
+            evaluation_transform(config),
+            max(1, config.batch_size // (processes.world * config.accumulation_steps)),
+            workers=worker_count(config.data),
+            device=processes.device,
+            rank=processes.rank,
+            world=processes.world,
+        )
+
+    def _scores(self, loader: EvaluationLoader) -> Scores:
+        return score(self.stepper.evaluated, loader, self.config, self.processes)
+
+    def test(self) -> Scores:
+        """Return the scores of the evaluated model on the test images."""
+        return self._scores(self.test_loader)
+
+    # Saving and continuing
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that an exact continuation needs; called in every process."""
+        return self.stepper.state() | {
+            "random": self.processes.gather(random_states(self.processes.device)),
+            "epoch": self.epoch,
+            "step": self.step,
+            "epoch_seconds": self.epoch_seconds,
+            "history": self.history,
+            "best_accuracy": self.best_accuracy,
+            "best_epoch": self.best_epoch,
+            "throughput": self.throughput.state(),
+            "config": to_dict(self.config),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            UsageError: where the run had another number of processes.
+        """
+        processes = self.processes
+        if len(state["random"]) != processes.world:
+            raise UsageError(
+                f"the run had {len(state['random'])} processes and cannot continue exactly with "
+                f"{processes.world}"
+            )
+        self.stepper.load_state(state)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch_seconds = state["epoch_seconds"]
+        self.history = state["history"]
+        self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
+        self.throughput.load_state(state["throughput"])
+        restore_random_states(state["random"][processes.rank], processes.device)
+
+    def _save_last(self) -> None:
+        state = self.state()
+        if self.processes.is_main:
+            save_checkpoint(state, self.folder.last)
+        self.processes.barrier()
+
+    def _save_best(self, accuracy: float | None) -> None:
+        self.best_epoch = self.epoch
+        if self.processes.is_main:
+            state = {
+                "state_dict": self.stepper.evaluated.state_dict(),
+                "epoch": self.epoch,
+                "validation_accuracy": accuracy,
+                "class_names": list(self.splits.class_names),
+                "config": to_dict(self.config),
+            }
+            save_checkpoint(state, self.folder.best)
+
+    # The loop
+
+    def run(self, stop: StopRequest) -> None:
+        """Train until the last epoch.
+
+        Raises:
+            TrainingInterruptedError: after a stop request, when the run has been saved.
+            TrainingDivergedError: where the loss is no longer finite.
+        """
+        while self.epoch < self.config.epochs:
+            self._train_epoch(stop)
+            self._finish_epoch()
+            self._stop_if_requested(stop)
+        if self.config.select == "last":
+            self._save_best(self.history[-1].get("validation_accuracy"))
+
+    def _train_epoch(self, stop: StopRequest) -> None:
+        config, steps = self.config, self.loader.steps
+        batches = self.loader.epoch(self.epoch, self.step)
+        clock = IntervalClock()
+        self.stepper.parallel.train()
+        self.throughput.start()
+        title = f"epoch {self.epoch + 1}/{config.epochs}"
+        with self.console.bar(steps, self.step, title) as bar:
+            while self.step < steps:
+                started = time.perf_counter()
+                rate = learning_rate(config, self.epoch, self.step, steps)
+                done = self.epoch * steps + self.step
+                clock.count(config.batch_size, self.stepper.step(batches, rate, done))
+                self.step += 1
+                self.throughput.step(config.batch_size)
+                self.epoch_seconds += time.perf_counter() - started
+                bar.update()
+                if config.log_interval and (done + 1) % config.log_interval == 0:
+                    self._log_interval(clock, rate)
+                if self.step < steps:
+                    self._stop_if_requested(stop)
+        self.throughput.stop()
+
+    def _stop_if_requested(self, stop: StopRequest) -> None:
+        if self.processes.world > 1 and self.step % max(self.config.log_interval, 1):
+            return  # asking all processes costs an exchange
+        if not self.processes.any(bool(stop.signal_number)):
+            return
+        self.throughput.stop()
+        self._save_last()
+        position = f"epoch {self.epoch + 1}, step {self.step + 1} of {self.loader.steps}"
+        if self.epoch == self.config.epochs:
+            position = "the final test"
+        raise TrainingInterruptedError(
+            f"interrupted before {position}; saved {self.folder.last}",
+            stop.signal_number or signal.SIGTERM,
+        )
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, keep the best weights, write the metrics and the checkpoint."""
+        count, loss_sum, right = self.processes.total(self.stepper.sums).tolist()
+        self._check_finite(loss_sum)
+        row: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "learning_rate": self.stepper.optimizer.param_groups[0]["lr"],
+            "train_loss": loss_sum / count,
+            "train_accuracy": 100.0 * right / count,
+        }
+        if self.validation_loader is not None:
+            scores = self._scores(self.validation_loader)
+            row |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1}
+        if self.config.monitor_test:
+            scores = self.test()
+            row |= {"test_loss": scores.loss, "test_accuracy": scores.top1}
+        row |= {"images_per_second": count / self.epoch_seconds, "seconds": self.epoch_seconds}
+        self.history.append(row)
+        self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
+        self.stepper.sums.zero_()
+        # Of equals the later epoch, which the schedule brought closer to convergence.
+        accuracy = row.get("validation_accuracy", -math.inf)
+        if self.config.select == "best" and accuracy >= self.best_accuracy:
+            self.best_accuracy = accuracy
+            self._save_best(accuracy)
+        if self.processes.is_main:
+            self.folder.write_metrics(self.history)
+        self._save_last()
+        self.console.line(self._epoch_line(row))
+
+    # Lines
+
+    def _log_interval(self, clock: IntervalClock, rate: float) -> None:
+        count, loss_sum, _ = self.stepper.sums.tolist()
+        self._check_finite(loss_sum)
+        now, waiting = clock.rates()
+        self.console.line(
+            f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{self.loader.steps}  "
+            f"loss {loss_sum / count:.4f}  images/s {now:.0f} now, "
+            f"{number(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
+        )
+        clock.reset()
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(
+                f"the loss became {loss} in epoch {self.epoch + 1}: lower --optimizer.lr, or set "
+                "--optimizer.clip_grad_norm"
+            )
+
+    def _epoch_line(self, row: dict[str, Any]) -> str:
+        parts = [
+            f"epoch {row['epoch']}/{self.config.epochs}",
+            f"loss {row['train_loss']:.4f}",
+            f"train {row['train_accuracy']:.2f}%",
+        ]
+        for split in ("validation", "test"):
+            if f"{split}_accuracy" in row:
+                parts.append(f"{split} {row[f'{split}_accuracy']:.2f}%")
+        parts.append(f"images/s {number(row['images_per_second'])}")
+        return "  ".join(parts)
+
+    def describe(self) -> str:
+        """Return one line on the run: model, images, device, precision."""
+        model, splits, device = self.config.model, self.splits, self.processes.device
+        held_out = 0 if splits.validation is None else len(splits.validation.labels)
+        precision = effective_amp(self.config, device).replace("none", "fp32")
+        return (
+            f"{self.config.recipe}: ConvMixer-{model.dim}/{model.depth}, "
+            f"{self.parameters:,} parameters; {len(splits.train.labels):,} training, {held_out:,} "
+            f"validation, {len(splits.test.labels):,} test images; {device_name(device)}, "
+            f"{precision}, depthwise convolution by {depthwise_implementation(self.config, device)}"
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model."""
+        return sum(p.numel() for p in self.stepper.model.parameters())

@@ -1,0 +1,622 @@
+"""Schedule, optimizer, the training loop, exact continuation, and several processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from convmixer import ConvMixer, load_checkpoint, plots
+from convmixer.building import depthwise_implementation, effective_amp, resolve_device
+from convmixer.cli import main
+from convmixer.config_io import load_yaml
+from convmixer.data import load_splits
+from convmixer.distributed import Processes
+from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.optimization import (
+    ExponentialMovingAverage,
+    build_optimizer,
+    weight_decay_groups,
+)
+from convmixer.reporting import WARMUP_STEPS, Console, Throughput
+from convmixer.run_folder import METRICS, RunFolder
+from convmixer.run_state import (
+    StopRequest,
+    TrainingInterruptedError,
+    random_states,
+    read_checkpoint,
+    restore_random_states,
+    seed_everything,
+)
+from convmixer.schedule import cosine, triangular
+from convmixer.scoring import augmented_views, score
+from convmixer.stepper import Stepper
+from convmixer.train import summarize_seeds, train, train_seeds
+from convmixer.trainer import Trainer
+from tests.training_helpers import assert_same_state, tiny_config, tiny_options
+
+CPU = torch.device("cpu")
+TIMES = ("images_per_second", "seconds")
+
+
+@pytest.fixture(autouse=True)
+def _without_drawing(monkeypatch):
+    """Save the time of drawing curves; the run of `finished` draws them."""
+    monkeypatch.setattr(plots, "save_curves", lambda *_: None)
+
+
+# Schedule
+
+
+@pytest.mark.parametrize(
+    ("position", "rate"),
+    [(0, 0.0), (5, 0.5), (10, 1.0), (15, 0.525), (20, 0.05), (22.5, 0.025), (25, 0.0)],
+)
+def test_triangular_schedule_goes_through_the_knots_of_the_paper(position, rate):
+    assert triangular(position, epochs=25, peak=1.0) == pytest.approx(rate, abs=1e-12)
+
+
+def test_triangular_schedule_rounds_its_knots_down():
+    assert triangular(4, epochs=12, peak=1.0) == pytest.approx(1.0)  # 2 * 12 // 5
+    assert triangular(9, epochs=12, peak=1.0) == pytest.approx(0.05)  # 4 * 12 // 5
+
+
+def test_cosine_schedule_warms_up_and_ends_at_zero():
+    values = [cosine(position, 10, 2.0, warmup_epochs=2.0) for position in (0, 1, 2, 6, 10)]
+    assert values == pytest.approx([0.0, 1.0, 2.0, 1.0, 0.0], abs=1e-12)
+
+
+# Optimizer
+
+
+def _model() -> ConvMixer:
+    return ConvMixer(8, 2, 3, 1, 10, in_chans=1, dw_impl="torch")
+
+
+def test_biases_and_scales_are_not_decayed():
+    config = tiny_config(optimizer__weight_decay=0.5).optimizer
+    decayed, kept = weight_decay_groups(_model(), config)
+    assert decayed["weight_decay"] == 0.5 and kept["weight_decay"] == 0.0
+    assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in kept["params"]} == {1}
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(_model().parameters()))
+
+
+def test_all_parameters_are_decayed_where_the_recipe_says_so():
+    changes = {"optimizer__weight_decay": 0.5, "optimizer__decay_one_dimensional": True}
+    (group,) = weight_decay_groups(_model(), tiny_config(**changes).optimizer)
+    assert group["weight_decay"] == 0.5 and len(group["params"]) == len(list(_model().parameters()))
+
+
+def test_optimizer_takes_its_settings_from_the_recipe():
+    config = tiny_config(optimizer__eps=1e-3, optimizer__betas="0.8,0.95").optimizer
+    defaults = build_optimizer(_model(), config).defaults
+    assert defaults["eps"] == 1e-3 and defaults["betas"] == (0.8, 0.95)
+
+
+def test_moving_average_follows_the_formula():
+    model = _model()
+    average = ExponentialMovingAverage(model, decay=0.5)
+    expected = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    for step in range(12):
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.copy_(torch.randn(tensor.shape) * 3)
+        average.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
+            else:
+                expected[name] = tensor.double()
+    for name, tensor in average.module.state_dict().items():
+        torch.testing.assert_close(tensor.double(), expected[name], atol=1e-5, rtol=1e-5)
+
+
+# One step
+
+
+def _stepper(**changes) -> Stepper:
+    torch.manual_seed(0)
+    return Stepper(tiny_config(**changes), Processes(CPU))
+
+
+def _batch(images: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(10, (images,), generator=generator)
+    return torch.randn(images, 1, 8, 8, generator=generator), labels
+
+
+PLAIN = {"augment__mixup": 0, "augment__cutmix": 0, "model__norm": "layer", "label_smoothing": 0}
+
+
+def test_accumulation_equals_one_large_batch():
+    images, labels = _batch()
+    states = []
+    for parts in (1, 2):
+        stepper = _stepper(**PLAIN, batch_size=16, accumulation_steps=parts)
+        pairs = zip(images.chunk(parts), labels.chunk(parts), strict=True)
+        stepper.step(iter(pairs), rate=0.01, number=0)
+        states.append(stepper.model.state_dict())
+        assert stepper.sums[0] == 16
+    torch.testing.assert_close(states[0], states[1], atol=2e-5, rtol=1e-4)
+
+
+def test_a_step_uses_the_given_learning_rate_and_counts_loss_and_hits():
+    stepper = _stepper(**PLAIN)
+    before = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
+    images, labels = _batch()
+    with torch.no_grad():
+        logits = stepper.model(images)
+    stepper.step(iter([(images, labels)]), rate=0.0, number=0)
+    assert_same_state(dict(stepper.model.state_dict()), before)
+    count, loss, right = stepper.sums.tolist()
+    assert count == 16 and right == (logits.argmax(1) == labels).sum()
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1e-3, 1e-3), (0.0, None)])
+def test_gradients_are_clipped_to_the_limit(limit, expected):
+    stepper = _stepper(optimizer__clip_grad_norm=limit)
+    norms = []
+
+    def keep(*_):
+        gradients = [p.grad.flatten() for p in stepper.model.parameters()]
+        norms.append(float(torch.cat(gradients).norm()))
+
+    stepper.optimizer.register_step_pre_hook(keep)
+    stepper.step(iter([_batch()]), rate=0.01, number=0)
+    if expected is None:
+        assert norms[0] > 0.01
+    else:
+        assert norms[0] == pytest.approx(expected, rel=1e-2)
+
+
+def test_gradient_checkpointing_and_memory_format_reach_the_model():
+    stepper = _stepper(gradient_checkpointing=True, channels_last=True)
+    assert stepper.model.grad_checkpointing
+    weight = stepper.model.blocks[0][0].fn[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    stepper.step(iter([_batch()]), rate=0.01, number=0)
+
+
+def test_the_implementation_that_runs_is_named():
+    assert depthwise_implementation(tiny_config(model__dw_impl="auto"), CPU) == "torch"
+
+
+def test_mixed_precision_is_off_on_a_cpu_and_as_set_on_a_gpu():
+    config = tiny_config(amp="fp16")
+    assert effective_amp(config, CPU) == "none"
+    assert effective_amp(config, torch.device("cuda", 0)) == "fp16"
+    stepper = Stepper(config, Processes(CPU))
+    assert not stepper.scaler.is_enabled()
+
+
+# Scores
+
+
+def test_scores_count_top1_top5_loss_and_confusion():
+    logits = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 10
+    model = torch.nn.Flatten()
+    batches = [(logits[:24, None], labels[:24]), (logits[24:, None], labels[24:])]
+    scores = score(model, batches, tiny_config(), Processes(CPU))
+    ranked = logits.argsort(1, descending=True)
+    assert scores.images == 40
+    assert scores.top1 == pytest.approx(100 * float((ranked[:, 0] == labels).double().mean()))
+    in_top = (ranked[:, :5] == labels[:, None]).any(1).double().mean()
+    assert scores.top5 == pytest.approx(100 * float(in_top))
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    assert scores.loss == pytest.approx(float(loss), rel=1e-5)
+    confusion = np.zeros((10, 10), dtype=int)
+    np.add.at(confusion, (labels.numpy(), ranked[:, 0].numpy()), 1)
+    assert np.array_equal(scores.confusion.numpy(), confusion)
+
+
+def test_views_shift_and_mirror():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    views = augmented_views(flip=False)(image)
+    assert len(views) == 5 and torch.equal(views[0], image)
+    assert views[2][0, 0].tolist() == [[3, 4, 5], [6, 7, 8], [6, 7, 8]]
+    mirrored = augmented_views(flip=True)(image)
+    assert len(mirrored) == 10 and torch.equal(mirrored[5], image.flip(3))
+
+
+def test_views_are_averaged_as_probabilities():
+    logits = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    model = torch.nn.Flatten()
+    config = tiny_config(model__n_classes=2)
+    batches = [(logits[:1, None], torch.tensor([0]))]
+    views = [logits[:1, None], logits[1:, None]]
+    scores = score(model, batches, config, Processes(CPU), lambda _: views)
+    mean = torch.stack([row.softmax(0) for row in logits]).mean(0)
+    assert scores.loss == pytest.approx(-math.log(mean[0]), rel=1e-5)
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run with everything that an exact continuation has to keep."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, train(_exact_config(), out, silent=True)
+
+
+def _exact_config(**changes):
+    return tiny_config(ema_decay=0.9, accumulation_steps=2, select="best", **changes)
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    out, summary = finished
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "config.yaml", "metrics.csv", "summary.json", "curves.png", "last.pt", "best.pt"
+    }  # fmt: skip
+    assert load_yaml(out / "config.yaml") == _exact_config()
+    assert RunFolder(out).load_summary() == summary
+    model = ConvMixer(8, 1, 3, 1, 10, in_chans=1)
+    assert summary["parameters"] == sum(p.numel() for p in model.parameters())
+    assert summary["test_images"] == 359 and 0 <= summary["test_accuracy"] <= 100
+    assert summary["seed"] == 0 and summary["device"] == "cpu" and summary["amp"] == "none"
+    assert summary["dw_impl"] == "torch"
+    load_checkpoint(model, out / "best.pt")
+    assert matplotlib.image.imread(out / "curves.png").shape[2] == 4
+
+
+def test_metrics_have_a_line_an_epoch(finished):
+    out, _ = finished
+    header = (out / "metrics.csv").read_text().splitlines()[0]
+    assert header.split(",") == list(METRICS)
+    rows = RunFolder(out).load_metrics()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["learning_rate"] == pytest.approx(triangular(2, 2, 0.01))
+    assert "validation_accuracy" in rows[0] and "test_accuracy" not in rows[0]
+
+
+def _interrupt(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
+    """Raise a signal in the middle of the optimizer step with this number in its process."""
+    original, steps = Stepper.step, iter(range(1, 1000))
+
+    def interrupted(self, *arguments, **keywords):
+        if next(steps) == step:
+            signal.raise_signal(number)
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Stepper, "step", interrupted)
+
+
+@pytest.mark.parametrize("stops", [(2,), (4,), (3, 3), (8,)])
+def test_an_interrupted_and_resumed_run_is_the_same_to_the_bit(
+    finished, tmp_path, monkeypatch, stops
+):
+    out = tmp_path / "run"
+    for attempt, step in enumerate(stops):
+        with monkeypatch.context() as patch:
+            _interrupt(patch, step)
+            with pytest.raises(TrainingInterruptedError, match=r"saved .*last\.pt"):
+                train(_exact_config(), out, resume=attempt > 0, silent=True)
+        random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    summary = train(_exact_config(), out, resume=True, silent=True)
+    reference = finished[0]
+    ignored = ("throughput", "epoch_seconds")
+    states = []
+    for folder in (reference, out):
+        state = read_checkpoint(folder / "last.pt")
+        for row in state["history"]:
+            for time_key in TIMES:
+                row.pop(time_key)
+        states.append({key: value for key, value in state.items() if key not in ignored})
+    assert_same_state(*states)
+    assert_same_state(read_checkpoint(reference / "best.pt"), read_checkpoint(out / "best.pt"))
+    assert summary["test_accuracy"] == finished[1]["test_accuracy"]
+
+
+def test_different_seeds_give_different_weights(finished, tmp_path):
+    train(_exact_config(seed=1), tmp_path / "run", silent=True)
+    first = read_checkpoint(finished[0] / "last.pt")["state_dict"]
+    second = read_checkpoint(tmp_path / "run" / "last.pt")["state_dict"]
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+
+
+def test_random_states_survive_saving():
+    seed_everything(5)
+    random.gauss(0, 1), np.random.randn()
+    states = random_states(CPU)
+    expected = random.gauss(0, 1), np.random.randn(), torch.rand(1).item()
+    random.random(), np.random.rand(), torch.rand(1)
+    restore_random_states(states, CPU)
+    assert (random.gauss(0, 1), np.random.randn(), torch.rand(1).item()) == expected
+
+
+def test_resuming_a_finished_run_leaves_it_alone(finished, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "run", lambda *_: pytest.fail("trained again"))
+    assert train(_exact_config(), finished[0], resume=True) == finished[1]
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_folder_with_a_run_is_never_overwritten(finished):
+    before = {path: path.read_bytes() for path in finished[0].iterdir()}
+    with pytest.raises(UsageError, match="already holds a run: continue it with --resume"):
+        train(_exact_config(), finished[0], silent=True)
+    assert {path: path.read_bytes() for path in finished[0].iterdir()} == before
+
+
+def test_resuming_with_other_settings_is_refused_but_for_where_it_runs(finished):
+    with pytest.raises(UsageError, match="has epochs 2, not 3"):
+        train(_exact_config(epochs=3), finished[0], resume=True, silent=True)
+    assert train(_exact_config(log_interval=7), finished[0], resume=True, silent=True)
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(finished, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(_exact_config())
+    summary = train(_exact_config(), folder.path, resume=True, silent=True)
+    assert summary["test_accuracy"] == finished[1]["test_accuracy"]
+
+
+def test_a_continued_run_needs_the_same_number_of_processes(finished, tmp_path):
+    config = _exact_config()
+    splits = load_splits(config.data, 1)
+    trainer = Trainer(config, splits, RunFolder(tmp_path), Processes(CPU), Console(silent=True))
+    state = read_checkpoint(finished[0] / "last.pt")
+    state["random"] = state["random"] * 2
+    with pytest.raises(UsageError, match="2 processes and cannot continue exactly with 1"):
+        trainer.load_state(state)
+
+
+def test_training_learns_the_digits(tmp_path):
+    config = tiny_config(**PLAIN, epochs=5, batch_size=64, model__dim=32, model__depth=2)
+    config.model.norm, config.augment.rand_augment = "batch", None
+    summary = train(config, tmp_path / "run", silent=True)
+    assert summary["test_accuracy"] > 90
+    rows = RunFolder(tmp_path / "run").load_metrics()
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+
+
+def test_test_images_are_used_once_after_training(tmp_path, monkeypatch):
+    used = []
+    original = Trainer.test
+
+    def counted(self):
+        used.append(self.epoch)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "test", counted)
+    train(tiny_config(select="best"), tmp_path / "a", silent=True)
+    assert used == [2]
+    train(tiny_config(monitor_test=True), tmp_path / "b", silent=True)
+    assert used == [2, 0, 1, 2]
+
+
+def _train_with_validation(monkeypatch, out, accuracies, select):
+    """Train with these validation accuracies and 0 % on the test images."""
+    values = iter(accuracies)
+    original = Trainer._scores
+
+    def scripted(self, loader):
+        scores = original(self, loader)
+        if loader is self.validation_loader:
+            object.__setattr__(scores, "top1", next(values))
+        return scores
+
+    monkeypatch.setattr(Trainer, "_scores", scripted)
+    return train(tiny_config(epochs=4, select=select), out, silent=True)
+
+
+@pytest.mark.parametrize(
+    ("select", "accuracies", "chosen"),
+    [("best", [50, 90, 90, 80], 3), ("best", [95, 90, 90, 80], 1), ("last", [95, 90, 90, 80], 4)],
+)
+def test_the_tested_weights_are_those_of_the_chosen_epoch(
+    tmp_path, monkeypatch, select, accuracies, chosen
+):
+    summary = _train_with_validation(monkeypatch, tmp_path / "run", accuracies, select)
+    best = read_checkpoint(tmp_path / "run" / "best.pt")
+    assert summary["tested_epoch"] == best["epoch"] == chosen
+    assert summary["validation_accuracy"] == best["validation_accuracy"] == accuracies[chosen - 1]
+
+
+def test_the_moving_average_is_what_is_tested(finished):
+    last, best = (read_checkpoint(finished[0] / name) for name in ("last.pt", "best.pt"))
+    assert best["epoch"] == 2
+    assert_same_state(best["state_dict"], last["state_dict_ema"])
+    assert not torch.equal(best["state_dict"]["head.weight"], last["state_dict"]["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"select": "best", "data__validation_fraction": 0}, "needs validation images"),
+        ({"model__n_classes": 7}, "set --model.n_classes 10"),
+        ({"batch_size": 5000}, "exceeds the 1295 training images"),
+        ({"batch_size": 33}, "choose an even batch_size"),
+    ],
+)
+def test_settings_that_do_not_fit_the_images_are_refused(tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        train(tiny_config(**changes), tmp_path / "run", silent=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverged_run_says_so(tmp_path, capsys):
+    options = [*tiny_options(), "--lr", "1e30", "--clip_grad_norm", "0", "--out"]
+    assert main(["train", "--recipe", "digits", *options, str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "the loss became" in error and error.count("\n") == 1
+    with pytest.raises(TrainingDivergedError):
+        train(tiny_config(optimizer__lr=1e30), tmp_path / "again", silent=True)
+
+
+# Lines, throughput, seeds
+
+
+def test_lines_tell_loss_speed_rate_and_where_the_results_are(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--recipe", "digits", *tiny_options(), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (out / "train.log").read_text().splitlines() == lines
+    interval = next(line for line in lines if "step 2/4" in line)
+    for word in ("loss ", "images/s ", " now, ", " mean", "lr ", "data "):
+        assert word in interval
+    assert sum(line.startswith("epoch 2/2  loss") for line in lines) == 1
+    accuracy = RunFolder(out).load_summary()["test_accuracy"]
+    assert f"test accuracy {accuracy:.2f}%" in lines[-2]
+    assert lines[-1] == f"curves: {out / 'curves.png'}"
+
+
+def test_throughput_leaves_out_the_warm_up_and_the_pauses(monkeypatch):
+    clock = {"value": 0.0}
+    monkeypatch.setattr("convmixer.reporting.time.perf_counter", lambda: clock["value"])
+    throughput = Throughput(CPU)
+    throughput.start()
+    for _ in range(WARMUP_STEPS):
+        clock["value"] += 7.0
+        throughput.step(10)
+    assert throughput.mean is None
+    for _ in range(4):
+        clock["value"] += 0.5
+        throughput.step(10)
+    throughput.stop()
+    clock["value"] += 100.0
+    assert throughput.mean == pytest.approx(40 / 2.0)
+    throughput.start()
+    clock["value"] += 2.0
+    throughput.step(10)
+    throughput.stop()
+    assert throughput.mean == pytest.approx(50 / 4.0)
+    resumed = Throughput(CPU)
+    resumed.load_state(throughput.state())
+    assert resumed.mean == pytest.approx(50 / 4.0)
+
+
+def test_several_seeds_have_a_mean_and_a_deviation(tmp_path):
+    out = tmp_path / "seeds"
+    summary = train_seeds(tiny_config(epochs=1), out, 2, silent=True)
+    runs = [RunFolder(out / name).load_summary() for name in ("seed-0", "seed-1")]
+    accuracies = [run["test_accuracy"] for run in runs]
+    assert [run["seed"] for run in runs] == [0, 1] and accuracies[0] != accuracies[1]
+    assert summary["test_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["test_accuracy_deviation"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert (out / "curves.png").exists() and RunFolder(out).load_summary() == summary
+
+
+def test_resumed_seeds_keep_what_is_finished(tmp_path, monkeypatch):
+    out, config = tmp_path / "seeds", tiny_config(epochs=1)
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 6)
+        with pytest.raises(TrainingInterruptedError):
+            train_seeds(config, out, 2, silent=True)
+    before = (out / "seed-0" / "summary.json").stat().st_mtime_ns
+    summary = train_seeds(config, out, 2, resume=True, silent=True)
+    assert (out / "seed-0" / "summary.json").stat().st_mtime_ns == before
+    assert summary["seeds"] == [0, 1]
+    with pytest.raises(UsageError, match="already holds a run"):
+        train_seeds(config, out, 2, silent=True)
+
+
+def test_one_seed_has_no_deviation():
+    run = {"recipe": "r", "data": "d", "parameters": 1, "epochs": 1, "torch": "t", "seed": 4}
+    summary = summarize_seeds([run | {"test_accuracy": 90.0, "images_per_second": None}])
+    assert summary["test_accuracy_deviation"] == 0.0 and summary["images_per_second"] is None
+
+
+def test_the_number_of_threads_is_that_of_the_recipe_during_the_run_alone(tmp_path):
+    before = torch.get_num_threads()
+    summary = train(tiny_config(epochs=1, threads=before + 1), tmp_path / "run", silent=True)
+    assert summary["threads"] == before + 1 and torch.get_num_threads() == before
+
+
+# Signals and processes
+
+
+def test_the_first_signal_asks_and_the_second_acts():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_terminated_process_saves_and_says_how_to_continue(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "convmixer", "train", "--recipe", "digits", *tiny_options(),
+        "--epochs", "500", "--workers", "1", "--out", str(out),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "last.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"Continue with: convmixer train --resume --out {out}" in error
+    assert "Traceback" not in error and error.count("\n") == 1
+    state = read_checkpoint(out / "last.pt")
+    assert 0 < state["epoch"] < 500
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Without BatchNorm and mixing, two processes compute what one computes."""
+    options = [
+        *tiny_options(), "--norm", "layer", "--mixup", "0", "--cutmix", "0", "--epochs", "1",
+        "--lr", "0.001", "--recipe", "digits",
+    ]  # fmt: skip
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    torchrun += ["--log-dir", str(tmp_path / "logs")]
+    command = [*torchrun, "-m", "convmixer", "train", *options, "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert main(["train", *options, "--out", str(tmp_path / "one")]) == 0
+    summaries = [RunFolder(tmp_path / name).load_summary() for name in ("one", "two")]
+    assert [summary["processes"] for summary in summaries] == [1, 2]
+    assert summaries[0]["test_images"] == summaries[1]["test_images"]
+    metrics = [RunFolder(tmp_path / name).load_metrics()[0] for name in ("one", "two")]
+    assert metrics[0]["train_loss"] == pytest.approx(metrics[1]["train_loss"], rel=1e-4)
+    states = [read_checkpoint(tmp_path / name / "last.pt")["state_dict"] for name in ("one", "two")]
+    torch.testing.assert_close(states[0], states[1], atol=2e-4, rtol=2e-3)
+
+
+def test_devices_are_resolved_and_refused():
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N, got 'gpu'"):
+        resolve_device("gpu")
+    count = torch.cuda.device_count()
+    with pytest.raises(UsageError, match="sees no GPU" if count == 0 else f"there are {count}"):
+        resolve_device(f"cuda:{max(count, 1)}")
+
+
+def test_curves_of_an_interrupted_run_say_so(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_curves", lambda *arguments: drawn.append(arguments[3]))
+    _interrupt(monkeypatch, 6)
+    with pytest.raises(TrainingInterruptedError):
+        train(tiny_config(), tmp_path / "run", silent=True)
+    assert drawn == [None]

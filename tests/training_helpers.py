@@ -1,0 +1,81 @@
+"""Small settings, folders and comparisons that the training tests share."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from convmixer.config import Config
+from convmixer.config_io import load_recipe, override
+
+TINY = {
+    "device": "cpu",
+    "epochs": 2,
+    "batch_size": 320,
+    "log_interval": 2,
+    "model.dim": 8,
+    "model.depth": 1,
+    "model.kernel_size": 3,
+    "model.dw_impl": "torch",
+}
+"""Four steps an epoch on the digits."""
+
+
+def tiny_config(**changes: Any) -> Config:
+    """The digits recipe with a very small model; `__` in a name stands for the dot."""
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return override(load_recipe("digits"), TINY | named)
+
+
+def tiny_options() -> list[str]:
+    """The same settings as words of a command line."""
+    return [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+
+
+def write_cifar_batches(folder: Path, training_images: int = 40, test_images: int = 20) -> None:
+    """Write random images as CIFAR-10's five training batches and its test batch."""
+    generator = np.random.default_rng(0)
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        count = test_images if name == "test_batch" else training_images // 5
+        batch = {
+            "data": generator.integers(0, 256, (count, 3072), dtype=np.uint8),
+            "labels": [index % 10 for index in range(count)],
+        }
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def write_image_folder(folder: Path, splits: Mapping[str, int], classes: int = 2) -> None:
+    """Write `splits[name]` random colour images a class under `folder/name/class`."""
+    generator = np.random.default_rng(0)
+    for split, count in splits.items():
+        for label in range(classes):
+            place = folder / split / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+def assert_same_state(first: Any, second: Any, where: str = "") -> None:
+    """Compare nested dictionaries, lists and tensors bit for bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same_state(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same_state(*pair, f"{where}/{index}")
+    elif isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype and torch.equal(first, second), where
+    else:
+        assert first == second, where
