@@ -1,0 +1,312 @@
+"""Which tile sizes serve which problem: plain arithmetic, without Triton and without a GPU.
+
+The choice minimises a model of the time a launch takes; its terms come from the machine code of the
+kernels (`make budget`), and nothing in it was measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
+# Output columns of a strip: the smallest N of the tensor cores' matrix products.
+COLUMNS = 8
+_WARP = 32
+_VECTOR_BYTES = 16
+_BLOCKS_PER_MULTIPROCESSOR = 32
+_REGISTERS_PER_MULTIPROCESSOR = 65536
+# Bytes that a multiprocessor can lend as shared memory, of which a block takes 1024 for itself.
+_SHARED_BYTES = {(8, 0): 164 << 10, (8, 6): 100 << 10, (8, 7): 164 << 10, (8, 9): 100 << 10}
+_SHARED_BYTES |= {(9, 0): 228 << 10, (10, 0): 228 << 10, (10, 3): 228 << 10}
+_LEAST_SHARED_BYTES = 100 << 10
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a choice depends on of a GPU."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+
+    @property
+    def shared_bytes(self) -> int:
+        return _SHARED_BYTES.get(self.capability, _LEAST_SHARED_BYTES)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One convolution or one of its gradients: two tensors of equal shape, read or written together.
+
+    `row_strides` and `pixel_strides` are those of the two. `alignment` is the largest power of two,
+    in elements and up to 16 bytes, that divides the width and every stride of both: 1 where pixels
+    that are neighbours in a row are not neighbours in memory.
+    """
+
+    images: int
+    channels: int
+    height: int
+    width: int
+    kernel_size: int
+    dtype: torch.dtype
+    row_strides: tuple[int, int]
+    pixel_strides: tuple[int, int]
+    alignment: int
+
+    @classmethod
+    def of(cls, first: Tensor, second: Tensor, kernel_size: int) -> Problem:
+        images, channels, height, width = first.shape
+        tensors = (first, second)
+        # A stride along a dimension of size 1 says nothing.
+        pixel_strides = tuple(t.stride(3) if width > 1 else 1 for t in tensors)
+        row_strides = tuple(t.stride(2) if height > 1 else width for t in tensors)
+        alignment = math.gcd(width, _VECTOR_BYTES // first.element_size(), *row_strides)
+        if any(stride != 1 for stride in pixel_strides):
+            alignment = 1
+        for tensor in tensors:
+            for dimension in (0, 1):
+                if tensor.shape[dimension] > 1:
+                    alignment = math.gcd(alignment, tensor.stride(dimension))
+        return cls(
+            images,
+            channels,
+            height,
+            width,
+            kernel_size,
+            first.dtype,
+            row_strides,
+            pixel_strides,
+            alignment,
+        )
+
+    @property
+    def tensor_cores(self) -> bool:
+        return self.dtype != torch.float32
+
+    @property
+    def wide(self) -> bool:
+        """Whether eight output columns see more than 16 input columns."""
+        return self.kernel_size > 9
+
+    @property
+    def offset(self) -> int:
+        """Input columns in a window before the first output column, aligned like a strip."""
+        return 8 if self.wide else 4
+
+    @property
+    def window(self) -> int:
+        """Input columns of a window, rounded up to what a matrix product takes."""
+        return 32 if self.wide else 16
+
+    @property
+    def strips_per_band(self) -> int:
+        return self.images * math.ceil(self.width / COLUMNS)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How a kernel is compiled and launched.
+
+    Args:
+        strips: strips that a program works on at a time.
+        rows: rows of the image that a turn of the main loop, and of its pipeline, takes.
+        mask_rows: whether the last turn goes beyond the image.
+        bands: bands of rows into which images are cut; 1 leaves them whole.
+        band_rows: rows of a band.
+        programs: programs that share a channel.
+        registers: upper limit for a thread, None for the compiler's choice.
+        filter_rows: rows of the filter whose gradients a program sums (float32 weight gradient).
+        cost: modelled time, in no particular unit.
+    """
+
+    strips: int
+    rows: int
+    mask_rows: bool
+    bands: int
+    band_rows: int
+    programs: int
+    registers: int | None
+    filter_rows: int = 0
+    num_warps: int = 1
+    num_stages: int = 2
+    cost: float = field(default=0.0, compare=False)
+
+    @property
+    def banded(self) -> bool:
+        return self.bands > 1
+
+
+def forward(problem: Problem, device: Device) -> Configuration:
+    """The configuration of the forward pass, or of an input gradient."""
+    return forward_candidates(problem, device)[0]
+
+
+def weight_gradient(problem: Problem, device: Device) -> Configuration:
+    return weight_gradient_candidates(problem, device)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_candidates(problem: Problem, device: Device) -> tuple[Configuration, ...]:
+    """Every configuration worth considering, the best by the model first."""
+    return _ranked(_forward_candidates(problem, device))
+
+
+@functools.lru_cache(maxsize=1024)
+def weight_gradient_candidates(problem: Problem, device: Device) -> tuple[Configuration, ...]:
+    """Every configuration worth considering, the best by the model first."""
+    return _ranked(_weight_gradient_candidates(problem, device))
+
+
+def _ranked(candidates: Iterator[Configuration]) -> tuple[Configuration, ...]:
+    return tuple(sorted(candidates, key=lambda candidate: candidate.cost))
+
+
+def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configuration]:
+    size, height = problem.kernel_size, problem.height
+    if not problem.tensor_cores:
+        strips_choices, rows_choices = [16], [1]
+    elif problem.wide:
+        strips_choices = [16, 32]
+        # Two rows advance together.
+        rows_choices = [rows for rows in (8, 6, 4, 2) if rows - 1 <= height]
+    else:
+        strips_choices = [16, 32]
+        rows_choices = [rows for rows in range(8, 0, -1) if rows <= height]
+    for strips in strips_choices:
+        for rows in rows_choices:
+            mask_rows = height % rows != 0
+            registers = _forward_registers(problem, strips, mask_rows)
+            if registers is not None:
+                shared = rows * strips * (48 if problem.wide else 32)
+                resident = _resident_programs(device, registers, shared)
+                turns = math.ceil(height / rows)
+                yield _share_strips(
+                    problem,
+                    device.multiprocessors * resident,
+                    Configuration(strips, rows, mask_rows, 1, height, 1, registers),
+                    program_cost=2 * size,
+                    block_cost=_walk_cost(strips, turns, rows, 1.2 if mask_rows else 1.0),
+                )
+        # Bands walk over size - 1 more rows, so that those and their own fill whole turns.
+        rows = 8 if problem.tensor_cores else 1
+        registers = _forward_registers(problem, strips, True)
+        if registers is None:
+            continue
+        shared = rows * strips * (48 if problem.wide else 32)
+        slots = device.multiprocessors * _resident_programs(device, registers, shared)
+        for turns in _coarse_range(math.ceil(size / rows), math.ceil((height + size - 1) / rows) - 1):
+            band_rows = turns * rows - (size - 1)
+            bands = math.ceil(height / band_rows)
+            if bands > 1:
+                yield _share_strips(
+                    problem,
+                    slots,
+                    Configuration(strips, rows, True, bands, band_rows, 1, registers),
+                    program_cost=2 * size,
+                    block_cost=_walk_cost(strips, turns, rows, 1.5),
+                )
+
+
+def _forward_registers(problem: Problem, strips: int, masked: bool) -> int | None:
+    """Registers of a thread with which nothing spills; None if there is no such number."""
+    if not problem.tensor_cores:
+        return 255
+    if problem.wide:
+        small = problem.kernel_size < 15 and problem.alignment == 8 and not masked
+        return 255 if strips == 16 or small else None
+    if strips == 16:
+        return 128 if problem.alignment > 1 else 224
+    if problem.alignment == 1:
+        return None
+    if not masked:
+        return 128 if problem.alignment == 8 else 168
+    return 168 if problem.alignment >= 4 else None
+
+
+def _weight_gradient_candidates(problem: Problem, device: Device) -> Iterator[Configuration]:
+    size, height = problem.kernel_size, problem.height
+    filter_rows, groups, num_warps = 0, 1, 1
+    # Left to itself, the compiler spills some kernels of two warps to fit in more of them.
+    registers, limit = 200, 255 if problem.wide else None
+    if not problem.tensor_cores:
+        # A sum for every tap in every thread: of more than 9 rows only half fit into the registers.
+        filter_rows = size if size <= 9 else math.ceil(size / 2)
+        groups = math.ceil(size / filter_rows)
+        rows, strips, num_warps, shared = 1, 16, 4, 0
+    else:
+        # The compiler pipelines only loops whose turns replace all the rows they keep, and no
+        # accesses of less than four bytes.
+        rows = max(8, size - 1) if problem.alignment > 1 else 4
+        strips = 32 if problem.alignment > 2 else 16
+        if problem.wide:
+            # Each warp takes 16 of the 32 columns of the window.
+            strips, num_warps = 16, 2
+        shared = rows * strips * (2 * problem.window + 2 * COLUMNS)
+    resident = _resident_programs(device, registers * num_warps, shared)
+    for turns in _coarse_range(1, math.ceil(height / rows)):
+        bands = math.ceil(height / (turns * rows))
+        overhead = 1.3 if bands > 1 else 1.0
+        yield _share_strips(
+            problem,
+            device.multiprocessors * resident // groups,
+            Configuration(
+                strips=strips,
+                rows=rows,
+                mask_rows=height % rows != 0 or bands > 1,
+                bands=bands,
+                band_rows=turns * rows if bands > 1 else height,
+                programs=1,
+                registers=limit,
+                filter_rows=filter_rows,
+                num_warps=num_warps,
+            ),
+            program_cost=4 * size,
+            block_cost=_walk_cost(strips, turns, rows, overhead) + size,
+        )
+
+
+def _coarse_range(first: int, last: int) -> Iterator[int]:
+    """From `last` down to `first`: every number up to 16, then steps of a sixteenth."""
+    number = last
+    while number >= first:
+        yield number
+        number -= max(1, number // 16)
+
+
+def _walk_cost(strips: int, turns: int, rows: int, overhead: float) -> float:
+    """Time of a block of strips. A row has a latency whatever the number of strips is."""
+    return turns * (3 + rows * overhead * (1 + strips / 16))
+
+
+def _resident_programs(device: Device, registers: int, shared: int) -> int:
+    """Programs of one warp that a multiprocessor holds at a time."""
+    by_registers = _REGISTERS_PER_MULTIPROCESSOR // (_WARP * registers)
+    by_shared = device.shared_bytes // (shared + 1024)
+    return max(1, min(by_registers, by_shared, _BLOCKS_PER_MULTIPROCESSOR))
+
+
+def _share_strips(
+    problem: Problem,
+    slots: int,
+    configuration: Configuration,
+    program_cost: float,
+    block_cost: float,
+) -> Configuration:
+    """Chooses among how many programs the strips of a channel are shared.
+
+    Programs run in waves of `slots`; each costs something before its first block.
+    """
+    blocks = math.ceil(problem.strips_per_band * configuration.bands / configuration.strips)
+    best_cost, best_programs = math.inf, 1
+    for per_program in _coarse_range(1, blocks):
+        programs = math.ceil(blocks / per_program)
+        waves = math.ceil(problem.channels * programs / max(1, slots))
+        cost = waves * (program_cost + per_program * block_cost)
+        if cost < best_cost:
+            best_cost, best_programs = cost, programs
+    return replace(configuration, programs=best_programs, cost=best_cost)

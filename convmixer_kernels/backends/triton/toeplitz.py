@@ -1,0 +1,130 @@
+"""What the kernels share: strips of the image, their masks, and filter rows as Toeplitz matrices.
+
+A *strip* is a tile of adjacent columns in a band of rows of one image. Strips are the rows of the
+matrix products: they need nothing of one another, and there are enough of them at any batch size and
+any image size.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate_strips(
+    block,
+    strips,
+    bands,
+    band_rows,
+    WIDTH: tl.constexpr,
+    STRIPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BANDED: tl.constexpr,
+):
+    """The strips of a block: whether they exist, image, first row, first column; each (STRIPS,)."""
+    TILES: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
+    strip = block * STRIPS + tl.arange(0, STRIPS)
+    first_column = (strip % TILES).to(tl.int32) * COLUMNS
+    image = strip // TILES
+    first_row = tl.zeros((STRIPS,), dtype=tl.int32)
+    if BANDED:
+        first_row += (image % bands).to(tl.int32) * band_rows
+        image = image // bands
+    return strip < strips, image.to(tl.int64), first_row, first_column
+
+
+@triton.jit
+def plane_offset(image, image_stride, channel, channel_stride, ALIGNMENT: tl.constexpr):
+    """Where planes begin, in elements; the compiler is told what they are a multiple of."""
+    return tl.multiple_of(image * image_stride + channel * channel_stride, [ALIGNMENT])
+
+
+@triton.jit
+def row_exists(row, first_row, height, BANDED: tl.constexpr, MASK_ROWS: tl.constexpr):
+    """Whether row `row` of each strip lies in the image: (STRIPS,), or a scalar if all are alike."""
+    if BANDED:
+        return (first_row + row >= 0) & (first_row + row < height)
+    elif MASK_ROWS:
+        return (row >= 0) & (row < height)
+    else:
+        return True
+
+
+@triton.jit
+def load_tap(
+    filter_ptr,
+    row: tl.constexpr,
+    column: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    FLIPPED: tl.constexpr,
+):
+    """One element of a filter, or of the filter turned by half a turn."""
+    INDEX: tl.constexpr = row * KERNEL_SIZE + column
+    if FLIPPED:
+        return tl.load(filter_ptr + (KERNEL_SIZE * KERNEL_SIZE - 1 - INDEX))
+    else:
+        return tl.load(filter_ptr + INDEX)
+
+
+@triton.jit
+def select_taps(
+    matrix,
+    tap,
+    filter_ptr,
+    row: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    FLIPPED: tl.constexpr,
+):
+    """`matrix` with tap[i, j] of a filter row wherever tap[i, j] is one of its columns.
+
+    Loading such a matrix as a tensor takes fewer instructions, but then the compiler keeps it in
+    shared memory and reads it again for every row of the image. Selected from scalars, it stays in
+    registers in the layout that the matrix product wants.
+    """
+    for column in tl.static_range(KERNEL_SIZE):
+        matrix = tl.where(
+            tap == column, load_tap(filter_ptr, row, column, KERNEL_SIZE, FLIPPED), matrix
+        )
+    return matrix
+
+
+@triton.jit
+def toeplitz_matrix(
+    filter_ptr,
+    row: tl.constexpr,
+    SHIFT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    FLIPPED: tl.constexpr,
+):
+    """T[i, j] = filter[row, i - j - SHIFT], (16, COLUMNS): what 16 input columns give each output."""
+    i = tl.arange(0, 16)[:, None]
+    j = tl.arange(0, COLUMNS)[None, :]
+    matrix = tl.zeros((16, COLUMNS), dtype=filter_ptr.dtype.element_ty)
+    return select_taps(matrix, i - j - SHIFT, filter_ptr, row, KERNEL_SIZE, FLIPPED)
+
+
+@triton.jit
+def toeplitz_pair(
+    filter_ptr,
+    row: tl.constexpr,
+    SHIFT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    FLIPPED: tl.constexpr,
+):
+    """Eight input columns of filter row `row` above eight of row `row + 1`: (16, COLUMNS).
+
+    Rows that the filter does not have are zero.
+    """
+    i = tl.arange(0, 16)[:, None]
+    tap = i % 8 - tl.arange(0, COLUMNS)[None, :] - SHIFT
+    matrix = tl.zeros((16, COLUMNS), dtype=filter_ptr.dtype.element_ty)
+    if row >= 0:
+        upper = tl.where(i < 8, tap, KERNEL_SIZE)
+        matrix = select_taps(matrix, upper, filter_ptr, row, KERNEL_SIZE, FLIPPED)
+    if row < KERNEL_SIZE - 1:
+        lower = tl.where(i >= 8, tap, KERNEL_SIZE)
+        matrix = select_taps(matrix, lower, filter_ptr, row + 1, KERNEL_SIZE, FLIPPED)
+    return matrix

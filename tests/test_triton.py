@@ -1,0 +1,448 @@
+"""The Triton kernels against float64: interpreted on CPU tensors where there is no GPU.
+
+Machine code and compilation are tested in test_triton_compiled.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from convmixer_kernels import layout
+from convmixer_kernels.backends import triton as backend
+from convmixer_kernels.backends.triton.configurations import Problem
+
+from . import oracle
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FP16, FP32 = torch.float16, torch.float32
+
+_REASON = backend.unavailable(torch.device(DEVICE))
+needs_kernels = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+
+# (N, C, H, W, k): every kernel size; sizes of 1, primes, images smaller than the kernel, widths on
+# each side of a strip's eight columns, heights on each side of a turn of the main loops.
+SHAPES = [
+    (1, 1, 1, 1, 3),
+    (2, 2, 1, 1, 8),
+    (1, 2, 1, 1, 15),
+    (3, 1, 1, 2, 5),
+    (1, 1, 2, 1, 7),
+    (2, 1, 2, 2, 9),
+    (1, 2, 3, 3, 11),
+    (1, 1, 1, 19, 9),
+    (1, 1, 23, 1, 9),
+    (1, 1, 1, 17, 13),
+    (2, 2, 5, 3, 3),
+    (2, 1, 3, 5, 8),
+    (4, 1, 5, 5, 13),
+    (33, 1, 2, 3, 5),
+    (17, 1, 4, 8, 7),
+    (2, 3, 7, 7, 3),
+    (3, 2, 7, 7, 7),
+    (3, 2, 7, 7, 9),
+    (2, 1, 7, 7, 15),
+    (2, 2, 8, 8, 3),
+    (2, 2, 8, 8, 5),
+    (2, 1, 8, 8, 7),
+    (3, 2, 8, 8, 8),
+    (1, 2, 8, 8, 9),
+    (1, 1, 8, 8, 11),
+    (1, 1, 8, 8, 13),
+    (1, 1, 8, 8, 15),
+    (2, 2, 9, 9, 8),
+    (1, 2, 9, 9, 9),
+    (1, 1, 9, 9, 11),
+    (1, 1, 11, 7, 13),
+    (2, 1, 10, 12, 5),
+    (1, 2, 12, 10, 8),
+    (1, 1, 12, 12, 9),
+    (1, 1, 13, 11, 7),
+    (1, 1, 13, 13, 15),
+    (2, 1, 14, 14, 7),
+    (1, 1, 14, 14, 9),
+    (1, 1, 15, 16, 5),
+    (1, 1, 16, 15, 11),
+    (2, 2, 16, 16, 3),
+    (1, 2, 16, 16, 9),
+    (1, 1, 16, 16, 8),
+    (1, 1, 16, 16, 13),
+    (1, 1, 17, 17, 8),
+    (1, 2, 17, 9, 7),
+    (1, 1, 18, 18, 9),
+    (1, 1, 19, 23, 3),
+    (1, 1, 20, 20, 7),
+    (1, 1, 20, 4, 11),
+    (1, 1, 5, 40, 15),
+    (1, 1, 24, 24, 5),
+    (1, 1, 24, 25, 8),
+    (1, 1, 28, 28, 9),
+    (1, 1, 31, 6, 13),
+    (1, 1, 6, 67, 9),
+    (1, 1, 32, 32, 7),
+    (1, 2, 32, 32, 9),
+    (1, 1, 32, 32, 8),
+    (1, 1, 32, 32, 11),
+    (1, 1, 33, 31, 5),
+    (1, 1, 40, 8, 15),
+    (2, 1, 3, 130, 7),
+    (1, 1, 70, 3, 9),
+]
+FP32_SHAPES = [
+    (1, 1, 1, 1, 9),
+    (2, 2, 1, 1, 8),
+    (3, 2, 7, 7, 3),
+    (2, 1, 9, 8, 5),
+    (1, 2, 9, 11, 7),
+    (1, 1, 8, 17, 8),
+    (2, 1, 9, 10, 9),
+    (1, 1, 5, 7, 11),
+    (1, 1, 6, 9, 13),
+    (1, 1, 4, 9, 15),
+    (1, 1, 2, 35, 9),
+    (1, 1, 31, 2, 7),
+]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Uninitialised memory is NaN: what a kernel leaves out shows."""
+    torch.use_deterministic_algorithms("keep_memory" not in request.keywords)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@dataclasses.dataclass
+class Case:
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+    grad_output: Tensor
+
+    @property
+    def kernel_size(self) -> int:
+        return self.weight.shape[-1]
+
+    @property
+    def terms(self) -> int:
+        """Products in an element of the weight gradient."""
+        return self.input.numel() // self.input.shape[1]
+
+
+def random_case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
+    images, channels, height, width, k = shape
+    generator = torch.Generator().manual_seed(hash(shape) % 1000)
+    size = (images, channels, height, width)
+    return Case(
+        input=torch.randn(size, generator=generator).to(DEVICE, dtype),
+        weight=(torch.randn((channels, 1, k, k), generator=generator) / k).to(DEVICE, dtype),
+        bias=torch.randn(channels, generator=generator).to(DEVICE),
+        grad_output=torch.randn(size, generator=generator).to(DEVICE, dtype),
+    )
+
+
+def check(case: Case) -> None:
+    """All passes against float64; PyTorch's own error at the same precision is the yardstick."""
+    dtype = case.input.dtype
+    output = backend.forward(case.input, case.weight, case.bias)
+    grad_input = backend.input_gradient(case.grad_output, case.weight)
+    grad_weight, grad_bias = backend.weight_gradient(
+        case.input, case.grad_output, case.kernel_size, with_bias=True
+    )
+    assert grad_bias is not None
+    assert grad_weight.dtype == grad_bias.dtype == torch.float32
+    check_results(case, output, grad_input, grad_weight.to(dtype), grad_bias.to(dtype))
+
+
+def check_results(
+    case: Case, output: Tensor, grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor
+) -> None:
+    tensors = (case.input, case.weight, case.bias, case.grad_output)
+    exact = oracle.convolve(*tensors, torch.float64)
+    pytorch = oracle.convolve(*tensors, case.input.dtype)
+    assert exact.grad_bias is not None and pytorch.grad_bias is not None
+    taps = case.kernel_size**2
+    oracle.assert_close("output", output, exact.output, pytorch.output, taps)
+    oracle.assert_close("input gradient", grad_input, exact.grad_input, pytorch.grad_input, taps)
+    oracle.assert_close(
+        "weight gradient", grad_weight, exact.grad_weight, pytorch.grad_weight, case.terms
+    )
+    oracle.assert_close("bias gradient", grad_bias, exact.grad_bias, pytorch.grad_bias, case.terms)
+
+
+def name(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[:-1])) + f"-k{shape[-1]}"
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+def test_float16(shape: tuple[int, ...]) -> None:
+    check(random_case(shape, FP16))
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", FP32_SHAPES, ids=name)
+def test_float32(shape: tuple[int, ...]) -> None:
+    check(random_case(shape, FP32))
+
+
+@needs_kernels
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter is wrong in bfloat16")
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=name)
+def test_bfloat16(shape: tuple[int, ...]) -> None:
+    check(random_case(shape, torch.bfloat16))
+
+
+# Layouts. Each takes a contiguous tensor and returns its values with other strides, NaN around them.
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last)
+
+
+def channels_outermost(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def inside(tensor: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+    size = [b + s + a for b, s, a in zip(before, tensor.shape, after, strict=True)]
+    wide = torch.full(size, torch.nan, dtype=tensor.dtype, device=tensor.device)
+    view = wide[tuple(slice(b, b + s) for b, s in zip(before, tensor.shape, strict=True))]
+    return view.copy_(tensor)
+
+
+def slice_of_channels(tensor: Tensor) -> Tensor:
+    return inside(tensor, (0, 1, 0, 0), (0, 2, 0, 0))
+
+
+def slice_of_images(tensor: Tensor) -> Tensor:
+    return inside(tensor, (1, 0, 0, 0), (1, 0, 0, 0))
+
+
+def slice_of_rows_and_columns(tensor: Tensor) -> Tensor:
+    return inside(tensor, (0, 0, 1, 2), (0, 0, 2, 1))
+
+
+def slice_of_channels_last(tensor: Tensor) -> Tensor:
+    return inside(tensor.permute(0, 2, 3, 1), (0, 0, 1, 2), (0, 0, 1, 1)).permute(0, 3, 1, 2)
+
+
+def every_other_pixel(tensor: Tensor) -> Tensor:
+    wide = torch.full((*tensor.shape, 2), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    return wide[..., 0].copy_(tensor)
+
+
+def transposed_planes(tensor: Tensor) -> Tensor:
+    return tensor.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+def off_by_one_element(tensor: Tensor) -> Tensor:
+    return inside(tensor.flatten(), (1,), (1,)).view(tensor.shape)
+
+
+def expanded_images(tensor: Tensor) -> Tensor:
+    return tensor[:1].expand_as(tensor)
+
+
+def expanded_everywhere(tensor: Tensor) -> Tensor:
+    return tensor[:1, :1, :1, :1].expand_as(tensor)
+
+
+LAYOUTS = (
+    channels_last,
+    channels_outermost,
+    slice_of_channels,
+    slice_of_images,
+    slice_of_rows_and_columns,
+    slice_of_channels_last,
+    every_other_pixel,
+    transposed_planes,
+    off_by_one_element,
+    expanded_images,
+    expanded_everywhere,
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("arrange", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8, 9), (2, 2, 4, 10, 11)], ids=name)
+def test_layouts(arrange: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    case = random_case(shape, FP16)
+    case.input = arrange(case.input)
+    case.grad_output = arrange(case.grad_output)
+    check(case)
+
+
+@needs_kernels
+def test_layouts_of_input_and_grad_output_may_differ() -> None:
+    case = random_case((2, 3, 6, 9, 7), FP16)
+    case.grad_output = channels_last(case.grad_output)
+    check(case)
+    case = random_case((2, 3, 6, 9, 7), FP16)
+    case.input = transposed_planes(case.input)
+    check(case)
+
+
+@needs_kernels
+@pytest.mark.parametrize("arrange", [Tensor.contiguous, channels_last, channels_outermost])
+def test_outputs_keep_the_layout(arrange: Callable[[Tensor], Tensor]) -> None:
+    case = random_case((2, 3, 4, 5, 3), FP16)
+    arranged = arrange(case.input)
+    assert backend.forward(arranged, case.weight, None).stride() == arranged.stride()
+    assert backend.input_gradient(arranged, case.weight).stride() == arranged.stride()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [FP16, FP32])
+def test_float32_in_other_layouts(dtype: torch.dtype) -> None:
+    for arrange in (channels_last, slice_of_rows_and_columns):
+        case = random_case((2, 2, 4, 9, 5), dtype)
+        case.input = arrange(case.input)
+        check(case)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(2, 2, 7, 9, 9), (1, 2, 8, 8, 11)], ids=name)
+def test_nothing_outside_the_output_is_written(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = random_case(shape, FP16)
+    buffers: list[Tensor] = []
+
+    def guarded(tensor: Tensor) -> Tensor:
+        buffer = torch.full((tensor.numel() + 200,), 7.0, dtype=tensor.dtype, device=tensor.device)
+        buffers.append(buffer)
+        return buffer[100:-100].view(tensor.shape)
+
+    monkeypatch.setattr(layout, "empty_like_input", guarded)
+    check(case)
+    assert len(buffers) == 2
+    for buffer in buffers:
+        assert (buffer[:100] == 7).all() and (buffer[-100:] == 7).all()
+
+
+@needs_kernels
+def test_weight_need_not_be_contiguous() -> None:
+    case = random_case((1, 3, 5, 6, 5), FP16)
+    case.weight = slice_of_channels(case.weight.transpose(0, 1)).transpose(0, 1)
+    assert not case.weight.is_contiguous()
+    check(case)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [FP16, FP32])
+@pytest.mark.parametrize("bias_dtype", [FP16, FP32, torch.float64])
+def test_bias_of_any_dtype_is_added_in_float32(dtype: torch.dtype, bias_dtype: torch.dtype) -> None:
+    case = random_case((2, 3, 4, 5, 3), dtype)
+    # Rounded to float16 this bias would be off by far more than the rounding of the output.
+    case.input, case.bias = case.input / 1000, torch.tensor([1.0003, -1.0003, 0]).to(DEVICE)
+    case.bias = case.bias.to(bias_dtype)
+    output = backend.forward(case.input, case.weight, case.bias)
+    tensors = (case.input, case.weight, case.bias, case.grad_output)
+    exact = oracle.convolve(*tensors, torch.float64).output
+    assert (output.double() - exact).abs().max() <= torch.finfo(dtype).eps
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [FP16, FP32])
+def test_without_bias(dtype: torch.dtype) -> None:
+    case = random_case((2, 2, 5, 9, 7), dtype)
+    with_bias = backend.forward(case.input, case.weight, torch.zeros_like(case.bias))
+    assert torch.equal(backend.forward(case.input, case.weight, None), with_bias)
+    expected, _ = backend.weight_gradient(case.input, case.grad_output, 7, with_bias=True)
+    grad_weight, grad_bias = backend.weight_gradient(
+        case.input, case.grad_output, 7, with_bias=False
+    )
+    assert grad_bias is None
+    assert torch.equal(grad_weight, expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [FP16, FP32])
+def test_empty_batch(dtype: torch.dtype) -> None:
+    case = random_case((0, 3, 5, 6, 7), dtype)
+    assert backend.forward(case.input, case.weight, case.bias).shape == (0, 3, 5, 6)
+    assert backend.input_gradient(case.grad_output, case.weight).shape == (0, 3, 5, 6)
+    grad_weight, grad_bias = backend.weight_gradient(
+        case.input, case.grad_output, 7, with_bias=True
+    )
+    assert grad_bias is not None
+    assert torch.equal(grad_weight, torch.zeros((3, 1, 7, 7), device=DEVICE))
+    assert torch.equal(grad_bias, torch.zeros(3, device=DEVICE))
+
+
+@needs_kernels
+def test_infinities_and_nan_stay_in_their_plane() -> None:
+    case = random_case((3, 3, 6, 7, 9), FP16)
+    clean = backend.forward(case.input, case.weight, case.bias)
+    case.input[1] = torch.nan
+    case.input[:, 2] = torch.inf
+    spoiled = backend.forward(case.input, case.weight, case.bias)
+    untouched = torch.isfinite(case.input).all(dim=(2, 3))
+    assert untouched.sum() == 4
+    assert torch.equal(spoiled[untouched], clean[untouched])
+
+
+@needs_kernels
+@pytest.mark.keep_memory
+def test_more_elements_than_32_bits_count() -> None:
+    """Images, channels and rows that lie 2**31 elements apart."""
+    for strides in [(2**31, 64, 8, 1), (64, 2**31, 8, 1), (256, 128, 2**29, 1)]:
+        case = random_case((2, 2, 5, 8, 5), FP16)
+        extent = 1 + sum(
+            (size - 1) * stride for size, stride in zip(case.input.shape, strides, strict=True)
+        )
+        try:
+            storage = torch.empty(extent, dtype=FP16, device=DEVICE)
+        except RuntimeError:
+            pytest.skip(f"no address space for {2 * extent} bytes")
+        case.input = torch.as_strided(storage, case.input.shape, strides).copy_(case.input)
+        tensors = (case.input, case.weight, case.bias, case.grad_output)
+        exact = oracle.convolve(*tensors, torch.float64)
+        output = backend.forward(case.input, case.weight, case.bias)
+        grad_weight, _ = backend.weight_gradient(case.input, case.grad_output, 5, with_bias=False)
+        assert (output.double() - exact.output).abs().max() < 2e-3
+        assert (grad_weight.double() - exact.grad_weight).abs().max() < 1e-4
+        del storage, case
+
+
+# Configurations other than those that the small shapes above are given.
+
+
+def candidates(shape: tuple[int, ...], dtype: torch.dtype, operation: str) -> Iterator[object]:
+    from convmixer_kernels.backends.triton import configurations, launching
+
+    tensor = torch.empty(shape[:4], dtype=dtype, device="meta")
+    problem = Problem.of(tensor, tensor, shape[4])
+    device = launching.device(torch.device("cpu"))
+    every = (
+        configurations.weight_gradient_candidates(problem, device)
+        if operation == "weight_gradient"
+        else configurations.forward_candidates(problem, device)
+    )
+    for candidate in every:
+        for programs in {1, candidate.programs, 3}:
+            label = (
+                f"{operation}-{name(shape)}-strips{candidate.strips}-rows{candidate.rows}"
+                f"-bands{candidate.bands}-programs{programs}-{str(dtype)[6:]}"
+            )
+            configuration = dataclasses.replace(candidate, programs=programs)
+            yield pytest.param(shape, dtype, operation, configuration, id=label)
+
+
+def every_candidate() -> Iterator[object]:
+    for shape, dtype in [
+        ((3, 1, 19, 12, 5), FP16),
+        ((1, 2, 20, 8, 8), FP16),
+        ((2, 1, 18, 9, 11), FP16),
+        ((2, 1, 9, 9, 3), FP32),
+    ]:
+        for operation in ("forward", "input_gradient", "weight_gradient"):
+            yield from candidates(shape, dtype, operation)
