@@ -177,13 +177,19 @@ def _cells(ablation: AblationSet, recipe: Config, result: Result) -> dict[str, A
 def markdown(ablation: AblationSet, recipe: Config, results: Sequence[Result]) -> str:
     """Return the results as a Markdown table, the paper's accuracies in a column of their own."""
     epochs = f"{recipe.epochs} epoch" + ("s" if recipe.epochs > 1 else "")
+    caution = (
+        f" Rows are named as in the paper: {recipe.recipe} takes width, depth and patch size in "
+        "proportion to its own model. Images and training differ from the paper's, so compare rows "
+        "with rows, not the two columns."
+        if recipe.recipe != ablation.own_recipe
+        else ""
+    )
     lines = [
         f"# Table {ablation.table}: {ablation.title}",
         "",
-        f"Measured here with the recipe {recipe.recipe} ({epochs}): mean and sample "
-        "standard deviation of the test accuracy over the seeds. The last column is what the paper "
-        f"reports on {ablation.paper_data}: other images and other training wherever the recipe is "
-        f"not {ablation.own_recipe}, so compare rows with rows, not the two columns.",
+        f"Measured here with the recipe {recipe.recipe} ({epochs}): mean and sample standard "
+        "deviation of the test accuracy over the seeds. The last column of numbers is what the "
+        f"paper reports on {ablation.paper_data}.{caution}",
         "",
         f"| row | {recipe.recipe}: accuracy (%) | seeds | parameters | paper, "
         f"{ablation.paper_data} (%) | note |",

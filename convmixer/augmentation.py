@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -25,6 +25,17 @@ Transform = Callable[[Image.Image], Tensor]
 TRANSLATE_FRACTION = 0.45
 
 
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of every channel.
+
+    At its strongest timm's RandAugment keeps none, which leaves black; newer versions of Pillow
+    refuse to be asked for that.
+    """
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda _: 0)
+
+
 def _rand_augment(text: str, config: Config) -> Any:
     """Return RandAugment in timm's form (`rand-m9-mstd0.5-inc1`) or torchvision's.
 
@@ -38,7 +49,11 @@ def _rand_augment(text: str, config: Config) -> Any:
             "img_mean": fill,
         }
         try:
-            return rand_augment_transform(text, hparams)
+            policy = rand_augment_transform(text, hparams)
+            for operation in policy.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
+            return policy
         except (AssertionError, ValueError, KeyError):
             raise UsageError(f"augment.rand_augment: timm does not know {text!r}") from None
     if text.startswith("torchvision-"):

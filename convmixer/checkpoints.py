@@ -74,7 +74,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     try:
-        state_dict = convert_state_dict(_read(path))
+        state_dict = convert_state_dict(read_file(path))
     except UsageError as error:
         raise UsageError(f"{path}: {error}; accepted is {ACCEPTED_FORMATS}") from error
     target = model.state_dict()
@@ -155,7 +155,8 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
             os.close(folder)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_file(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint file holds, unpickled with `weights_only=True`; errors name what is wrong."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint")
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)

@@ -105,8 +105,12 @@ def save_curves(path: Path, config: Config, history: History, test_accuracy: flo
     )
     figure.suptitle(f"{config.recipe}: {_model_name(config)}, {result}", fontsize=13)
     loss, accuracy, rate = figure.subplots(1, 3)
-    for split in ("train", "validation", "test"):
-        label = "test (not used for selection)" if split == "test" else split
+    labels = {
+        "train": "train (augmented images)",
+        "validation": "validation",
+        "test": "test (not used for selection)",
+    }
+    for split, label in labels.items():
         _line(loss, history, f"{split}_loss", COLOURS[split], label)
         _line(accuracy, history, f"{split}_accuracy", COLOURS[split], label)
     _line(rate, history, "learning_rate", COLOURS["rate"], "learning rate")

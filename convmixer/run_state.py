@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convmixer.checkpoints import _read
+from convmixer.checkpoints import read_file
 from convmixer.errors import UsageError
 
 
@@ -25,7 +25,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UsageError: for a file that is cut off or something else.
     """
     try:
-        return dict(_read(path))
+        return dict(read_file(path))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

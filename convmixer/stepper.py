@@ -34,11 +34,11 @@ class Stepper:
         self.model: nn.Module = build_model(config, device)
         if processes.world > 1 and device.type == "cuda" and config.sync_batch_norm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.parallel: nn.Module = (
-            nn.parallel.DistributedDataParallel(self.model) if processes.world > 1 else self.model
-        )
         self.average = (
             ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay else None
+        )
+        self.parallel: nn.Module = (
+            nn.parallel.DistributedDataParallel(self.model) if processes.world > 1 else self.model
         )
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")

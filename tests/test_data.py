@@ -265,6 +265,12 @@ def test_rand_augment_takes_grey_images():
     assert all(transform(images.image(index)).shape == (1, 8, 8) for index in range(60))
 
 
+def test_the_strongest_posterize_leaves_black():
+    transform = training_transform(_plain_cifar(augment__rand_augment="rand-m10-n1-inc1-p1.0"))
+    image, black = _picture(), _normalised(Image.new("RGB", (32, 32))).float()
+    assert any(torch.allclose(transform(image), black, atol=1e-5) for _ in range(200))
+
+
 @pytest.mark.parametrize("policy", ["rand-x9", "torchvision-n1-q8", "auto"])
 def test_unknown_rand_augment_is_refused(policy):
     with pytest.raises(UsageError, match="rand_augment"):

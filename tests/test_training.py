@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import random
@@ -18,7 +19,7 @@ import torch
 from convmixer import ConvMixer, load_checkpoint, plots
 from convmixer.building import depthwise_implementation, effective_amp, resolve_device
 from convmixer.cli import main
-from convmixer.config_io import load_yaml
+from convmixer.config_io import load_recipe, load_yaml, override
 from convmixer.data import load_splits
 from convmixer.distributed import Processes
 from convmixer.errors import TrainingDivergedError, UsageError
@@ -42,7 +43,13 @@ from convmixer.scoring import augmented_views, score
 from convmixer.stepper import Stepper
 from convmixer.train import summarize_seeds, train, train_seeds
 from convmixer.trainer import Trainer
-from tests.training_helpers import assert_same_state, tiny_config, tiny_options
+from tests.training_helpers import (
+    assert_same_state,
+    tiny_config,
+    tiny_options,
+    write_cifar_batches,
+    write_image_folder,
+)
 
 CPU = torch.device("cpu")
 TIMES = ("images_per_second", "seconds")
@@ -138,16 +145,24 @@ def _batch(images: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
 PLAIN = {"augment__mixup": 0, "augment__cutmix": 0, "model__norm": "layer", "label_smoothing": 0}
 
 
+def _gradient(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return torch.cat([parameter.grad.flatten() for parameter in parameters])
+
+
 def test_accumulation_equals_one_large_batch():
     images, labels = _batch()
-    states = []
+    gradients = []
     for parts in (1, 2):
-        stepper = _stepper(**PLAIN, batch_size=16, accumulation_steps=parts)
+        changes = {"accumulation_steps": parts, "optimizer__clip_grad_norm": 0}
+        stepper = _stepper(**PLAIN, **changes)
+        stepper.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: gradients.append(_gradient(optimizer))
+        )
         pairs = zip(images.chunk(parts), labels.chunk(parts), strict=True)
         stepper.step(iter(pairs), rate=0.01, number=0)
-        states.append(stepper.model.state_dict())
         assert stepper.sums[0] == 16
-    torch.testing.assert_close(states[0], states[1], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
 def test_a_step_uses_the_given_learning_rate_and_counts_loss_and_hits():
@@ -168,12 +183,9 @@ def test_a_step_uses_the_given_learning_rate_and_counts_loss_and_hits():
 def test_gradients_are_clipped_to_the_limit(limit, expected):
     stepper = _stepper(optimizer__clip_grad_norm=limit)
     norms = []
-
-    def keep(*_):
-        gradients = [p.grad.flatten() for p in stepper.model.parameters()]
-        norms.append(float(torch.cat(gradients).norm()))
-
-    stepper.optimizer.register_step_pre_hook(keep)
+    stepper.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: norms.append(float(_gradient(optimizer).norm()))
+    )
     stepper.step(iter([_batch()]), rate=0.01, number=0)
     if expected is None:
         assert norms[0] > 0.01
@@ -383,6 +395,27 @@ def test_training_learns_the_digits(tmp_path):
     assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
 
 
+@pytest.mark.parametrize(
+    "recipe", ["cifar10", "cifar10-quick", "columbia", "imagenet", "imagenet-a1"]
+)
+def test_every_recipe_trains_on_images_of_its_kind(recipe, tmp_path):
+    changes = {
+        "epochs": 1, "batch_size": 8, "device": "cpu", "workers": 0, "dim": 8, "depth": 1,
+        "kernel_size": 3, "folder": str(tmp_path / "images"),
+    }  # fmt: skip
+    if recipe.startswith("imagenet"):
+        write_image_folder(tmp_path / "images", {"train": 8, "val": 3})
+        changes |= {"image_size": 14, "n_classes": 2}
+    else:
+        write_cifar_batches(tmp_path / "images", training_images=50)
+    summary = train(override(load_recipe(recipe), changes), tmp_path / "run", silent=True)
+    assert summary["test_images"] == (6 if recipe.startswith("imagenet") else 20)
+    (row,) = RunFolder(tmp_path / "run").load_metrics()
+    assert math.isfinite(row["train_loss"])
+    assert ("validation_accuracy" in row) == (recipe == "columbia")
+    assert ("test_accuracy" in row) == (recipe != "columbia")
+
+
 def test_test_images_are_used_once_after_training(tmp_path, monkeypatch):
     used = []
     original = Trainer.test
@@ -398,19 +431,18 @@ def test_test_images_are_used_once_after_training(tmp_path, monkeypatch):
     assert used == [2, 0, 1, 2]
 
 
-def _train_with_validation(monkeypatch, out, accuracies, select):
-    """Train with these validation accuracies and 0 % on the test images."""
+def _script_validation(monkeypatch, accuracies) -> None:
+    """Let the epochs have these accuracies on the validation images."""
     values = iter(accuracies)
     original = Trainer._scores
 
     def scripted(self, loader):
         scores = original(self, loader)
         if loader is self.validation_loader:
-            object.__setattr__(scores, "top1", next(values))
+            scores = dataclasses.replace(scores, top1=next(values))
         return scores
 
     monkeypatch.setattr(Trainer, "_scores", scripted)
-    return train(tiny_config(epochs=4, select=select), out, silent=True)
 
 
 @pytest.mark.parametrize(
@@ -420,10 +452,31 @@ def _train_with_validation(monkeypatch, out, accuracies, select):
 def test_the_tested_weights_are_those_of_the_chosen_epoch(
     tmp_path, monkeypatch, select, accuracies, chosen
 ):
-    summary = _train_with_validation(monkeypatch, tmp_path / "run", accuracies, select)
+    _script_validation(monkeypatch, accuracies)
+    tested = []
+    original = Trainer.test
+
+    def kept(self):
+        tested.append({k: v.clone() for k, v in self.stepper.evaluated.state_dict().items()})
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "test", kept)
+    summary = train(tiny_config(epochs=4, select=select), tmp_path / "run", silent=True)
     best = read_checkpoint(tmp_path / "run" / "best.pt")
+    assert_same_state(tested, [dict(best["state_dict"])])
     assert summary["tested_epoch"] == best["epoch"] == chosen
     assert summary["validation_accuracy"] == best["validation_accuracy"] == accuracies[chosen - 1]
+
+
+def test_a_resumed_run_remembers_its_best_epoch(tmp_path, monkeypatch):
+    _script_validation(monkeypatch, [95, 90])
+    config = tiny_config(select="best")
+    with monkeypatch.context() as patch:
+        _interrupt(patch, 6)
+        with pytest.raises(TrainingInterruptedError):
+            train(config, tmp_path / "run", silent=True)
+    summary = train(config, tmp_path / "run", resume=True, silent=True)
+    assert summary["tested_epoch"] == read_checkpoint(tmp_path / "run" / "best.pt")["epoch"] == 1
 
 
 def test_the_moving_average_is_what_is_tested(finished):
