@@ -84,18 +84,73 @@ void weight_gradient_at(int device, uintptr_t stream, int type, uintptr_t input,
         "weight gradient", p.shape, filter_size);
 }
 
+void forward_channels_last_at(int device, uintptr_t stream, int type, uintptr_t input,
+                              uintptr_t weight, uintptr_t bias, uintptr_t output, int images,
+                              int channels, int height, int width, int filter_size, bool flipped,
+                              ptrdiff_t input_image, ptrdiff_t input_row, ptrdiff_t input_pixel,
+                              ptrdiff_t output_image, ptrdiff_t output_row, ptrdiff_t output_pixel,
+                              int multiprocessors) {
+  ChannelsLastForwardArguments p{};
+  p.input = pointer<const void*>(input);
+  p.weight = pointer<const void*>(weight);
+  p.bias = pointer<const float*>(bias);
+  p.output = pointer<void*>(output);
+  p.shape = {images, channels, height, width};
+  p.input_strides = {input_image, input_row, input_pixel};
+  p.output_strides = {output_image, output_row, output_pixel};
+  p.filter_size = filter_size;
+  p.flipped = flipped;
+  use_device(device);
+  check(forward(p, Type(type), multiprocessors, pointer<cudaStream_t>(stream)),
+        flipped ? "channels-last input gradient" : "channels-last forward pass", p.shape,
+        filter_size);
+}
+
+int shares_channels_last(int images, int channels, int height, int width, int filter_size,
+                         int multiprocessors) {
+  return channels_last_weight_gradient_shares({images, channels, height, width}, filter_size,
+                                              multiprocessors);
+}
+
+void weight_gradient_channels_last_at(int device, uintptr_t stream, int type, uintptr_t input,
+                                      uintptr_t output_gradient, uintptr_t weight_sums,
+                                      uintptr_t bias_sums, uintptr_t workspace, int images,
+                                      int channels, int height, int width, int filter_size,
+                                      ptrdiff_t input_image, ptrdiff_t input_row,
+                                      ptrdiff_t input_pixel, ptrdiff_t gradient_image,
+                                      ptrdiff_t gradient_row, ptrdiff_t gradient_pixel,
+                                      int multiprocessors) {
+  ChannelsLastWeightGradientArguments p{};
+  p.input = pointer<const void*>(input);
+  p.output_gradient = pointer<const void*>(output_gradient);
+  p.shape = {images, channels, height, width};
+  p.input_strides = {input_image, input_row, input_pixel};
+  p.gradient_strides = {gradient_image, gradient_row, gradient_pixel};
+  p.filter_size = filter_size;
+  use_device(device);
+  check(weight_gradient(p, Type(type), multiprocessors, pointer<float*>(weight_sums),
+                        pointer<float*>(bias_sums), pointer<float*>(workspace),
+                        pointer<cudaStream_t>(stream)),
+        "channels-last weight gradient", p.shape, filter_size);
+}
+
 }  // namespace
 
-PYBIND11_MODULE(MODULE_NAME, module) {
-  module.doc() =
+PYBIND11_MODULE(MODULE_NAME, extension) {
+  extension.doc() =
       "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
-  module.def("forward", &forward_at, pybind11::call_guard<pybind11::gil_scoped_release>());
-  module.def("weight_gradient_shares", &shares);
-  module.def("weight_gradient", &weight_gradient_at,
-             pybind11::call_guard<pybind11::gil_scoped_release>());
+  extension.def("forward", &forward_at, pybind11::call_guard<pybind11::gil_scoped_release>());
+  extension.def("weight_gradient_shares", &shares);
+  extension.def("weight_gradient", &weight_gradient_at,
+                pybind11::call_guard<pybind11::gil_scoped_release>());
+  extension.def("forward_channels_last", &forward_channels_last_at,
+                pybind11::call_guard<pybind11::gil_scoped_release>());
+  extension.def("weight_gradient_shares_channels_last", &shares_channels_last);
+  extension.def("weight_gradient_channels_last", &weight_gradient_channels_last_at,
+                pybind11::call_guard<pybind11::gil_scoped_release>());
 #ifdef CONVMIXER_KERNELS_EMULATED
   // What the kernels have asked of the machine since the last call.
-  module.def("take_counters", [] {
+  extension.def("take_counters", [] {
     const emulation::Counters taken = std::exchange(emulation::counters, {});
     pybind11::dict result;
     result["global_bytes_read"] = taken.global_bytes_read;

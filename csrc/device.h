@@ -29,8 +29,8 @@ namespace device {
 // mma.sync.m16n8k16 (Chunks 2) or m16n8k8 (Chunks 1), T in {__half, __nv_bfloat16}: d = a b + c,
 // summed in float, by the whole warp; a is 16 x 8*Chunks and b 8*Chunks x 8. With g = lane / 4 and
 // t = lane % 4 * 2, a lane hands in
-//   a[q], q < 2*Chunks: element (g + q % 2 * 8, q / 2 * 8 + t) and the one to its right (high half);
-//   b[q], q < Chunks:   element (q * 8 + t, g) and the one below (high half);
+//   a[q], q < 2*Chunks: element (g + q % 2 * 8, q / 2 * 8 + t), that to its right in the high half;
+//   b[q], q < Chunks:   element (q * 8 + t, g), the one below in the high half;
 //   c[q] and d[q]:      element (g + q / 2 * 8, t + q % 2).
 template <class T, int Chunks>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t* a, const uint32_t* b,

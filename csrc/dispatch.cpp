@@ -8,11 +8,10 @@
 namespace depthwise {
 namespace {
 
-Plan checked_plan(const Shape& shape, int multiprocessors) {
-  const Plan result = plan(shape, multiprocessors);
-  if (result.tiling.items < 0)
+Plan checked(Plan plan) {
+  if (plan.tiling.items < 0)
     throw std::invalid_argument("more tiles in a channel than fit 32 bits");
-  return result;
+  return plan;
 }
 
 // Calls `launch` with the filter size, made odd, as a constant.
@@ -32,38 +31,79 @@ cudaError_t with_size(int filter_size, Launch launch) {
   }
 }
 
+// Calls `launch` with the arguments, in which sums now go to their place: the results themselves, or
+// a workspace if there are several shares, which are added afterwards.
+template <class Arguments, class Launch>
+cudaError_t sum_shares(Arguments p, int shares, float* weight_gradient, float* bias_gradient,
+                       float* workspace, cudaStream_t stream, Launch launch) {
+  const ptrdiff_t weights = ptrdiff_t(p.shape.channels) * p.filter_size * p.filter_size;
+  const bool several = shares > 1;
+  p.weight_sums = several ? workspace : weight_gradient;
+  p.bias_sums = bias_gradient == nullptr ? nullptr
+                : several                ? workspace + shares * weights
+                                         : bias_gradient;
+  const cudaError_t status = launch(p);
+  if (status != cudaSuccess || !several) return status;
+  const cudaError_t added =
+      launch_add_shares(weight_gradient, p.weight_sums, shares, weights, stream);
+  if (added != cudaSuccess || bias_gradient == nullptr) return added;
+  return launch_add_shares(bias_gradient, p.bias_sums, shares, p.shape.channels, stream);
+}
+
 }  // namespace
 
 cudaError_t forward(const ForwardArguments& p, Type type, int multiprocessors,
                     cudaStream_t stream) {
-  const Plan chosen = checked_plan(p.shape, multiprocessors);
+  const Plan chosen = checked(plan(p.shape, multiprocessors));
   return with_size(p.filter_size, [&](auto size) {
     return launch_forward<decltype(size)::value>(p, type, chosen, stream);
   });
 }
 
 int weight_gradient_shares(const Shape& shape, int multiprocessors) {
-  return checked_plan(shape, multiprocessors).shares;
+  return checked(plan(shape, multiprocessors)).shares;
 }
 
 cudaError_t weight_gradient(WeightGradientArguments p, Type type, int multiprocessors,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t stream) {
-  const Plan chosen = checked_plan(p.shape, multiprocessors);
-  const ptrdiff_t weights = ptrdiff_t(p.shape.channels) * p.filter_size * p.filter_size;
-  const bool several = chosen.shares > 1;
-  p.weight_sums = several ? workspace : weight_gradient;
-  p.bias_sums = bias_gradient == nullptr ? nullptr
-                : several                ? workspace + chosen.shares * weights
-                                         : bias_gradient;
-  const cudaError_t status = with_size(p.filter_size, [&](auto size) {
-    return launch_weight_gradient<decltype(size)::value>(p, type, chosen, stream);
+  const Plan chosen = checked(plan(p.shape, multiprocessors));
+  const auto launch = [&](const WeightGradientArguments& arguments) {
+    return with_size(p.filter_size, [&](auto size) {
+      return launch_weight_gradient<decltype(size)::value>(arguments, type, chosen, stream);
+    });
+  };
+  return sum_shares(p, chosen.shares, weight_gradient, bias_gradient, workspace, stream, launch);
+}
+
+cudaError_t forward(const ChannelsLastForwardArguments& p, Type type, int multiprocessors,
+                    cudaStream_t stream) {
+  const Plan chosen =
+      checked(channels_last_plan(p.shape, p.filter_size, Pass::forward, multiprocessors));
+  return with_size(p.filter_size, [&](auto size) {
+    return launch_forward_channels_last<decltype(size)::value>(p, type, chosen, stream);
   });
-  if (status != cudaSuccess || !several) return status;
-  const cudaError_t added =
-      launch_add_shares(weight_gradient, p.weight_sums, chosen.shares, weights, stream);
-  if (added != cudaSuccess || bias_gradient == nullptr) return added;
-  return launch_add_shares(bias_gradient, p.bias_sums, chosen.shares, p.shape.channels, stream);
+}
+
+int channels_last_weight_gradient_shares(const Shape& shape, int filter_size, int multiprocessors) {
+  const Plan chosen =
+      checked(channels_last_plan(shape, filter_size, Pass::weight_gradient, multiprocessors));
+  return chosen.shares * sections(chosen.tiling);
+}
+
+cudaError_t weight_gradient(ChannelsLastWeightGradientArguments p, Type type, int multiprocessors,
+                            float* weight_gradient, float* bias_gradient, float* workspace,
+                            cudaStream_t stream) {
+  const Plan chosen =
+      checked(channels_last_plan(p.shape, p.filter_size, Pass::weight_gradient, multiprocessors));
+  const auto launch = [&](const ChannelsLastWeightGradientArguments& arguments) {
+    return with_size(p.filter_size, [&](auto size) {
+      return launch_weight_gradient_channels_last<decltype(size)::value>(arguments, type, chosen,
+                                                                         stream);
+    });
+  };
+  const int shares = chosen.shares * sections(chosen.tiling);
+  return sum_shares(p, shares, weight_gradient, bias_gradient, workspace, stream, launch);
 }
 
 }  // namespace depthwise

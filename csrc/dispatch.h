@@ -18,4 +18,11 @@ cudaError_t weight_gradient(WeightGradientArguments, Type, int multiprocessors,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t);
 
+// The same for channels-last tensors.
+cudaError_t forward(const ChannelsLastForwardArguments&, Type, int multiprocessors, cudaStream_t);
+int channels_last_weight_gradient_shares(const Shape&, int filter_size, int multiprocessors);
+cudaError_t weight_gradient(ChannelsLastWeightGradientArguments, Type, int multiprocessors,
+                            float* weight_gradient, float* bias_gradient, float* workspace,
+                            cudaStream_t);
+
 }  // namespace depthwise

@@ -13,6 +13,15 @@ cudaError_t launch_forward(const ForwardArguments&, Type, const Plan&, cudaStrea
 template <int Size>
 cudaError_t launch_weight_gradient(const WeightGradientArguments&, Type, const Plan&, cudaStream_t);
 
+// The same for channels-last tensors, with a plan of channels_last_plan.
+template <int Size>
+cudaError_t launch_forward_channels_last(const ChannelsLastForwardArguments&, Type, const Plan&,
+                                         cudaStream_t);
+
+template <int Size>
+cudaError_t launch_weight_gradient_channels_last(const ChannelsLastWeightGradientArguments&, Type,
+                                                 const Plan&, cudaStream_t);
+
 // sums[i] = shares[0][i] + shares[1][i] + ..., in this order.
 cudaError_t launch_add_shares(float* sums, const float* shares, int share_count, ptrdiff_t elements,
                               cudaStream_t);

@@ -45,28 +45,29 @@ struct Plan {
 // Enough warps for `multiprocessors` to hide the latency of memory: 16 on each.
 constexpr int warps_wanted(int multiprocessors) { return 16 * multiprocessors; }
 
-// `items` of the result is -1 where they would not fit an int.
+// `items` is -1 where they would not fit an int.
+constexpr Tiling tiling_of(Shape shape, TileShape tile) {
+  Tiling tiling{};
+  while (tiling.groups_log2 < 4 && (tile.step << tiling.groups_log2) < shape.height)
+    ++tiling.groups_log2;
+  const int groups = 1 << tiling.groups_log2;
+  tiling.strips = int(divide_up(shape.height, groups * tile.step));
+  tiling.windows = shape.width <= 8 * tile.tiles
+                       ? 1
+                       : 1 + int(divide_up(shape.width - 8 * tile.tiles, window_step(tile.tiles)));
+  const int64_t image_tiles = divide_up(shape.images, jobs / groups);
+  const int64_t per_image = int64_t(tiling.strips) * tiling.windows;
+  const bool fits = per_image == 0 || image_tiles <= INT32_MAX / per_image;
+  tiling.items = fits ? int(image_tiles * per_image) : -1;
+  return tiling;
+}
+
 constexpr Plan plan(Shape shape, int multiprocessors) {
   Plan result{};
   result.tile = tile_shape(shape.width);
-  const int step = result.tile.step, tiles = result.tile.tiles;
-  Tiling& tiling = result.tiling;
-  while (tiling.groups_log2 < 4 && (step << tiling.groups_log2) < shape.height)
-    ++tiling.groups_log2;
-  const int groups = 1 << tiling.groups_log2;
-  tiling.strips = int(divide_up(shape.height, groups * step));
-  tiling.windows = shape.width <= 8 * tiles
-                       ? 1
-                       : 1 + int(divide_up(shape.width - 8 * tiles, window_step(tiles)));
-  const int64_t image_tiles = divide_up(shape.images, jobs / groups);
-  const int64_t per_image = int64_t(tiling.strips) * tiling.windows;
-  if (per_image > 0 && image_tiles > INT32_MAX / per_image) {
-    tiling.items = -1;
-    return result;
-  }
-  tiling.items = int(image_tiles * per_image);
+  result.tiling = tiling_of(shape, result.tile);
   const int64_t wanted = divide_up(warps_wanted(multiprocessors), shape.channels);
-  const int64_t most = tiling.items < 65535 ? tiling.items : 65535;  // grid.y
+  const int64_t most = result.tiling.items < 65535 ? result.tiling.items : 65535;  // grid.y
   result.shares = int(wanted < 1 ? 1 : wanted < most ? wanted : most);
   if (result.shares < 1) result.shares = 1;
   return result;
@@ -88,6 +89,75 @@ constexpr int alignment(uintptr_t address, int width, Strides strides) {
   const uintptr_t all =
       address / 2 | uintptr_t(width) | uintptr_t(strides.image) | uintptr_t(strides.channel);
   return address % 2 ? 0 : all % 8 == 0 ? 8 : all % 4 == 0 ? 4 : all % 2 == 0 ? 2 : 1;
+}
+
+// ---- channels last -------------------------------------------------------------------------------
+//
+// A block stages the planes of several channels at once and keeps to one section of the images: a
+// strip in a window. Its shares are shares of the images.
+
+enum class Pass { forward, weight_gradient };
+
+constexpr int sections(const Tiling& tiling) { return tiling.strips * tiling.windows; }
+
+// Lower jobs than elsewhere where shared memory must hold two tensors, or many small planes.
+constexpr TileShape channels_last_tile(int width, Pass pass) {
+  const TileShape tile = tile_shape(width);
+  if (tile.tiles == 1) return {4, 1};
+  return tile.tiles > 4 && pass == Pass::weight_gradient ? TileShape{1, tile.tiles} : tile;
+}
+
+// Channels of a block: 16, which fill a sector of memory, 32 bytes, where shared memory and registers
+// have room for them.
+constexpr int block_channels(int size, int tiles, Pass pass) {
+  const bool room = tiles <= 4 && size <= (tiles == 3 ? 9 : 11);
+  return pass == Pass::forward && room ? 16 : 8;
+}
+
+// Warps of a block: one a channel, or one for two channels where registers hold both filters.
+constexpr int block_warps(int size, int tiles, Pass pass) {
+  return size <= 9 ? 8 : block_channels(size, tiles, pass);
+}
+
+// How many blocks a multiprocessor runs at a time: two wherever 128 registers are enough, as the
+// compilers' reports say.
+constexpr int blocks_resident(int size, int tiles, Pass pass) {
+  if (pass == Pass::weight_gradient) return size < 9 || (size == 9 && tiles != 3) ? 2 : 1;
+  return size <= 9 || (size >= 13 && tiles <= 2) || (size == 15 && tiles == 4) ? 2 : 1;
+}
+
+// Blocks come and go in waves, and a share takes as long as its items and about half an item to
+// begin. The number of shares that takes the least time by that count.
+constexpr int image_shares(int64_t blocks, int image_tiles, int64_t at_a_time) {
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int shares = 1; shares <= image_tiles && shares <= 256; ++shares) {
+    const int64_t time =
+        divide_up(blocks * shares, at_a_time) * (2 * divide_up(image_tiles, shares) + 1);
+    if (time < least) least = time, best = shares;
+  }
+  return best;
+}
+
+constexpr Plan channels_last_plan(Shape shape, int filter_size, Pass pass, int multiprocessors) {
+  const int size = odd_size(filter_size);
+  Plan result{};
+  result.tile = channels_last_tile(shape.width, pass);
+  result.tiling = tiling_of(shape, result.tile);
+  if (result.tiling.items < 0) return result;
+  const int tiles = result.tile.tiles, parts = sections(result.tiling);
+  const int64_t blocks = divide_up(shape.channels, block_channels(size, tiles, pass)) * parts;
+  const int64_t at_a_time = int64_t(multiprocessors) * blocks_resident(size, tiles, pass);
+  result.shares = image_shares(blocks, result.tiling.items / parts, at_a_time);
+  return result;
+}
+
+// Whether pixels are whole units of 8 channels on 16-byte boundaries; otherwise elements move one by
+// one.
+constexpr bool in_units(uintptr_t address, int channels, PixelStrides strides) {
+  const uintptr_t elements = uintptr_t(channels) | uintptr_t(strides.image) |
+                             uintptr_t(strides.row) | uintptr_t(strides.pixel);
+  return address % 16 == 0 && elements % 8 == 0;
 }
 
 }  // namespace depthwise

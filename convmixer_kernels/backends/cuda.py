@@ -20,6 +20,9 @@ from convmixer_kernels import build_information, emulation_build, layout
 
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1}
+# The dimensions whose strides the kernels take; the others are adjacent.
+_PLANE_STRIDES: tuple[int, ...] = (0, 1)
+_PIXEL_STRIDES: tuple[int, ...] = (0, 2, 3)
 _LEAST_CAPABILITY = (8, 0)
 # What a multiprocessor count does in the emulation: a few shares of the work even for tests.
 _EMULATED_MULTIPROCESSORS = 1
@@ -105,14 +108,23 @@ def weight_gradient(
     grad_bias = grad_weight.new_empty(channels) if with_bias else None
     if images == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
-    input, grad_output = layout.planar(input), layout.planar(grad_output)
+    channels_last = layout.is_channels_last(input)
+    arranged = _channels_last if channels_last else layout.planar
+    input, grad_output = arranged(input), arranged(grad_output)
     device, stream, multiprocessors = _place(input.device)
     module = _module(input.device)
-    shares = module.weight_gradient_shares(images, channels, height, width, multiprocessors)
+    if channels_last:
+        run, free_strides = module.weight_gradient_channels_last, _PIXEL_STRIDES
+        shares = module.weight_gradient_shares_channels_last(
+            images, channels, height, width, kernel_size, multiprocessors
+        )
+    else:
+        run, free_strides = module.weight_gradient, _PLANE_STRIDES
+        shares = module.weight_gradient_shares(images, channels, height, width, multiprocessors)
     per_share = channels * (kernel_size * kernel_size + 1)
     workspace = grad_weight.new_empty(shares * per_share if shares > 1 else 0)
     with torch.cuda.device(device):
-        module.weight_gradient(
+        run(
             device,
             stream,
             _TYPES[input.dtype],
@@ -126,10 +138,8 @@ def weight_gradient(
             height,
             width,
             kernel_size,
-            input.stride(0),
-            input.stride(1),
-            grad_output.stride(0),
-            grad_output.stride(1),
+            *map(input.stride, free_strides),
+            *map(grad_output.stride, free_strides),
             multiprocessors,
         )
     return grad_weight, grad_bias
@@ -139,36 +149,42 @@ def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool)
     output = layout.empty_like_input(input)
     if input.numel() == 0:
         return output
-    source = layout.planar(input)
-    # The kernels write planes; other layouts are converted until they have kernels of their own.
-    target = output if layout.is_planar(output) else torch.empty_like(source)
+    channels_last = layout.is_channels_last(input)
+    source = input if channels_last else layout.planar(input)
     weight = weight.contiguous()
     if bias is not None:
         bias = bias.to(torch.float32).contiguous()
     images, channels, height, width = source.shape
     device, stream, multiprocessors = _place(source.device)
+    module = _module(source.device)
+    run = module.forward_channels_last if channels_last else module.forward
+    free_strides = _PIXEL_STRIDES if channels_last else _PLANE_STRIDES
     with torch.cuda.device(device):
-        _module(source.device).forward(
+        run(
             device,
             stream,
             _TYPES[source.dtype],
             source.data_ptr(),
             weight.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            target.data_ptr(),
+            output.data_ptr(),
             images,
             channels,
             height,
             width,
             weight.shape[-1],
             flipped,
-            source.stride(0),
-            source.stride(1),
-            target.stride(0),
-            target.stride(1),
+            *map(source.stride, free_strides),
+            *map(output.stride, free_strides),
             multiprocessors,
         )
-    return output if target is output else output.copy_(target)
+    return output
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """`tensor` itself if the channels of a pixel are adjacent, otherwise a channels-last copy."""
+    adjacent = tensor.stride(1) == 1 or tensor.shape[1] == 1
+    return tensor if adjacent else tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _module(device: torch.device) -> ModuleType:

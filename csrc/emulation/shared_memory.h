@@ -63,9 +63,10 @@ inline void check_gaps() {
     for (size_t i = from; i < to; ++i)
       if (start[i] != untouched)
         throw Fault("emulated kernel: " + text("block", block.index) +
-                    " wrote outside of shared memory it took: " + std::to_string(i - from) +
-                    " bytes after the end of array " + std::to_string(n) + ", " +
-                    std::to_string(to - i) + " before the next, counted from 1");
+                    " wrote to shared memory of no array, " +
+                    (n == 0 ? std::to_string(to - i) + " bytes before the first"
+                            : std::to_string(i - from) + " bytes after the end of number " +
+                                  std::to_string(n)));
     if (!last) from = to + block.arrays[n].bytes;
   }
 }

@@ -1,0 +1,129 @@
+// Forward pass and input gradient of channels-last tensors: the core and the epilogue of
+// depthwise_forward.cuh between the staging of staging_channels_last.cuh. A block owns some
+// channels and a section of the images, and works through a share of these; each warp has channels
+// of its own, their bands in registers. Sums take the place of the input in its planes.
+#pragma once
+#include "epilogue.cuh"
+#include "staging_channels_last.cuh"
+
+namespace depthwise {
+
+template <int Size, int Step, int Tiles>
+struct ChannelsLastForwardLayout {
+  static constexpr int pad = Size / 2;
+  static constexpr int channels = block_channels(Size, Tiles, Pass::forward);
+  static constexpr int warps = block_warps(Size, Tiles, Pass::forward);
+  static constexpr int output_chunks = jobs * Step * Tiles;
+  using Planes = ChannelPlanes<Step, 8 * Tiles, channels>;
+  using Rows = typename Planes::Rows;
+
+  // Rows of a job's outputs, behind the halo.
+  struct Outputs {
+    __device__ static constexpr int at(int row, int column) { return Rows::at(pad + row, column); }
+  };
+
+  static constexpr Staged staged(const Tiling& tiling) {
+    return Planes::staged(tiling, Tiles, pad);
+  }
+  template <class T>
+  static constexpr size_t shared_bytes(const Tiling& tiling) {
+    using device::SharedMemory;
+    const Staged input = staged(tiling);
+    return SharedMemory::bytes<T>(Planes::elements(input.pitch)) +
+           SharedMemory::bytes<T>(Planes::raw_elements(input.chunks)) +
+           SharedMemory::bytes<Chunk>(size_t(input.chunks)) +
+           SharedMemory::bytes<Chunk>(size_t(output_chunks));
+  }
+};
+
+// Grid: x counts channels by those of a block, within the sections; y shares of the images.
+template <class T, int Size, int Step, int Tiles>
+__global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
+                                  blocks_resident(Size, Tiles, Pass::forward))
+    depthwise_forward_channels_last(ChannelsLastForwardArguments p, Tiling tiling, Staged staged,
+                                    bool input_in_units, bool output_in_units) {
+  using Layout = ChannelsLastForwardLayout<Size, Step, Tiles>;
+  using Planes = typename Layout::Planes;
+  using Rows = typename Layout::Rows;
+  constexpr int pad = Layout::pad, warps = Layout::warps, per_warp = Layout::channels / warps;
+  const int thread = int(threadIdx.x), images = jobs >> tiling.groups_log2;
+
+  device::SharedMemory memory;
+  T* const planes = memory.take<T>(Planes::elements(staged.pitch));
+  T* const raw = memory.take<T>(Planes::raw_elements(staged.chunks));
+  Chunk* const input_list = memory.take<Chunk>(size_t(staged.chunks));
+  Chunk* const output_list = memory.take<Chunk>(size_t(Layout::output_chunks));
+
+  const auto [section, channel] = BlockPlace(int(blockIdx.x), tiling, Layout::channels);
+  const int channels = p.shape.channels - channel;
+  const int image_tiles = int(divide_up(p.shape.images, images));
+  const int first = int(int64_t(image_tiles) * blockIdx.y / gridDim.y);
+  const int last = int(int64_t(image_tiles) * (blockIdx.y + 1) / gridDim.y);
+
+  // The filters pass through the planes of their channels.
+  Bands<T, Size, Tiles> bands[per_warp];
+#pragma unroll
+  for (int i = 0; i < per_warp; ++i) {
+    const int lane = thread % 32, c = thread / 32 + i * warps;
+    if (c >= channels) continue;
+    bands[i].load(
+        static_cast<const T*>(p.weight) + ptrdiff_t(channel + c) * p.filter_size * p.filter_size,
+        p.filter_size, p.flipped,
+        reinterpret_cast<unsigned short*>(planes + Planes::at(staged.pitch, c)), lane);
+  }
+  __syncthreads();
+  clear_together(planes, Planes::elements(staged.pitch), thread);
+  clear_together(raw, Planes::raw_elements(staged.chunks), thread);
+  const Item<Step, Tiles> item(section, tiling);
+  list_chunks<Planes, Tiles>(input_list, input_section(item, tiling, pad), staged, p.shape,
+                             p.input_strides, thread);
+  list_chunks<Planes, Tiles>(output_list, own_section(item, tiling, pad),
+                             {staged.image, staged.pitch, Layout::output_chunks}, p.shape,
+                             p.output_strides, thread);
+  __syncthreads();
+
+  const auto fetch = [&](int number) {
+    const int image = number * images;
+    if (number < last)
+      fetch_chunks<Planes, warps>(
+          raw, input_list, staged.chunks,
+          static_cast<const T*>(p.input) + image * p.input_strides.image + channel,
+          p.input_strides.pixel, p.shape.images - image, channels, input_in_units, thread);
+    device::copy_commit();
+  };
+  fetch(first);
+#pragma unroll 1
+  for (int number = first; number < last; ++number) {
+    device::copy_wait<0>();
+    __syncthreads();
+    chunks_to_planes<Planes, warps, 0>(planes, staged.pitch, raw, input_list, staged.chunks,
+                                       thread);
+    __syncthreads();
+    fetch(number + 1);
+#pragma unroll
+    for (int i = 0; i < per_warp; ++i) {
+      const unsigned mine = unsigned(device::opaque(thread));
+      const int lane = int(mine % 32), c = int(mine / 32) + i * warps;
+      if (c >= channels) continue;
+      T* const plane = planes + Planes::at(staged.pitch, c);
+      // Read anew for each item: registers are scarcer than reads that hit the cache.
+      const float bias = p.bias ? __ldg(p.bias + channel + c) : 0.f;
+      float sum[Step][Tiles][4] = {};
+      multiply<T, Size, Step, Tiles, Rows>(
+          sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
+          bands[i], lane);
+      __syncwarp();
+      finish<T, Size, typename Layout::Outputs>(
+          plane + Rows::job(lane / 4, tiling.groups_log2, staged.image),
+          plane + Rows::job(lane / 4 + 8, tiling.groups_log2, staged.image), sum, bias, lane);
+    }
+    __syncthreads();
+    const int image = number * images;
+    planes_to_memory<Planes, warps, Layout::output_chunks>(
+        static_cast<T*>(p.output) + image * p.output_strides.image + channel, planes, staged.pitch,
+        output_list, p.output_strides.pixel, p.shape.images - image, channels, output_in_units,
+        thread);
+  }
+}
+
+}  // namespace depthwise
