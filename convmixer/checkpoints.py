@@ -156,7 +156,7 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """What a checkpoint file holds, unpickled with `weights_only=True`; errors name what is wrong."""
+    """What a checkpoint file holds, read without running code of its; errors name what is wrong."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint")
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
