@@ -86,10 +86,7 @@ __global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, W
     finish<T, Size, Rows>(first_job, second_job, sum, bias, lane);
     __syncwarp();
     writer.store_next(output, lane);
-    // The next item overwrites both buffers.
-    __syncwarp();
   }
-  device::copy_wait<0>();
 }
 
 }  // namespace depthwise

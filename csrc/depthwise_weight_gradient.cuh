@@ -144,8 +144,6 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
     // The next item overwrites what was read.
     __syncwarp();
   }
-  device::copy_wait<0>();
-  __syncwarp();
 
   const ptrdiff_t plane = ptrdiff_t(blockIdx.y) * p.shape.channels + channel;
   sums.store(p.weight_sums + plane * p.filter_size * p.filter_size, p.filter_size,

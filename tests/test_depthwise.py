@@ -210,6 +210,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("impl", KERNELS)
 @pytest.mark.parametrize("shape", [(3, 5, 12, 16, 9), (2, 3, 7, 9, 11)], ids=["even", "odd"])
@@ -233,6 +234,7 @@ def test_gradient_of_a_sum_is_expanded(impl: str) -> None:
     check(impl, input, weight, bias, one.expand(input.shape))
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("impl", KERNELS)
 def test_without_bias(impl: str) -> None:
     input, weight, _, grad_output = random_case((2, 3, 9, 8, 7), FP16)

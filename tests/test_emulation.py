@@ -52,6 +52,7 @@ def test_right_kernels_pass_without_assembly() -> None:
         ("missing_warp_barrier", ("reverse", "late"), ("forward", "late")),
         ("blocks_race", ("reverse", "late"), ("forward", "late")),
         ("missing_wait", ("forward", "late"), ("forward", "early")),
+        ("wait_for_fewer", ("forward", "late"), ("forward", "early")),
         ("missing_commit", ("forward", "late"), ("forward", "early")),
         ("missing_barrier_after_wait", ("forward", "late"), None),
         ("missing_barrier_after_wait", ("reverse", "early"), None),
@@ -119,9 +120,12 @@ def test_a_sanitizer_names_the_line(sanitizer: str, fault: str, message: str) ->
     ("fault", "message"),
     [
         ("return_with_copies", r"thread \(30, 0, 0\).*asynchronous copies under way"),
-        ("write_past_shared", "outside of shared memory it took: 0 bytes after the end of array 1"),
-        ("write_before_shared", "outside of shared memory it took: .* 4 before the next"),
-        ("copy_to_outside", "outside of shared memory it took"),
+        (
+            "write_past_shared",
+            "wrote to shared memory of no array, 0 bytes after the end of number 1",
+        ),
+        ("write_before_shared", "wrote to shared memory of no array, 4 bytes before the first"),
+        ("copy_to_outside", "wrote to shared memory of no array"),
         ("misaligned_load", r"ld\.global \(.*:\d+\): the address is not a multiple of 8"),
         ("misaligned_store", r"st\.global \(.*:\d+\): the address is not a multiple of 8"),
         ("misaligned_shared", r"st\.shared\.v4 \(.*:\d+\): the address is not a multiple of 16"),

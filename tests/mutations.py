@@ -1,0 +1,90 @@
+"""Faults to plant in copies of the CUDA sources, each of which the tests must catch."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One statement of a kernel, changed: where `text` stands for the `nth` time, from 0."""
+
+    what: str
+    file: str
+    text: str
+    replacement: str = ""
+    nth: int = 0
+
+
+FORWARD, GRADIENT = "depthwise_forward.cuh", "depthwise_weight_gradient.cuh"
+STAGING, CORE = "staging_contiguous.cuh", "toeplitz.cuh"
+PIXELS_FORWARD = "depthwise_forward_channels_last.cuh"
+PIXELS_GRADIENT = "depthwise_weight_gradient_channels_last.cuh"
+PIXELS_STAGING = "staging_channels_last.cuh"
+WARP, BLOCK = "__syncwarp();", "__syncthreads();"
+
+# By the kernel that has the fault and the sanitizer that it is run under.
+MUTATIONS = {
+    ("forward", "thread"): [
+        Mutation("no barrier after the copies", FORWARD, WARP),
+        Mutation("no barrier between sums and stores", FORWARD, WARP, nth=1),
+        Mutation("no barrier before the bands", CORE, WARP),
+        Mutation("wait for too few copies", FORWARD, "copy_wait<1>", "copy_wait<2>"),
+        Mutation("no zeros around planes", FORWARD, "clear(input, input_elements, lane);"),
+        Mutation("halo one row off", STAGING, "item_.top(tiling_) - Pad", "item_.top(tiling_)"),
+        Mutation("more rows written than there are", STAGING, "y >= shape.height ||"),
+    ],
+    ("forward", "address"): [
+        Mutation("more images read than there are", STAGING, "image < shape_.images", "true"),
+    ],
+    ("weight_gradient", "thread"): [
+        Mutation("no barrier after zeros", GRADIENT, WARP),
+        Mutation("no barrier after the copies", GRADIENT, WARP, nth=1),
+        Mutation("no barrier before the next copies", GRADIENT, WARP, nth=2),
+        Mutation("no barrier before diagonals", CORE, WARP, nth=2),
+        Mutation("seams counted twice", GRADIENT, "item.first_tile() > 0", "false"),
+    ],
+    ("channels_last_forward", "thread"): [
+        Mutation("no barrier after the filters", PIXELS_FORWARD, BLOCK),
+        Mutation("no barrier after the copies", PIXELS_FORWARD, BLOCK, nth=2),
+        Mutation("no barrier after transposing", PIXELS_FORWARD, BLOCK, nth=3),
+        Mutation("no barrier between sums and stores", PIXELS_FORWARD, BLOCK, nth=4),
+        Mutation("no barrier before sums replace inputs", PIXELS_FORWARD, WARP),
+    ],
+    ("channels_last_forward", "address"): [
+        Mutation("more channels read than there are", PIXELS_STAGING, "if (channels <= 0) return;"),
+    ],
+    ("channels_last_weight_gradient", "thread"): [
+        Mutation("no barrier after the copies", PIXELS_GRADIENT, BLOCK, nth=1),
+        Mutation("no barrier after transposing", PIXELS_GRADIENT, BLOCK, nth=2),
+        Mutation("no barrier before diagonals", PIXELS_GRADIENT, WARP),
+    ],
+}
+
+
+def copy_sources(csrc: Path, copy: Path, mutation: Mutation | None = None) -> Path:
+    """A copy of `csrc` whose barriers are those that correctness asks for, with the mutation.
+
+    Raises:
+        LookupError: the sources have changed so that the mutation does not apply any more.
+    """
+    shutil.copytree(csrc, copy, ignore=shutil.ignore_patterns("build_tools", "__pycache__"))
+    # It limits what ptxas does early. In the emulation it would stand in for missing barriers.
+    _apply(Mutation("", CORE, "load_no_further() { __syncwarp(); }", "load_no_further() {}"), copy)
+    if mutation is not None:
+        _apply(mutation, copy)
+    return copy
+
+
+def _apply(mutation: Mutation, folder: Path) -> None:
+    path = folder / mutation.file
+    pieces = path.read_text().split(mutation.text)
+    if len(pieces) < mutation.nth + 2:
+        raise LookupError(
+            f"{mutation.file} does not hold {mutation.text!r} {mutation.nth + 1} times any more: "
+            "bring tests/mutations.py up to date"
+        )
+    before, after = pieces[: mutation.nth + 1], pieces[mutation.nth + 1 :]
+    path.write_text(mutation.text.join(before) + mutation.replacement + mutation.text.join(after))
