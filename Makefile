@@ -3,6 +3,7 @@
 #   make test     lints and runs every test
 # And for work on the kernels:
 #   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, tests, checks, measures
+#   make report   tables and pictures from stored results: make report RESULTS=build/quick.json
 #   make budget   registers, spills and instructions of every kernel, against benchmarks/budget.csv
 #   make lint, make format, make clean
 
@@ -21,7 +22,7 @@ CUDA_SOURCES := $(filter-out csrc/emulation/% tests/%,$(CPP_FILES))
 # Without a GPU the extension is only compiled, linked and imported, for which one architecture does.
 ARCHITECTURES := $(if $(GPU),,90)
 
-.PHONY: demo test gpu budget lint format clean
+.PHONY: demo test gpu report budget lint format clean
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
 	@out=runs/digits; run=2; while [ -e $$out ]; do out=runs/digits-$$run; run=$$((run + 1)); done; \
@@ -41,7 +42,14 @@ gpu:
 	    compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -m sanitizer; \
 	  done; \
 	else echo "make gpu: there is no compute-sanitizer on PATH, memcheck and racecheck did not run"; fi
-	$(PYTHON) -m pytest benchmarks --benchmark-only
+	mkdir -p build
+	@status=0; \
+	$(PYTHON) -m pytest benchmarks --benchmark-only --quick --benchmark-json=build/quick.json || status=$$?; \
+	$(PYTHON) benchmarks/report.py build/quick.json; exit $$status
+
+report: $(VENV)/installed
+	@if [ -z "$(RESULTS)" ]; then echo "make report: name results, as in make report RESULTS=build/quick.json"; exit 2; fi
+	$(BIN)/python benchmarks/report.py $(RESULTS)
 
 budget: $(VENV)/installed
 	$(BIN)/python benchmarks/budget.py

@@ -1,0 +1,105 @@
+"""What a measurement means: bytes, operations, ceilings, ratios, noise. No PyTorch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Below this, two measurements of one program on one machine differ for no reason worth a look.
+LEAST_CHANGE = 0.03
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operation cannot do without.
+
+    Attributes:
+        bytes: every input read once and every output written once.
+        operations: floating-point, a multiplication and an addition counting as two.
+    """
+
+    bytes: int
+    operations: int
+
+    @property
+    def intensity(self) -> float:
+        """Operations for each byte."""
+        return self.operations / self.bytes
+
+
+def depthwise_work(
+    images: int, channels: int, height: int, width: int, kernel_size: int, element_bytes: int
+) -> Work:
+    """The work of a depthwise convolution with 'same' padding, or of either of its gradients.
+
+    Each of the three passes over two tensors of images and one of filters, and does one
+    multiplication and addition for every pair of an output and a filter element that meets the
+    image; those that meet the padding cost nothing here, though a kernel may well compute them.
+    """
+    planes = images * channels
+    elements, filters = planes * height * width, channels * kernel_size**2
+    products = planes * _meetings(height, kernel_size) * _meetings(width, kernel_size)
+    return Work((2 * elements + filters) * element_bytes, 2 * products)
+
+
+def _meetings(size: int, kernel_size: int) -> int:
+    """Pairs of a position of a line and a filter element above a position of that line."""
+    left = (kernel_size - 1) // 2
+    return sum(max(0, size - abs(offset)) for offset in range(-left, kernel_size - left))
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine reached in the same run.
+
+    Attributes:
+        bytes_per_second: of a large copy, bytes read plus bytes written.
+        operations_per_second: of a large dense matrix product.
+        dtype: of that product.
+    """
+
+    bytes_per_second: float
+    operations_per_second: float
+    dtype: str
+
+    def floor_seconds(self, work: Work) -> float:
+        """The time below which no version goes: the longer of moving and computing."""
+        return max(work.bytes / self.bytes_per_second, work.operations / self.operations_per_second)
+
+    def share_of_copy(self, work: Work, seconds: float) -> float:
+        """Bandwidth reached as a share of the copy's; 1 is a copy of input to output."""
+        return work.bytes / seconds / self.bytes_per_second
+
+
+def speedup(seconds: float, baseline_seconds: float) -> float:
+    """How many times as fast as the baseline; below 1 is slower."""
+    return baseline_seconds / seconds
+
+
+def noise(median: float, interquartile_range: float) -> float:
+    """Spread of the samples of a measurement relative to its median."""
+    return interquartile_range / median if median > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """Two measurements of one thing.
+
+    Attributes:
+        ratio: time after over time before; below 1 is faster.
+        threshold: relative difference that noise explains.
+    """
+
+    ratio: float
+    threshold: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        return max(self.ratio, 1 / self.ratio) > 1 + self.threshold
+
+
+def change(
+    before: float, after: float, noises: Sequence[float], least: float = LEAST_CHANGE
+) -> Change:
+    """Compares two times; noises of both sides add up, and `least` is always granted."""
+    return Change(after / before, max(least, sum(noises)))

@@ -1,0 +1,244 @@
+"""What is run on which device, how it is recorded, and what the terminal says at the end."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import machine
+import measure
+import networks
+import peers
+import records
+import shapes
+import tables
+import ways
+from arithmetic import Ceilings, Work
+
+_SELECTION = pytest.StashKey[shapes.Selection]()
+_DEVICE = pytest.StashKey[torch.device]()
+_START = pytest.StashKey[float]()
+_CEILINGS = pytest.StashKey[Ceilings]()
+_SKIPPED = pytest.StashKey["SkipCounter"]()
+
+_QUICK_MINUTES = 5.5
+# After the kernels on the reference shape; the long rest of the kernels comes last.
+_MODULES = ("test_networks", "test_training", "test_input_size")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("benchmarks of the depthwise kernels and of ConvMixer")
+    group.addoption(
+        "--quick",
+        action="store_true",
+        help="a short list instead of every combination, in at most 5.5 minutes",
+    )
+    group.addoption(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="begin no measurement after so many minutes (default: 5.5 with --quick, else never)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config.stash[_DEVICE] = device
+    config.stash[_SELECTION] = shapes.selection(device.type == "cuda", config.getoption("quick"))
+    config.stash[_START] = time.monotonic()
+    config.stash[_SKIPPED] = SkipCounter()
+    config.pluginmanager.register(config.stash[_SKIPPED])
+    if not any("--benchmark-columns" in word for word in config.invocation_params.args):
+        config.option.benchmark_columns = ["median", "iqr", "rounds"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    selection = metafunc.config.stash[_SELECTION]
+    wanted = set(metafunc.fixturenames)
+    if {"case", "peer"} <= wanted:
+        pairs = [(case, peer) for case in selection.cases for peer in peers.peers(case, selection)]
+        ids = [f"{case}-{peer.name}" for case, peer in pairs]
+        metafunc.parametrize(("case", "peer"), pairs, ids=ids)
+    elif {"kernel_size", "size", "way"} <= wanted:
+        figure = selection.input_sizes
+        runs = [
+            (kernel_size, size, way)
+            for kernel_size in figure.kernel_sizes
+            for size in figure.sizes
+            for way in ways.plain_ways()
+        ]
+        ids = [f"k{kernel_size}-{size}-{way}" for kernel_size, size, way in runs]
+        metafunc.parametrize(("kernel_size", "size", "way"), runs, ids=ids)
+    elif {"network", "way"} <= wanted:
+        training = "training" in metafunc.function.__name__
+        numbers = selection.training_tables if training else selection.tables
+        listed = networks.networks(numbers) if numbers else networks.cpu_networks()
+        if training:
+            listed = [network for network in listed if network.is_convmixer]
+        found = [
+            (network, way) for network in listed for way in ways.ways(network, selection, training)
+        ]
+        ids = [f"{network.name}-{way}" for network, way in found]
+        metafunc.parametrize(("network", "way"), found, ids=ids)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_position)
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=measure.clock, group=item.path.stem))
+
+
+def _position(item: pytest.Item) -> int:
+    """What matters most first: a run that is out of time leaves out the rest."""
+    module = item.path.stem
+    if module in _MODULES:
+        return 2 + _MODULES.index(module)
+    if module == "test_depthwise":
+        case = item.callspec.params["case"]  # type: ignore[attr-defined]
+        return 1 if case.is_reference else 2 + len(_MODULES)
+    return 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("minutes")
+    if minutes is None and item.config.getoption("quick"):
+        minutes = _QUICK_MINUTES
+    if minutes is not None and time.monotonic() - item.config.stash[_START] > 60 * minutes:
+        pytest.skip(f"out of time after {minutes:g} minutes")
+
+
+class SkipCounter:
+    """How many measurements were skipped, by reason."""
+
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 0
+    return pytestconfig.stash[_DEVICE]
+
+
+@pytest.fixture(scope="session")
+def selection(pytestconfig: pytest.Config) -> shapes.Selection:
+    return pytestconfig.stash[_SELECTION]
+
+
+@pytest.fixture(scope="session")
+def ceiling_samples(device: torch.device) -> dict[str, list[float]]:
+    return measure.ceiling_samples(device)
+
+
+@pytest.fixture(scope="session")
+def ceilings(
+    ceiling_samples: dict[str, list[float]], device: torch.device, pytestconfig: pytest.Config
+) -> Ceilings:
+    found = measure.ceilings(ceiling_samples, device)
+    pytestconfig.stash[_CEILINGS] = found
+    return found
+
+
+class Recorder:
+    """Turns samples into a record: what was measured, and what it amounts to."""
+
+    def __init__(self, benchmark: Any, ceilings: Ceilings) -> None:
+        self._benchmark = benchmark
+        self._ceilings = ceilings
+
+    def __call__(
+        self,
+        kind: str,
+        subject: dict[str, Any],
+        samples: Sequence[float],
+        work: Work | None = None,
+        **measured: Any,
+    ) -> None:
+        """Records `samples`, in seconds, of what `subject` identifies among records of `kind`."""
+        if work is not None:
+            median = statistics.median(samples)
+            measured |= {
+                "bytes": work.bytes,
+                "operations": work.operations,
+                "gigabytes_per_second": work.bytes / median / 1e9,
+                "share_of_copy": self._ceilings.share_of_copy(work, median),
+                "share_of_floor": self._ceilings.floor_seconds(work) / median,
+            }
+        self._benchmark.extra_info.update(kind=kind, subject=subject, **measured)
+        measure.clock.play(self._benchmark, samples)
+
+
+@pytest.fixture
+def record(benchmark: Any, ceilings: Ceilings) -> Recorder:
+    return Recorder(benchmark, ceilings)
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    machine_info.clear()
+    machine_info.update(machine.describe(config.stash[_DEVICE]))
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Adds what holds for the whole run, and drops what no report reads."""
+    output_json["selection"] = config.stash[_SELECTION].name
+    output_json["skipped"] = dict(config.stash[_SKIPPED].reasons)
+    output_json["ceilings"] = vars(config.stash[_CEILINGS]) if _CEILINGS in config.stash else None
+    for name in ("project", "branch"):
+        output_json["commit_info"].pop(name, None)
+    for benchmark in output_json["benchmarks"]:
+        for name in ("params", "param", "options"):
+            benchmark.pop(name, None)
+        kept = ("median", "mean", "min", "max", "stddev", "iqr", "rounds")
+        benchmark["stats"] = {name: benchmark["stats"][name] for name in kept}
+    records.add_ratios(output_json["benchmarks"])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """A short table of the kernels, and what was skipped and why."""
+    write = terminalreporter.write_line
+    session = getattr(config, "_benchmarksession", None)
+    found = [records.record(each.as_dict()) for each in session.benchmarks] if session else []
+    lines = tables.terminal(found, config.stash.get(_CEILINGS, None))
+    if lines:
+        terminalreporter.section("depthwise convolution, median time")
+        for line in lines:
+            write(line)
+    reasons = config.stash[_SKIPPED].reasons
+    on_cpu = config.stash[_DEVICE].type == "cpu"
+    if reasons or on_cpu:
+        terminalreporter.section("not measured")
+    if on_cpu:
+        write(_no_gpu())
+    for reason, count in reasons.most_common():
+        write(f"{count} skipped: {reason}")
+
+
+def _no_gpu() -> str:
+    count = len(networks.networks(shapes.FULL.tables))
+    why = (
+        "PyTorch finds no CUDA device"
+        if torch.version.cuda
+        else "this PyTorch is built without CUDA"
+    )
+    return (
+        f"{why}, so this was the small CPU list: it shows that the benchmarks work and says "
+        f"nothing about the kernels. Skipped were the {len(shapes.FULL.cases):,} cases of the GPU "
+        f"list ({len(shapes.QUICK.cases)} with --quick), the {count} networks of tables 1, 2, 3 "
+        "and 5, and figure 4."
+    )

@@ -1,0 +1,190 @@
+"""Measurements as they are stored: read, merged, and held against each other. No PyTorch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arithmetic import Ceilings, noise, speedup
+
+Key = tuple[tuple[str, Any], ...]
+
+# What distinguishes the ways to do one thing, by kind of record.
+_CHOICES = {
+    "depthwise": ("layout", "peer"),
+    "inference": ("way",),
+    "training": ("way",),
+    "input_size": ("way",),
+    "ceiling": (),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that was measured.
+
+    Attributes:
+        kind: "ceiling", "depthwise", "inference", "training" or "input_size".
+        subject: what identifies it among records of its kind.
+        median, mean: seconds.
+        noise: interquartile range over median.
+        info: everything else, such as `gigabytes_per_second`.
+    """
+
+    kind: str
+    subject: dict[str, Any]
+    median: float
+    mean: float
+    noise: float
+    info: dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        return (("kind", self.kind), *sorted(self.subject.items()))
+
+    @property
+    def task(self) -> Key:
+        """What is done, whoever does it in whatever layout."""
+        choices = _CHOICES[self.kind]
+        return tuple(entry for entry in self.key if entry[0] not in choices)
+
+    @property
+    def seconds(self) -> float:
+        """What counts: the mean of batches of networks, as in the paper, else the median."""
+        return self.median if self.kind in ("ceiling", "depthwise") else self.mean
+
+    @property
+    def is_pytorch(self) -> bool:
+        return bool(self.info.get("is_pytorch"))
+
+    @property
+    def who(self) -> str:
+        """Implementation and layout, as tables call them."""
+        if self.kind != "depthwise":
+            return str(self.subject.get("way", ""))
+        layout = self.subject["layout"]
+        return self.subject["peer"] + ("" if layout == "contiguous" else f", {layout}")
+
+    def __str__(self) -> str:
+        values = " ".join(f"{value}" for name, value in self.subject.items())
+        return f"{self.kind} {values}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured on one machine.
+
+    Attributes:
+        machine: hardware and versions, see machine.py.
+        ceilings: of the latest file that has them.
+        commits, dates: of the files, in their order.
+        selections: names of the lists that were measured.
+        records: the latest of each key.
+        skipped: number of measurements skipped, by reason.
+    """
+
+    machine: dict[str, Any]
+    ceilings: Ceilings | None
+    commits: list[str]
+    dates: list[str]
+    selections: list[str]
+    records: list[Record]
+    skipped: dict[str, int]
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.machine["kind"] == "cuda")
+
+    def of(self, kind: str) -> list[Record]:
+        return [each for each in self.records if each.kind == kind]
+
+
+class UsageError(Exception):
+    """A file or a combination of files that cannot be reported on; says which and why."""
+
+
+def load(paths: Sequence[Path]) -> Run:
+    """Reads results of `pytest benchmarks --benchmark-json`; later files win.
+
+    Raises:
+        UsageError: a file is not one of these, or the files are from different machines.
+    """
+    files = [_read(path) for path in paths]
+    records: dict[Key, Record] = {}
+    skipped: dict[str, int] = {}
+    for path, content in zip(paths, files, strict=True):
+        for name in ("device", "kind"):
+            mine, first = content["machine_info"][name], files[0]["machine_info"][name]
+            if mine != first:
+                raise UsageError(f"{path}: measured on {mine}, {paths[0]} on {first}")
+        records.update((found.key, found) for found in map(record, content["benchmarks"]))
+        for reason, count in content["skipped"].items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    ceilings = [content["ceilings"] for content in files if content["ceilings"]]
+    return Run(
+        machine=files[-1]["machine_info"],
+        ceilings=Ceilings(**ceilings[-1]) if ceilings else None,
+        commits=list(dict.fromkeys(_commit(content["commit_info"]) for content in files)),
+        dates=list(dict.fromkeys(content["datetime"][:10] for content in files)),
+        selections=list(dict.fromkeys(content["selection"] for content in files)),
+        records=list(records.values()),
+        skipped=skipped,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict) or "selection" not in content:
+        raise UsageError(f"{path}: not written by `pytest benchmarks --benchmark-json`")
+    return content
+
+
+def _commit(information: dict[str, Any]) -> str:
+    return information["id"][:12] + (" with changes" if information.get("dirty") else "")
+
+
+def record(benchmark: dict[str, Any]) -> Record:
+    """From an entry of pytest-benchmark."""
+    info, stats = dict(benchmark["extra_info"]), benchmark["stats"]
+    return Record(
+        kind=info.pop("kind"),
+        subject=info.pop("subject"),
+        median=stats["median"],
+        mean=stats["mean"],
+        noise=noise(stats["median"], stats["iqr"]),
+        info=info,
+    )
+
+
+def fastest(records: Iterable[Record]) -> Record | None:
+    return min(records, key=lambda each: each.seconds, default=None)
+
+
+def best_pytorch(records: Iterable[Record]) -> dict[Key, Record]:
+    """PyTorch's fastest way for each task, whatever its layout and settings."""
+    best: dict[Key, Record] = {}
+    for each in records:
+        known = best.get(each.task)
+        if each.is_pytorch and (known is None or each.seconds < known.seconds):
+            best[each.task] = each
+    return best
+
+
+def add_ratios(benchmarks: list[dict[str, Any]]) -> None:
+    """Notes in each entry how fast it is against the best of PyTorch in the same run."""
+    read = [record(entry) for entry in benchmarks]
+    best = best_pytorch(read)
+    for entry, mine in zip(benchmarks, read, strict=True):
+        if baseline := best.get(mine.task):
+            entry["extra_info"]["best_pytorch"] = baseline.who
+            entry["extra_info"]["speedup_over_best_pytorch"] = speedup(
+                mine.seconds, baseline.seconds
+            )

@@ -1,0 +1,261 @@
+"""Turns results of `pytest benchmarks --benchmark-json=RESULT.json` into tables and pictures.
+
+    python benchmarks/report.py RESULT.json ...           one machine; later files win
+    python benchmarks/report.py --compare BEFORE AFTER    what changed beyond noise
+
+The report goes to benchmarks/results/<GPU>/README.md with the results themselves beside it. If they
+are from a GPU, the table on the front page is refreshed as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import networks
+import pictures
+import tables
+from arithmetic import LEAST_CHANGE
+from comparing import compare
+from formats import NOT_MEASURED, markdown
+from records import Run, UsageError, load
+from shapes import KERNEL_SIZES, OPERATIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+FRONT_PAGE = ROOT / "README.md"
+BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
+_PAPER_KERNEL_SIZES = (3, 5, 7, 9)
+_NOTHING_MEASURED = """\
+Not measured yet: so far the kernels have been proved correct and counted, not timed. What can be
+known without a GPU is in [docs/kernels.md](docs/kernels.md): bytes moved, registers, instructions;
+how it will be measured in [docs/benchmarks.md](docs/benchmarks.md)."""
+
+
+def folder_name(run: Run) -> str:
+    """Of the device; results from a CPU lie in a folder that says so."""
+    if not run.on_gpu:
+        return "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", run.machine["device"].lower()).strip("-")
+
+
+def write(run: Run, sources: list[Path], results: Path) -> Path:
+    """Writes the report with its pictures under `results`, and returns its path."""
+    folder = results / folder_name(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        if source.resolve().parent != folder.resolve():
+            shutil.copy(source, folder / source.name)
+    write_input_sizes(run, folder / "input_size.csv")
+    report = folder / "README.md"
+    report.write_text(render(run, draw(run, folder), [source.name for source in sources]))
+    return report
+
+
+def draw(run: Run, folder: Path) -> dict[str, str]:
+    """Draws what there is data for; the names of the files by what they show."""
+    drawn = {
+        "kernel_sizes": pictures.kernel_sizes(run, folder / "kernel_sizes.png"),
+        "planes": pictures.planes(run, folder / "planes.png"),
+        "roofline": pictures.roofline(run, folder / "roofline.png"),
+        "throughput": pictures.throughput(run, networks.rows(), folder / "throughput.png"),
+        "figure_4": pictures.input_sizes(run, _PAPER_KERNEL_SIZES, folder / "figure_4.png"),
+        "figure_4_large": pictures.input_sizes(run, KERNEL_SIZES, folder / "figure_4_large.png"),
+    }
+    return {what: name for what, name in drawn.items() if name}
+
+
+def write_input_sizes(run: Run, path: Path) -> None:
+    """The numbers behind figure 4."""
+    columns = ("network", "batch", "dtype", "kernel_size", "size", "way")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*columns, "mean_seconds"])
+        for each in run.of("input_size"):
+            writer.writerow([*(each.subject[name] for name in columns), f"{each.seconds:.6g}"])
+
+
+def render(run: Run, drawn: dict[str, str], sources: list[str]) -> str:
+    """The report as markdown."""
+
+    def picture(what: str, caption: str) -> str:
+        if what not in drawn:
+            return f"{caption}: {NOT_MEASURED}.\n"
+        return f"![{caption}]({drawn[what]})\n"
+
+    records = run.of("depthwise")
+    parts = [f"# Measured on {run.machine['device']}\n", _provenance(run, sources)]
+    if not run.on_gpu:
+        parts.append(
+            "**This is a CPU.** Its numbers show that the benchmarks and this report work. They "
+            "say nothing about the kernels, which need a GPU: everything of theirs is "
+            f'"{NOT_MEASURED}".\n'
+        )
+    parts += [
+        tables.ceiling_table(run.ceilings),
+        "## Depthwise convolution\n",
+        "Median time of a call (share of the copy bandwidth) and, in bold, how many times as fast "
+        "as the fastest of PyTorch's ways in either layout. Bandwidth counts each tensor once.\n",
+        picture("kernel_sizes", "Time by kernel size"),
+        picture("planes", "Bandwidth by height and width"),
+        picture("roofline", "Roofline"),
+    ]
+    for along, title in (("kernel_size", "k"), ("plane", "height, width")):
+        setting = tables.focus(records, along)
+        for operation in OPERATIONS if setting else ():
+            parts += [
+                f"### {tables.TITLES[operation]}, {_setting(setting)}\n",
+                tables.sweep_table(records, operation, along, title),
+            ]
+    parts += [
+        "### What PyTorch ran\n",
+        tables.pytorch_table(records),
+        "## Networks of the paper\n",
+        "Images a second, mean of the batches; each in its fastest layout. The paper measured on "
+        "other GPUs: its numbers say what it saw, not what to beat. † marks numbers of the host: "
+        "it took at least 90 % of the time to queue the work.\n",
+        picture("throughput", "Inference"),
+        *_network_parts(run),
+        "## Inference time by input size\n",
+        "Figure 4 of the paper, which measured on an RTX 3080 Ti; the numbers are in "
+        "[input_size.csv](input_size.csv).\n",
+        picture("figure_4", "Kernel sizes of the paper"),
+        picture("figure_4_large", "Kernel sizes up to 15"),
+        *_skipped(run),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _provenance(run: Run, sources: list[str]) -> str:
+    names = {
+        "driver": "driver",
+        "cuda": "CUDA",
+        "cudnn": "cuDNN",
+        "torch": "PyTorch",
+        "triton": "Triton",
+        "timm": "timm",
+        "python": "Python",
+        "threads": "CPU threads",
+    }
+    rows = [
+        ["commit", ", ".join(run.commits)],
+        ["date", ", ".join(run.dates)],
+        ["list", ", ".join(run.selections)],
+        *([names[name], str(run.machine[name])] for name in names if run.machine.get(name)),
+        ["results", ", ".join(f"[{name}]({name})" for name in sources)],
+    ]
+    return markdown(["", ""], rows)
+
+
+def _setting(setting: dict[str, object] | None) -> str:
+    named = dict(setting or {})
+    plane = named.pop("plane", None)
+    shape = [str(named.pop("images")), str(named.pop("channels"))]
+    shape += [str(plane)] * 2 if plane else ["H", "W"]
+    kernel_size = f", k = {named['kernel_size']}" if "kernel_size" in named else ""
+    return f"{' x '.join(shape)}{kernel_size}, {named['dtype']}"
+
+
+def _network_parts(run: Run) -> list[str]:
+    rows = networks.rows()
+    measured = dict.fromkeys(each.subject["network"] for each in run.of("inference"))
+    parts = []
+    for table in (1, 2, 3, 5):
+        listed = [row for row in rows if row.table == table]
+        if any(row.network in measured for row in listed):
+            parts += [f"### Table {table}\n", tables.network_table(run, listed)]
+        else:
+            parts.append(f"Table {table}, {len(listed)} rows: {NOT_MEASURED}.\n")
+    notes = {row.label: networks.note(row.network) for row in rows if row.network in measured}
+    parts.append("".join(f"- {label}: {note}.\n" for label, note in notes.items() if note))
+    small = [name for name in measured if name not in {row.network for row in rows}]
+    if small:
+        parts += ["### Small networks, in no table\n", tables.small_table(run, small)]
+    trained = dict.fromkeys(each.subject["network"] for each in run.of("training"))
+    convmixers = [row.network for row in rows if row.table == 1 and "ConvMixer" in row.label]
+    parts += [
+        "### Training\n",
+        "Forward, backward and AdamW; float16 autocast on a GPU.\n",
+        tables.training_table(run, list(dict.fromkeys([*convmixers, *trained]))),
+    ]
+    return parts
+
+
+def _skipped(run: Run) -> list[str]:
+    if not run.skipped:
+        return []
+    lines = [f"- {count:,}: {reason}\n" for reason, count in run.skipped.items()]
+    return ["## Skipped\n", "".join(lines)]
+
+
+def refresh_front_page(run: Run, report: Path, page: Path = FRONT_PAGE) -> None:
+    """Puts the headline table between the markers of the front page.
+
+    Raises:
+        UsageError: the page has no markers.
+    """
+    text = page.read_text()
+    if BEGIN not in text or END not in text:
+        raise UsageError(f"{page}: there is no {BEGIN} ... {END}")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{front_page_part(run, report, page)}{END}{after}")
+
+
+def front_page_part(run: Run | None, report: Path | None = None, page: Path = FRONT_PAGE) -> str:
+    """What stands between the markers; with no run, that nothing is measured."""
+    if run is None or report is None:
+        return f"{_NOTHING_MEASURED}\n\n{tables.headline(None)}"
+    link = report.resolve().relative_to(page.resolve().parent).as_posix()
+    machine = run.machine
+    return (
+        f"{machine['device']}, PyTorch {machine['torch']}, commit {run.commits[-1]}, "
+        f"{run.dates[-1]}: median time (share of\nthe copy bandwidth) and how many times as fast "
+        f"as the fastest way through PyTorch.\n[All measurements]({link}).\n\n"
+        f"{tables.headline(run)}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT.json")
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="print what changed"
+    )
+    parser.add_argument(
+        "--least",
+        type=float,
+        default=LEAST_CHANGE,
+        metavar="SHARE",
+        help=f"change below which nothing is printed (default: {LEAST_CHANGE:g})",
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.results) == bool(options.compare):
+        parser.error("name results to report on, or two to --compare")
+    try:
+        if options.compare:
+            before, after = (load([path]) for path in options.compare)
+            print("\n".join(compare(before, after, options.least)))
+            return 0
+        run = load(options.results)
+        report = write(run, options.results, RESULTS)
+        print(f"wrote {report}")
+        if run.on_gpu:
+            refresh_front_page(run, report)
+            print(f"refreshed the table in {FRONT_PAGE}")
+        else:
+            print("these are results from a CPU: the table on the front page stays as it is")
+    except UsageError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""The tables of a report, from records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from arithmetic import Ceilings, depthwise_work, speedup
+from formats import NOT_MEASURED, aligned, digits, markdown, percent, rate, seconds, times
+from records import Key, Record, Run, best_pytorch, fastest
+from shapes import ELEMENT_BYTES, LAYOUTS, OPERATIONS, REFERENCE
+
+TITLES = {
+    "forward": "Forward",
+    "input_gradient": "Input gradient",
+    "weight_gradient": "Weight gradient",
+}
+KERNELS = ("cuda", "triton")
+_THROUGHPUT = ("best of PyTorch", "`cuda`", "`triton`", "faster of these over PyTorch")
+# From this share of the time on, queueing the work is what was measured.
+_HOST_BOUND = 0.9
+
+
+def focus(records: Iterable[Record], along: str) -> dict[str, Any] | None:
+    """The setting with the most values of `along`, the largest of those with equally many."""
+    values: dict[Key, set[int]] = defaultdict(set)
+    others = ("images", "channels", "plane", "kernel_size", "dtype")
+    for each in records:
+        setting = tuple((name, each.subject[name]) for name in others if name != along)
+        values[setting].add(each.subject[along])
+    if not values:
+        return None
+
+    def rank(setting: Key) -> tuple[int, int]:
+        named = dict(setting)
+        size = named["images"] * named["channels"] * named.get("plane", 1) ** 2
+        return len(values[setting]), size
+
+    return dict(sorted(values, key=rank)[-1])
+
+
+def matching(records: Iterable[Record], wanted: dict[str, Any]) -> list[Record]:
+    return [
+        each
+        for each in records
+        if all(each.subject.get(name) == value for name, value in wanted.items())
+    ]
+
+
+def sweep_table(records: list[Record], operation: str, along: str, title: str) -> str:
+    """Time, share of the copy bandwidth and ratio to PyTorch's best, by kernel size or plane."""
+    setting = focus(records, along)
+    if setting is None:
+        return ""
+    listed = matching(records, {**setting, "operation": operation})
+    best = best_pytorch(listed)
+    columns = [(kernel, layout) for kernel in KERNELS for layout in LAYOUTS]
+    header = [title, "best of PyTorch", *(f"`{kernel}`, {layout}" for kernel, layout in columns)]
+    rows = []
+    for value in sorted({each.subject[along] for each in listed}):
+        found = matching(listed, {along: value})
+        baseline = best.get(found[0].task)
+        cells = [str(value), _baseline_cell(baseline)]
+        for kernel, layout in columns:
+            mine = fastest(matching(found, {"peer": kernel, "layout": layout}))
+            cells.append(_kernel_cell(mine, baseline))
+        rows.append(cells)
+    return markdown(header, rows)
+
+
+def _baseline_cell(baseline: Record | None) -> str:
+    if baseline is None:
+        return NOT_MEASURED
+    share = percent(baseline.info["share_of_copy"])
+    return f"{seconds(baseline.median)} ({share}) {baseline.who}"
+
+
+def _kernel_cell(mine: Record | None, baseline: Record | None) -> str:
+    if mine is None:
+        return NOT_MEASURED
+    cell = f"{seconds(mine.median)} ({percent(mine.info['share_of_copy'])})"
+    if baseline is None:
+        return cell
+    return f"{cell} **{times(speedup(mine.seconds, baseline.seconds))}**"
+
+
+def pytorch_table(records: list[Record]) -> str:
+    """Every configuration of PyTorch at the focus of the kernel sizes, and the kernels it ran."""
+    setting = focus(records, "kernel_size")
+    if setting is None:
+        return ""
+    rows = []
+    listed = [each for each in matching(records, setting) if each.is_pytorch]
+    for operation in OPERATIONS:
+        found = matching(listed, {"operation": operation})
+        for each in sorted(found, key=lambda each: (each.subject["kernel_size"], each.median)):
+            # A bar would end the cell.
+            names = [name.replace("|", "/")[:90] for name in each.info["kernels"]]
+            rows.append(
+                [
+                    f"{TITLES[operation]}, k = {each.subject['kernel_size']}",
+                    each.who,
+                    ", ".join(f"`{name}`" for name in names) or "not seen by the profiler",
+                    seconds(each.median),
+                ]
+            )
+    header = ["", "configuration", "kernels, longest first", "median"]
+    return markdown(header, rows, left=3)
+
+
+def ceiling_table(ceilings: Ceilings | None) -> str:
+    if ceilings is None:
+        return f"Ceilings: {NOT_MEASURED}.\n"
+    rows = [
+        ["large copy, read plus written", f"{ceilings.bytes_per_second / 1e9:,.0f} GB/s"],
+        [
+            f"dense {ceilings.dtype} matrix product",
+            rate(ceilings.operations_per_second),
+        ],
+    ]
+    return markdown(["ceiling, measured in the same run", "rate"], rows)
+
+
+def network_table(run: Run, rows: Sequence[Any]) -> str:
+    """Images a second beside the paper's; `rows` are those of networks.py."""
+    gpu = rows[0].gpu
+    header = ["network", f"paper, {gpu}", *_THROUGHPUT]
+    return markdown(header, [_network_cells(run, row) for row in rows])
+
+
+def small_table(run: Run, names: Sequence[str]) -> str:
+    """Images a second of networks that are in no table of the paper."""
+    header = ["network", *_THROUGHPUT]
+    rows = []
+    for name in names:
+        found = matching(run.of("inference"), {"network": name})
+        rows.append([name, *throughput_cells(found, name)])
+    return markdown(header, rows)
+
+
+def _network_cells(run: Run, row: Any) -> list[str]:
+    found = matching(run.of("inference"), {"network": row.network})
+    label = f"{row.label}, {row.recipe}" if row.recipe else row.label
+    return [label, f"{row.images_per_second:,}", *throughput_cells(found, row.network)]
+
+
+def throughput_cells(found: list[Record], network: str) -> list[str]:
+    """Best of PyTorch, cuda, triton, and the better of these over PyTorch."""
+    baseline = fastest(each for each in found if each.is_pytorch)
+    cells = [_throughput(baseline, with_name=True)]
+    if not network.startswith("convmixer"):
+        return [*cells, "-", "-", "-"]
+    ours = [_of_kernel(found, kernel) for kernel in KERNELS]
+    cells += [_throughput(each) for each in ours]
+    best = fastest(each for each in ours if each)
+    ratio = speedup(best.seconds, baseline.seconds) if best and baseline else None
+    return [*cells, NOT_MEASURED if ratio is None else f"**{times(ratio)}**"]
+
+
+def _of_kernel(found: list[Record], kernel: str) -> Record | None:
+    return fastest(each for each in found if each.subject["way"].split(",")[0] == kernel)
+
+
+def _throughput(found: Record | None, with_name: bool = False) -> str:
+    if found is None:
+        return NOT_MEASURED
+    mark = "†" if is_host_bound(found) else ""
+    speed = digits(found.info["images_per_second"]) + mark
+    return f"{speed} {found.who}" if with_name else speed
+
+
+def is_host_bound(found: Record) -> bool:
+    """Whether Python took as long to queue the batches as the GPU to run them."""
+    share = found.info["host_share"]
+    return share is not None and share >= _HOST_BOUND
+
+
+def training_table(run: Run, names: Sequence[str]) -> str:
+    """Images a second and peak memory of training steps."""
+    header = ["network", *_THROUGHPUT, "memory, PyTorch", "`cuda`", "`triton`"]
+    rows = []
+    for name in names:
+        found = matching(run.of("training"), {"network": name})
+        baseline = fastest(each for each in found if each.is_pytorch)
+        holders = [baseline, *(_of_kernel(found, kernel) for kernel in KERNELS)]
+        rows.append([name, *throughput_cells(found, name), *map(_memory, holders)])
+    return markdown(header, rows)
+
+
+def _memory(found: Record | None) -> str:
+    if found is None:
+        return NOT_MEASURED
+    peak = found.info["peak_memory_bytes"]
+    return "-" if peak is None else f"{peak / 2**30:.1f} GiB"
+
+
+def headline(run: Run | None) -> str:
+    """The few numbers for the front page; `run` is None as long as there are none."""
+    shape = " x ".join(map(str, REFERENCE))
+    header = [f"{shape}, float16", "best of PyTorch", "`cuda`", "`triton`"]
+    if run is None:
+        labels = [f"{title.lower()}, k = 7, 9, 15" for title in TITLES.values()]
+        labels.append("ConvMixer-1536/20, images/s")
+        return markdown(header, [[label, *[NOT_MEASURED] * 3] for label in labels])
+    rows = []
+    records = run.of("depthwise")
+    images, channels, plane, _ = REFERENCE
+    for operation in OPERATIONS:
+        for kernel_size in (7, 9, 15):
+            wanted = {
+                "operation": operation,
+                "images": images,
+                "channels": channels,
+                "plane": plane,
+                "kernel_size": kernel_size,
+                "dtype": "float16",
+            }
+            found = matching(records, wanted)
+            baseline = fastest(each for each in found if each.is_pytorch)
+            cells = [seconds(baseline.median) if baseline else NOT_MEASURED]
+            for kernel in KERNELS:
+                mine = fastest(matching(found, {"peer": kernel}))
+                cells.append(_kernel_cell(mine, baseline))
+            rows.append([f"{TITLES[operation].lower()}, k = {kernel_size}", *cells])
+    for kind, label in (("inference", "images/s"), ("training", "images/s in training")):
+        found = matching(run.of(kind), {"network": "convmixer_1536_20"})
+        cells = throughput_cells(found, "convmixer_1536_20")[:-1]
+        rows.append([f"ConvMixer-1536/20, {label}", *cells])
+    return markdown(header, rows)
+
+
+def terminal(records: list[Record], ceilings: Ceilings | None) -> list[str]:
+    """The kernels at the focus of the kernel sizes, for the end of a run."""
+    listed = [each for each in records if each.kind == "depthwise"]
+    setting = focus(listed, "kernel_size")
+    if setting is None:
+        return []
+    listed = matching(listed, setting)
+    floor = floor_of(setting, ceilings)
+    peers = list(dict.fromkeys(each.who for each in listed))
+    sizes = sorted({each.subject["kernel_size"] for each in listed})
+    shape = f"{setting['images']} x {setting['channels']} x {setting['plane']} x {setting['plane']}"
+    lines = [f"{shape}, {setting['dtype']}"]
+    for operation in OPERATIONS:
+        rows = []
+        for peer in peers:
+            found = {
+                each.subject["kernel_size"]: each
+                for each in matching(listed, {"operation": operation})
+                if each.who == peer
+            }
+            if found:
+                cells = [seconds(found[size].median) if size in found else "-" for size in sizes]
+                rows.append([peer, *cells])
+        if rows:
+            bounds = [seconds(floor(size)) if floor else "-" for size in sizes]
+            rows.append(["(copy or matrix product)", *bounds])
+            header = [TITLES[operation], *(f"k = {size}" for size in sizes)]
+            lines += ["", *aligned(header, rows)]
+    return lines
+
+
+def floor_of(setting: dict[str, Any], ceilings: Ceilings | None) -> Any:
+    """From kernel size to the time below which no version goes."""
+    if ceilings is None:
+        return None
+
+    def floor(kernel_size: int) -> float:
+        plane = setting["plane"]
+        shape = (setting["images"], setting["channels"], plane, plane)
+        element_bytes = ELEMENT_BYTES[setting["dtype"]]
+        return ceilings.floor_seconds(depthwise_work(*shape, kernel_size, element_bytes))
+
+    return floor

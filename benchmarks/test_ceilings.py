@@ -1,0 +1,23 @@
+"""The two ceilings that every other measurement of the run is held against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from arithmetic import Ceilings
+
+
+@pytest.mark.parametrize("what", ["copy", "matmul"])
+def test_ceiling(
+    what: str, ceiling_samples: dict[str, list[float]], ceilings: Ceilings, record: Any
+) -> None:
+    reached: dict[str, dict[str, Any]] = {
+        "copy": {"gigabytes_per_second": ceilings.bytes_per_second / 1e9},
+        "matmul": {
+            "teraflops": ceilings.operations_per_second / 1e12,
+            "dtype": ceilings.dtype,
+        },
+    }
+    record("ceiling", {"what": what}, ceiling_samples[what], **reached[what])
