@@ -41,11 +41,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Problem:
-    """One convolution or one of its gradients: two tensors of equal shape, read or written together.
+    """One convolution or one of its gradients: two tensors of equal shape that a kernel accesses.
 
-    `row_strides` and `pixel_strides` are those of the two. `alignment` is the largest power of two,
-    in elements and up to 16 bytes, that divides the width and every stride of both: 1 where pixels
-    that are neighbours in a row are not neighbours in memory.
+    Args:
+        row_strides, pixel_strides: of the two tensors, in elements.
+        alignment: the largest power of two, in elements and up to 16 bytes, that divides the width
+            and every stride of both; 1 where neighbours in a row are not neighbours in memory.
     """
 
     images: int
@@ -61,17 +62,13 @@ class Problem:
     @classmethod
     def of(cls, first: Tensor, second: Tensor, kernel_size: int) -> Problem:
         images, channels, height, width = first.shape
-        tensors = (first, second)
-        # A stride along a dimension of size 1 says nothing.
-        pixel_strides = tuple(t.stride(3) if width > 1 else 1 for t in tensors)
-        row_strides = tuple(t.stride(2) if height > 1 else width for t in tensors)
+        row_strides = (_stride(first, 2, width), _stride(second, 2, width))
+        pixel_strides = (_stride(first, 3, 1), _stride(second, 3, 1))
         alignment = math.gcd(width, _VECTOR_BYTES // first.element_size(), *row_strides)
-        if any(stride != 1 for stride in pixel_strides):
+        for tensor in (first, second):
+            alignment = math.gcd(alignment, _stride(tensor, 0, 0), _stride(tensor, 1, 0))
+        if pixel_strides != (1, 1):
             alignment = 1
-        for tensor in tensors:
-            for dimension in (0, 1):
-                if tensor.shape[dimension] > 1:
-                    alignment = math.gcd(alignment, tensor.stride(dimension))
         return cls(
             images,
             channels,
@@ -106,6 +103,11 @@ class Problem:
     @property
     def strips_per_band(self) -> int:
         return self.images * math.ceil(self.width / COLUMNS)
+
+
+def _stride(tensor: Tensor, dimension: int, of_one: int) -> int:
+    """A stride, or `of_one` along a dimension of size 1, where it says nothing."""
+    return tensor.stride(dimension) if tensor.shape[dimension] > 1 else of_one
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configurat
             continue
         shared = rows * strips * (48 if problem.wide else 32)
         slots = device.multiprocessors * _resident_programs(device, registers, shared)
-        for turns in _coarse_range(math.ceil(size / rows), math.ceil((height + size - 1) / rows) - 1):
+        for turns in _coarse_range(
+            math.ceil(size / rows), math.ceil((height + size - 1) / rows) - 1
+        ):
             band_rows = turns * rows - (size - 1)
             bands = math.ceil(height / band_rows)
             if bands > 1:
@@ -213,61 +217,77 @@ def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configurat
 
 
 def _forward_registers(problem: Problem, strips: int, masked: bool) -> int | None:
-    """Registers of a thread with which nothing spills; None if there is no such number."""
+    """The limit to the registers of a thread with which nothing spills; None if there is none."""
     if not problem.tensor_cores:
-        return 255
+        return 168
     if problem.wide:
-        small = problem.kernel_size < 15 and problem.alignment == 8 and not masked
-        return 255 if strips == 16 or small else None
+        easy = problem.kernel_size < 15 and problem.alignment == 8 and not masked
+        return 255 if strips == 16 or easy else None
     if strips == 16:
         return 128 if problem.alignment > 1 else 224
-    if problem.alignment == 1:
-        return None
-    if not masked:
-        return 128 if problem.alignment == 8 else 168
-    return 168 if problem.alignment >= 4 else None
+    if problem.alignment == 8 and not masked:
+        return 128 if problem.kernel_size < 8 else 136
+    return 168 if problem.alignment >= 4 or (problem.alignment == 2 and not masked) else None
 
 
 def _weight_gradient_candidates(problem: Problem, device: Device) -> Iterator[Configuration]:
     size, height = problem.kernel_size, problem.height
-    filter_rows, groups, num_warps = 0, 1, 1
-    # Left to itself, the compiler spills some kernels of two warps to fit in more of them.
-    registers, limit = 200, 255 if problem.wide else None
+    filter_rows, groups, num_warps, strips = 0, 1, 1, 16
     if not problem.tensor_cores:
         # A sum for every tap in every thread: of more than 9 rows only half fit into the registers.
         filter_rows = size if size <= 9 else math.ceil(size / 2)
         groups = math.ceil(size / filter_rows)
-        rows, strips, num_warps, shared = 1, 16, 4, 0
+        rows, num_warps, shared = 1, 4, 0
     else:
         # The compiler pipelines only loops whose turns replace all the rows they keep, and no
         # accesses of less than four bytes.
         rows = max(8, size - 1) if problem.alignment > 1 else 4
-        strips = 32 if problem.alignment > 2 else 16
         if problem.wide:
             # Each warp takes 16 of the 32 columns of the window.
-            strips, num_warps = 16, 2
+            num_warps = 2
         shared = rows * strips * (2 * problem.window + 2 * COLUMNS)
-    resident = _resident_programs(device, registers * num_warps, shared)
     for turns in _coarse_range(1, math.ceil(height / rows)):
         bands = math.ceil(height / (turns * rows))
-        overhead = 1.3 if bands > 1 else 1.0
+        mask_rows = height % rows != 0 or bands > 1
+        registers, expected = _weight_gradient_registers(problem, bands > 1, mask_rows)
+        resident = _resident_programs(device, expected * num_warps, shared)
         yield _share_strips(
             problem,
             device.multiprocessors * resident // groups,
             Configuration(
                 strips=strips,
                 rows=rows,
-                mask_rows=height % rows != 0 or bands > 1,
+                mask_rows=mask_rows,
                 bands=bands,
                 band_rows=turns * rows if bands > 1 else height,
                 programs=1,
-                registers=limit,
+                registers=registers,
                 filter_rows=filter_rows,
                 num_warps=num_warps,
             ),
             program_cost=4 * size,
-            block_cost=_walk_cost(strips, turns, rows, overhead) + size,
+            block_cost=_walk_cost(strips, turns, rows, 1.3 if bands > 1 else 1.0) + size,
         )
+
+
+def _weight_gradient_registers(
+    problem: Problem, banded: bool, masked: bool
+) -> tuple[int | None, int]:
+    """A limit to the registers of a thread, or None, and how many are expected.
+
+    The compiler does best without a limit, except where it then spills a few bytes to fit in one
+    more program: those cases were found by compiling them all (`make budget`).
+    """
+    if not problem.tensor_cores:
+        return None, 208
+    scarce = problem.alignment <= 2 or problem.kernel_size == 13 or (problem.wide and banded)
+    if scarce:
+        return 255, 255
+    if problem.wide:
+        return None, 184
+    if problem.kernel_size == 8 and not masked:
+        return 144, 144
+    return None, 152 if problem.kernel_size >= 8 else 104
 
 
 def _coarse_range(first: int, last: int) -> Iterator[int]:

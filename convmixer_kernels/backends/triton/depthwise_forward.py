@@ -1,12 +1,12 @@
 """Forward pass, and input gradient: the same convolution with the filter turned by half a turn.
 
-Eight adjacent output columns take 16 input columns for kernel sizes up to 9, and 24 above. A program
-walks down the rows of its strips; every input row, read once, meets all rows of the filter, each of
-which is a banded Toeplitz matrix (input columns by output columns) in registers:
+Eight adjacent output columns depend on 16 input columns for kernel sizes up to 9, on 24 above. A
+program walks down the rows of its strips. Every input row is read once and meets all rows of the
+filter, each of which is a banded Toeplitz matrix (input columns by output columns) in registers:
 
-    sums[output row] += window[input row] @ matrix[filter row],   output row = input row - filter row
+    sums[row - filter row] += window[row] @ matrix[filter row]
 
-The sums of the KERNEL_SIZE rows in progress move up by one place per row, and the oldest is done.
+Of the output rows in progress, one is finished with every input row.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from convmixer_kernels.backends.triton.toeplitz import (
     toeplitz_pair,
 )
 
-# Compiled once for all values; WIDTH and the strides within a plane are constants, which saves eight
-# address computations a row.
+# Compiled once for all values. WIDTH and the strides within a plane are constants instead: that
+# saves an addition for every address in the main loop.
 _RUN_TIME_SIZES = (
     "strips",
     "channels",
@@ -156,14 +156,16 @@ def tensor_core_kernel(
             input_base += first_row.to(tl.int64) * INPUT_ROW_STRIDE
             output_base += first_row.to(tl.int64) * OUTPUT_ROW_STRIDE
         output_base -= BELOW * OUTPUT_ROW_STRIDE
-        inputs = input_ptr + (input_base[:, None] + input_column * INPUT_PIXEL_STRIDE)
-        outputs = output_ptr + (output_base[:, None] + output_column * OUTPUT_PIXEL_STRIDE)
+        inputs = input_ptr + (input_base[:, None] + input_column.to(tl.int64) * INPUT_PIXEL_STRIDE)
+        outputs = output_ptr + (
+            output_base[:, None] + output_column.to(tl.int64) * OUTPUT_PIXEL_STRIDE
+        )
         if WIDE:
             right_column = first_column[:, None] - OFFSET + 16 + i % 8
             right_mask = exists & (right_column < WIDTH)
             rights = input_ptr + (
                 input_base[:, None]
-                + right_column * INPUT_PIXEL_STRIDE
+                + right_column.to(tl.int64) * INPUT_PIXEL_STRIDE
                 + (i // 8) * INPUT_ROW_STRIDE
             )
 
@@ -271,11 +273,14 @@ def fma_kernel(
             plane_offset(image, input_image_stride, channel, input_channel_stride, 1)
             + first_row.to(tl.int64) * INPUT_ROW_STRIDE
         )
-        output_base = plane_offset(
-            image, output_image_stride, channel, output_channel_stride, 1
-        ) + (first_row - BELOW).to(tl.int64) * OUTPUT_ROW_STRIDE
-        inputs = input_ptr + (input_base[:, None] + (column - PADDING) * INPUT_PIXEL_STRIDE)
-        outputs = output_ptr + (output_base[:, None] + column * OUTPUT_PIXEL_STRIDE)
+        output_base = (
+            plane_offset(image, output_image_stride, channel, output_channel_stride, 1)
+            + (first_row - BELOW).to(tl.int64) * OUTPUT_ROW_STRIDE
+        )
+        inputs = input_ptr + (
+            input_base[:, None] + (column - PADDING).to(tl.int64) * INPUT_PIXEL_STRIDE
+        )
+        outputs = output_ptr + (output_base[:, None] + column.to(tl.int64) * OUTPUT_PIXEL_STRIDE)
         sums = ()
         for _ in tl.static_range(KERNEL_SIZE):
             sums = sums + (start,)

@@ -1,13 +1,13 @@
-"""Weight gradient and bias gradient, with a fixed order of summation.
+"""Weight gradient and bias gradient, summed in a fixed order.
 
 For every row of the filter, products of input columns and output-gradient columns are summed over
-all strips and rows (the inner dimension of the matrix products); the gradient of a tap is then the sum
-along one diagonal of that small matrix:
+all strips and rows, the inner dimension of the matrix products. The gradient of a tap is then the
+sum along one diagonal of such a small matrix:
 
-    products[filter row][i, j] = sum of input[row, first - OFFSET + i] * grad[row - filter row, first + j]
-    weight gradient[filter row, tap] = sum over j of products[filter row][tap + j + shift, j]
+    products[filter row][i, j] = sum of input[row, i - OFFSET] * grad[row - filter row, j]
+    weight gradient[filter row, tap] = sum over j of products[filter row][j + tap + shift, j]
 
-Input rows are read once; the output gradient of the last KERNEL_SIZE rows stays in registers. Programs
+An input row is read once; the rows of the output gradient that it meets stay in registers. Programs
 that share a channel leave partial sums, which are added in a fixed order afterwards.
 """
 
@@ -114,8 +114,8 @@ def tensor_core_kernel(
         if BANDED:
             input_base += first_row.to(tl.int64) * INPUT_ROW_STRIDE
             grad_base += first_row.to(tl.int64) * GRAD_ROW_STRIDE
-        inputs = input_ptr + (input_base[None, :] + input_column * INPUT_PIXEL_STRIDE)
-        grads = grad_ptr + (grad_base[:, None] + grad_column * GRAD_PIXEL_STRIDE)
+        inputs = input_ptr + (input_base[None, :] + input_column.to(tl.int64) * INPUT_PIXEL_STRIDE)
+        grads = grad_ptr + (grad_base[:, None] + grad_column.to(tl.int64) * GRAD_PIXEL_STRIDE)
         # Rows of the output gradient that meet an input row, from the bottom up.
         recent = ()
         for back in tl.static_range(KERNEL_SIZE - 1):
@@ -132,19 +132,21 @@ def tensor_core_kernel(
                 row = step * ROWS + unrolled
                 mask = row_exists(row, first_row[None, :], height, BANDED, MASK_ROWS)
                 window = tl.load(
-                    inputs + tl.cast(row, tl.int64) * INPUT_ROW_STRIDE, mask=input_mask & mask, other=0.0
+                    inputs + tl.cast(row, tl.int64) * INPUT_ROW_STRIDE,
+                    mask=input_mask & mask,
+                    other=0.0,
                 )
                 row += PADDING
                 mask = row_exists(row, first_row[:, None], height, BANDED, True)
                 grad = tl.load(
-                    grads + tl.cast(row, tl.int64) * GRAD_ROW_STRIDE, mask=grad_mask & mask, other=0.0
+                    grads + tl.cast(row, tl.int64) * GRAD_ROW_STRIDE,
+                    mask=grad_mask & mask,
+                    other=0.0,
                 )
                 recent = (grad,) + recent
                 updated = ()
                 for filter_row in tl.static_range(KERNEL_SIZE):
-                    updated = updated + (
-                        tl.dot(window, recent[filter_row], products[filter_row]),
-                    )
+                    updated = updated + (tl.dot(window, recent[filter_row], products[filter_row]),)
                 products = updated
                 if bias_sums_ptr is not None:
                     bias_sums = tl.dot(ones, recent[PADDING], bias_sums)
@@ -221,8 +223,10 @@ def fma_kernel(
             plane_offset(image, grad_image_stride, channel, grad_channel_stride, 1)
             + first_row.to(tl.int64) * GRAD_ROW_STRIDE
         )
-        inputs = input_ptr + (input_base[:, None] + (column - PADDING) * INPUT_PIXEL_STRIDE)
-        grads = grad_ptr + (grad_base[:, None] + column * GRAD_PIXEL_STRIDE)
+        inputs = input_ptr + (
+            input_base[:, None] + (column - PADDING).to(tl.int64) * INPUT_PIXEL_STRIDE
+        )
+        grads = grad_ptr + (grad_base[:, None] + column.to(tl.int64) * GRAD_PIXEL_STRIDE)
         grad_mask = exists[:, None] & (column < WIDTH)
         newest = PADDING - first_filter_row
         recent = ()

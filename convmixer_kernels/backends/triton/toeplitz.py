@@ -1,8 +1,8 @@
 """What the kernels share: strips of the image, their masks, and filter rows as Toeplitz matrices.
 
 A *strip* is a tile of adjacent columns in a band of rows of one image. Strips are the rows of the
-matrix products: they need nothing of one another, and there are enough of them at any batch size and
-any image size.
+matrix products: they need nothing of one another, and there are enough of them at any batch size
+and any image size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def plane_offset(image, image_stride, channel, channel_stride, ALIGNMENT: tl.con
 
 @triton.jit
 def row_exists(row, first_row, height, BANDED: tl.constexpr, MASK_ROWS: tl.constexpr):
-    """Whether row `row` of each strip lies in the image: (STRIPS,), or a scalar if all are alike."""
+    """Whether row `row` of each strip is in the image: (STRIPS,), or a scalar if all are alike."""
     if BANDED:
         return (first_row + row >= 0) & (first_row + row < height)
     elif MASK_ROWS:
@@ -98,7 +98,7 @@ def toeplitz_matrix(
     KERNEL_SIZE: tl.constexpr,
     FLIPPED: tl.constexpr,
 ):
-    """T[i, j] = filter[row, i - j - SHIFT], (16, COLUMNS): what 16 input columns give each output."""
+    """What 16 input columns add to each output: T[i, j] = filter[row, i - j - SHIFT]."""
     i = tl.arange(0, 16)[:, None]
     j = tl.arange(0, COLUMNS)[None, :]
     matrix = tl.zeros((16, COLUMNS), dtype=filter_ptr.dtype.element_ty)

@@ -1,0 +1,27 @@
+"""Programs in a process of their own: Triton decides at import whether it interprets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_python(program: str, interpret: bool) -> str:
+    """What `program` prints, with the repository and benchmarks/ on its path."""
+    root = Path(__file__).resolve().parents[1]
+    switches = ("TRITON_INTERPRET", "CONVMIXER_KERNELS_EMULATE")
+    environment = {key: value for key, value in os.environ.items() if key not in switches}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "benchmarks")])
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

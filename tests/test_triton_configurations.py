@@ -1,0 +1,143 @@
+"""Tile sizes and their choice: plain arithmetic, without Triton's compiler or interpreter."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from convmixer_kernels.backends.triton import configurations
+from convmixer_kernels.backends.triton.configurations import Device, Problem
+
+from . import strided
+
+FP16, FP32 = torch.float16, torch.float32
+HOPPER = Device(capability=(9, 0), multiprocessors=132)
+
+
+def problem(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = FP16,
+    arrange: Callable[[Tensor], Tensor] = Tensor.contiguous,
+) -> Problem:
+    tensor = arrange(torch.empty(shape[:4], dtype=dtype, device="meta"))
+    return Problem.of(tensor, tensor, shape[4])
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "alignment"),
+    [
+        (32, FP16, 8),
+        (56, FP16, 8),
+        (28, FP16, 4),
+        (14, FP16, 2),
+        (7, FP16, 1),
+        (1, FP16, 1),
+        (32, FP32, 4),
+        (14, FP32, 2),
+    ],
+)
+def test_alignment_of_contiguous_tensors(width: int, dtype: torch.dtype, alignment: int) -> None:
+    assert problem((2, 3, 5, width, 9), dtype).alignment == alignment
+
+
+def test_alignment_counts_every_stride_of_both_tensors() -> None:
+    tensor = torch.empty((2, 3, 8, 8), dtype=FP16, device="meta")
+    assert Problem.of(tensor, tensor, 9).alignment == 8
+    assert Problem.of(tensor, strided.channels_outermost(tensor), 9).alignment == 8
+    assert Problem.of(tensor, strided.slice_of_channels(tensor), 9).alignment == 8
+    assert Problem.of(tensor, strided.slice_of_rows_and_columns(tensor), 9).alignment == 1
+    assert Problem.of(strided.channels_last(tensor), tensor, 9).alignment == 1
+    assert Problem.of(tensor, strided.every_other_pixel(tensor), 9).alignment == 1
+    shifted = torch.empty((2, 3 * 64 + 4), dtype=FP16, device="meta")[:, : 3 * 64]
+    assert Problem.of(tensor, shifted.unflatten(1, (3, 8, 8)), 9).alignment == 4
+    # A single image has no image stride.
+    assert Problem.of(tensor[:1], shifted[:1].unflatten(1, (3, 8, 8)), 9).alignment == 8
+
+
+def test_strides_along_a_dimension_of_one_are_ignored() -> None:
+    tensor = torch.empty((2, 3, 1, 1), dtype=FP16, device="meta")
+    odd = torch.empty_strided((2, 3, 1, 1), (3, 1, 77, 99), dtype=FP16, device="meta")
+    assert Problem.of(odd, tensor, 9) == Problem.of(tensor, tensor, 9)
+
+
+def every_problem() -> Iterator[Problem]:
+    generator = random.Random(0)
+    for size in configurations.KERNEL_SIZES:
+        for dtype in (FP16, FP32):
+            for _ in range(12):
+                images, channels = (
+                    generator.choice((1, 7, 64, 1000)),
+                    generator.choice((1, 96, 1536)),
+                )
+                height = generator.choice((1, 2, 7, 8, 14, 31, 32, 100, 1024))
+                width = generator.choice((1, 7, 8, 14, 32, 100, 2048))
+                yield problem((images, channels, height, width, size), dtype)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_configurations_are_consistent(capability: tuple[int, int]) -> None:
+    device = Device(capability, 108)
+    for each in every_problem():
+        for find in (configurations.forward_candidates, configurations.weight_gradient_candidates):
+            for candidate in find(each, device):
+                blocks = math.ceil(each.strips_per_band * candidate.bands / candidate.strips)
+                assert 1 <= candidate.programs <= blocks
+                assert candidate.bands * candidate.band_rows >= each.height
+                assert (candidate.bands - 1) * candidate.band_rows < each.height
+                if each.tensor_cores and candidate.banded:
+                    halo = each.kernel_size - 1
+                    walked = candidate.band_rows
+                    if find is configurations.forward_candidates:
+                        walked += halo
+                    assert walked % candidate.rows == 0
+                if not candidate.mask_rows and not candidate.banded:
+                    assert each.height % candidate.rows == 0
+            costs = [candidate.cost for candidate in find(each, device)]
+            assert costs == sorted(costs)
+
+
+def test_the_reference_shape() -> None:
+    reference = problem((64, 1536, 32, 32, 9))
+    forward = configurations.forward(reference, HOPPER)
+    assert (forward.strips, forward.rows, forward.bands, forward.mask_rows) == (32, 8, 1, False)
+    gradient = configurations.weight_gradient(reference, HOPPER)
+    assert (gradient.strips, gradient.rows, gradient.bands) == (16, 8, 1)
+
+
+def test_few_images_are_cut_into_bands() -> None:
+    for find in (configurations.forward, configurations.weight_gradient):
+        assert find(problem((1, 64, 64, 64, 9)), HOPPER).bands > 1
+        assert find(problem((64, 1536, 32, 32, 9)), HOPPER).bands == 1
+
+
+def test_small_channel_counts_are_shared_among_programs() -> None:
+    for find in (configurations.forward, configurations.weight_gradient):
+        few = find(problem((256, 4, 32, 32, 9)), HOPPER)
+        assert few.programs * 4 >= HOPPER.multiprocessors
+
+
+@pytest.mark.parametrize("operation", ["forward", "weight_gradient"])
+def test_batch_sizes_and_heights_share_compiled_kernels(operation: str) -> None:
+    from convmixer_kernels.backends.triton import (
+        depthwise_forward,
+        depthwise_weight_gradient,
+        launching,
+    )
+
+    compiled = set()
+    for images in range(1, 130):
+        each = problem((images, 384, 32, 32, 9))
+        if operation == "forward":
+            configuration = configurations.forward(each, HOPPER)
+            constants = depthwise_forward.constants(each, configuration, flipped=False)
+        else:
+            configuration = configurations.weight_gradient(each, HOPPER)
+            constants = depthwise_weight_gradient.constants(each, configuration)
+        options = launching.options(configuration)
+        compiled.add((*constants.items(), *options.items()))
+    assert len(compiled) <= 4
