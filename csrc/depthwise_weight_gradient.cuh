@@ -30,12 +30,6 @@ struct WeightGradientLayout {
   }
 };
 
-// Two ones as an operand: a product with them adds up over the jobs.
-template <class T>
-__device__ constexpr uint32_t pair_of_ones() {
-  return std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
-}
-
 // With 3, 6 and 7 tiles, 168 registers do not hold the sums of larger sizes and what is on its way.
 constexpr int weight_gradient_blocks(int size, int tiles) {
   return size >= 9 && (tiles == 3 || tiles > 4) ? 2 : 3;
@@ -88,10 +82,8 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
   Reader<T, Step, Tiles, Gradient, 0, 0, Whole> dy_reader(dy, first, p.shape, tiling,
                                                           gradient_pitch);
 
-  constexpr uint32_t one = pair_of_ones<T>();
-  const uint32_t ones[4] = {one, one, one, one};
   Sums sums;
-  float bias_sum[4] = {};
+  BiasSum<T> bias_sum;
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if (number + 1 < last) {
       x_reader.fetch_next(input + (stage ^ 1) * input_stage, lane);
@@ -103,20 +95,10 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
     __syncwarp();
     const int mine = spare ? lane : device::opaque(lane);
     uint32_t columns[Step][Tiles][2];
-    const T* const from = gradient + stage * gradient_stage +
-                          Gradient::job(mine % 16, tiling.groups_log2, gradient_pitch);
-#pragma unroll
-    for (int s = 0; s < Step; ++s) {
-#pragma unroll
-      for (int q = 0; q + 1 < Tiles; q += 2) {
-        uint32_t pair[4];
-        device::load_matrices<true>(pair, from + Gradient::at(s, 8 * q) + mine / 16 * 8);
-        columns[s][q][0] = pair[0], columns[s][q][1] = pair[1];
-        columns[s][q + 1][0] = pair[2], columns[s][q + 1][1] = pair[3];
-      }
-      if constexpr (Tiles % 2)
-        device::load_matrices<true>(columns[s][Tiles - 1], from + Gradient::at(s, 8 * (Tiles - 1)));
-    }
+    load_gradient<Gradient>(columns,
+                            gradient + stage * gradient_stage +
+                                Gradient::job(mine % 16, tiling.groups_log2, gradient_pitch),
+                            mine);
     if constexpr (!Whole) {
       // Tiles at the seam of two windows belong to one of them.
       if (tiling.windows > 1) {
@@ -129,12 +111,7 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
         }
       }
     }
-    if (p.bias_sums) {
-#pragma unroll
-      for (int s = 0; s < Step; ++s)
-#pragma unroll
-        for (int q = 0; q < Tiles; ++q) device::mma<T, 2>(bias_sum, ones, columns[s][q], bias_sum);
-    }
+    if (p.bias_sums) bias_sum.add(columns);
     const T* const here = input + stage * input_stage;
     sums.template multiply<Step, ahead, Input>(
         columns,
@@ -149,10 +126,7 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
   sums.store(p.weight_sums + plane * p.filter_size * p.filter_size, p.filter_size,
              reinterpret_cast<float*>(input), lane);
   if (p.bias_sums) {
-    // Every row of the product holds the sums of eight columns.
-    float total = bias_sum[0] + bias_sum[1];
-    total += __shfl_xor_sync(~0u, total, 1);
-    total += __shfl_xor_sync(~0u, total, 2);
+    const float total = bias_sum.total();
     if (lane == 0) p.bias_sums[plane] = total;
   }
 }

@@ -99,10 +99,8 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::weight_gra
     device::copy_commit();
   };
 
-  constexpr uint32_t one = pair_of_ones<T>();
-  const uint32_t ones[4] = {one, one, one, one};
   Sums sums;
-  float bias_sum[4] = {};
+  BiasSum<T> bias_sum;
   fetch(first);
 #pragma unroll 1
   for (int number = first; number < last; ++number) {
@@ -118,27 +116,12 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::weight_gra
     const unsigned mine = unsigned(device::opaque(thread));
     const int lane = int(mine % 32), warp = int(mine / 32);
     uint32_t columns[Step][Tiles][2];
-    const T* const from = gradient + Gradient::at(staged.gradient.pitch, warp) +
-                          GradientRows::job(lane % 16, tiling.groups_log2, staged.gradient.image);
-#pragma unroll
-    for (int s = 0; s < Step; ++s) {
-#pragma unroll
-      for (int q = 0; q + 1 < Tiles; q += 2) {
-        uint32_t pair[4];
-        device::load_matrices<true>(pair, from + GradientRows::at(s, 8 * q) + lane / 16 * 8);
-        columns[s][q][0] = pair[0], columns[s][q][1] = pair[1];
-        columns[s][q + 1][0] = pair[2], columns[s][q + 1][1] = pair[3];
-      }
-      if constexpr (Tiles % 2)
-        device::load_matrices<true>(columns[s][Tiles - 1],
-                                    from + GradientRows::at(s, 8 * (Tiles - 1)));
-    }
-    if (p.bias_sums) {
-#pragma unroll
-      for (int s = 0; s < Step; ++s)
-#pragma unroll
-        for (int q = 0; q < Tiles; ++q) device::mma<T, 2>(bias_sum, ones, columns[s][q], bias_sum);
-    }
+    load_gradient<GradientRows>(
+        columns,
+        gradient + Gradient::at(staged.gradient.pitch, warp) +
+            GradientRows::job(lane % 16, tiling.groups_log2, staged.gradient.image),
+        lane);
+    if (p.bias_sums) bias_sum.add(columns);
     const T* const plane = input + Input::at(staged.input.pitch, warp);
     sums.template multiply<Step, ahead, InputRows>(
         columns,
@@ -156,10 +139,7 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::weight_gra
   sums.store(p.weight_sums + sum_number * p.filter_size * p.filter_size, p.filter_size,
              reinterpret_cast<float*>(input + Input::at(staged.input.pitch, warp)), lane);
   if (p.bias_sums) {
-    // Every row of the product holds the sums of eight columns.
-    float total = bias_sum[0] + bias_sum[1];
-    total += __shfl_xor_sync(~0u, total, 1);
-    total += __shfl_xor_sync(~0u, total, 2);
+    const float total = bias_sum.total();
     if (lane == 0) p.bias_sums[sum_number] = total;
   }
 }

@@ -133,6 +133,49 @@ __device__ __forceinline__ int column_of(int q, int lane) {
   return column < 0 ? column + 8 * Tiles : column;
 }
 
+// Loads the output gradient of Step rows of 16 jobs as B operands. `rows` is where this lane finds the
+// first row of job lane % 16.
+template <class Layout, int Step, int Tiles, class T>
+__device__ __forceinline__ void load_gradient(uint32_t (&gradient)[Step][Tiles][2], const T* rows,
+                                              int lane) {
+#pragma unroll
+  for (int s = 0; s < Step; ++s) {
+#pragma unroll
+    for (int q = 0; q + 1 < Tiles; q += 2) {
+      uint32_t pair[4];
+      device::load_matrices<true>(pair, rows + Layout::at(s, 8 * q) + lane / 16 * 8);
+      gradient[s][q][0] = pair[0], gradient[s][q][1] = pair[1];
+      gradient[s][q + 1][0] = pair[2], gradient[s][q + 1][1] = pair[3];
+    }
+    if constexpr (Tiles % 2)
+      device::load_matrices<true>(gradient[s][Tiles - 1], rows + Layout::at(s, 8 * (Tiles - 1)));
+  }
+}
+
+// The bias gradient: products of ones with the output gradient add it up over jobs.
+template <class T>
+class BiasSum {
+ public:
+  template <int Step, int Tiles>
+  __device__ __forceinline__ void add(const uint32_t (&gradient)[Step][Tiles][2]) {
+    constexpr uint32_t one = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;  // two of them
+    const uint32_t ones[4] = {one, one, one, one};
+#pragma unroll
+    for (int s = 0; s < Step; ++s)
+#pragma unroll
+      for (int q = 0; q < Tiles; ++q) device::mma<T, 2>(sum_, ones, gradient[s][q], sum_);
+  }
+  // By the whole warp. Every row of the product holds the sums of eight columns.
+  __device__ __forceinline__ float total() const {
+    float total = sum_[0] + sum_[1];
+    total += __shfl_xor_sync(~0u, total, 1);
+    return total + __shfl_xor_sync(~0u, total, 2);
+  }
+
+ private:
+  float sum_[4] = {};
+};
+
 // The transposed products of the weight gradient: for one filter row, window columns times output
 // columns, summed over jobs. Element (i, j) belongs to filter column i - j - margin; what lies
 // outside the band is computed and not used.
