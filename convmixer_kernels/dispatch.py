@@ -38,8 +38,10 @@ def available_impls(device: torch.device | str | None = None) -> dict[str, str |
     return {name: backend(name).unavailable(torch.device(device)) for name in IMPLEMENTATIONS}
 
 
-def resolve(input: Tensor, weight: Tensor, impl: str) -> str:
+def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     """The implementation that runs `input` and `weight` under `impl`.
+
+    Without `weight`: for an operation that has no filter.
 
     Raises:
         RuntimeError: an explicit `impl` is not available for the device of `input`.
@@ -47,7 +49,7 @@ def resolve(input: Tensor, weight: Tensor, impl: str) -> str:
     """
     check_name(impl)
     # Under torch.compile, index() makes a size that may be dynamic a constant.
-    kernel_size = operator.index(weight.shape[-1])
+    kernel_size = None if weight is None else operator.index(weight.shape[-1])
     name, error = _resolve(impl, input.device, input.dtype, kernel_size)
     if error is not None:
         raise (ValueError if name else RuntimeError)(error)
@@ -57,14 +59,14 @@ def resolve(input: Tensor, weight: Tensor, impl: str) -> str:
 # The answer does not change while a process runs, so a compiler need not look inside.
 @torch.compiler.assume_constant_result
 def _resolve(
-    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int
+    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
 ) -> tuple[str, str | None]:
     return _resolve_once(impl, device, dtype, kernel_size)
 
 
 @functools.cache
 def _resolve_once(
-    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int
+    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
 ) -> tuple[str, str | None]:
     """The implementation and None, or an error: with a name if only this input is refused."""
     if impl == "auto":
@@ -78,7 +80,7 @@ def _resolve_once(
 
 
 def _passed_over(
-    name: str, device: torch.device, dtype: torch.dtype, kernel_size: int
+    name: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
 ) -> str | None:
     """Why "auto" does not choose an implementation."""
     if name != "torch" and device.type == "cpu":

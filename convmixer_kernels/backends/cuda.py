@@ -83,10 +83,10 @@ def unavailable(device: torch.device) -> str | None:
     return extension if isinstance(extension, str) else None
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
     if dtype not in _TYPES:
         return f"it takes float16 and bfloat16, not {dtype}; cast or use impl='torch'"
-    if kernel_size not in KERNEL_SIZES:
+    if kernel_size is not None and kernel_size not in KERNEL_SIZES:
         sizes = ", ".join(str(size) for size in KERNEL_SIZES)
         return f"it takes kernel sizes {sizes}, not {kernel_size}; use impl='torch'"
     return None

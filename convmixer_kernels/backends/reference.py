@@ -11,7 +11,7 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
     return None
 
 

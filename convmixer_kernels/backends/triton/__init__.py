@@ -44,11 +44,11 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
     """Why these kernels cannot take this dtype or kernel size, or None if they can."""
     if dtype not in _DTYPES:
         return f"it takes float16, bfloat16 and float32, not {dtype}; cast or use impl='torch'"
-    if kernel_size not in KERNEL_SIZES:
+    if kernel_size is not None and kernel_size not in KERNEL_SIZES:
         sizes = ", ".join(map(str, KERNEL_SIZES))
         return f"it takes kernel sizes {sizes}, not {kernel_size}; use impl='torch'"
     if dtype == torch.bfloat16 and _interpreted():
