@@ -62,7 +62,7 @@ def kernel_sources(csrc: Path = CSRC) -> list[Path]:
     return [
         *sorted(csrc.glob("*.cu")),
         *sorted(csrc.glob("instantiations/*.cu")),
-        csrc / "dispatch.cpp",
+        *sorted(csrc.glob("dispatch*.cpp")),
     ]
 
 

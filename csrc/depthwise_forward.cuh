@@ -8,11 +8,16 @@ namespace depthwise {
 
 template <int Size, int Step, int Tiles>
 struct ForwardLayout {
-  static constexpr int stages = 2;
+  static constexpr int pad = Size / 2, stages = 2;
   using Rows = ItemLayout<Step, 8 * Tiles>;
 
+  // Rows of a job's outputs in the input, below the halo.
+  struct Inner {
+    __device__ static constexpr int at(int row, int column) { return Rows::at(pad + row, column); }
+  };
+
   __host__ __device__ static constexpr int input_elements(int groups) {
-    return stages * Rows::elements(groups, Size - 1);
+    return stages * Rows::elements(groups, 2 * pad);
   }
   // The filter passes through the output buffer first.
   __host__ __device__ static constexpr int output_elements(int groups) {
@@ -27,20 +32,16 @@ struct ForwardLayout {
   }
 };
 
-// Registers decide: sums and bands alone are 32 + 18 at size 9 and 32 + 45 at size 15.
-constexpr int forward_blocks(int size, int tiles, bool whole) {
-  return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;
-}
-
-// Grid: x counts channels by the warps of a block, y shares of the items. With Whole, planes are
-// those of WholePlane and everything is aligned to 16 bytes.
-template <class T, int Size, int Step, int Tiles, bool Whole>
-__global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, Whole))
-    depthwise_forward(ForwardArguments p, Tiling tiling, int input_alignment,
-                      int output_alignment) {
+// What a warp does, between the places where kernels differ: `epilogue` takes the sums, `residual`
+// says whether it gets to see the input beside them, `added` is a tensor for the writer to add.
+template <class T, int Size, int Step, int Tiles, bool Whole, class Epilogue>
+__device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tiling tiling,
+                                                 int input_alignment, int output_alignment,
+                                                 Epilogue& epilogue, bool residual,
+                                                 const void* added) {
   using Layout = ForwardLayout<Size, Step, Tiles>;
   using Rows = typename Layout::Rows;
-  constexpr int pad = Size / 2;
+  constexpr int pad = Layout::pad;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int warps = int(blockDim.x) / 32;
   if constexpr (Whole) tiling = whole_tiling(8 * Tiles / Step, tiling.items);
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, W
   Bands<T, Size, Tiles> bands;
   bands.load(static_cast<const T*>(p.weight) + ptrdiff_t(channel) * p.filter_size * p.filter_size,
              p.filter_size, p.flipped, reinterpret_cast<unsigned short*>(output), lane);
-  const float bias = p.bias ? p.bias[channel] : 0.f;
+  auto take = epilogue.of(channel);
   const int rows = Rows::job(lane % 16, tiling.groups_log2, input_pitch) + lane / 16 * 8;
   T* const first_job = output + Rows::job(lane / 4, tiling.groups_log2, output_pitch);
   T* const second_job = output + Rows::job(lane / 4 + 8, tiling.groups_log2, output_pitch);
@@ -73,7 +74,9 @@ __global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, W
   const Planes<T> target{static_cast<T*>(p.output) + channel * p.output_strides.channel,
                          p.output_strides.image, output_alignment};
   Reader<T, Step, Tiles, Rows, pad, 0, Whole> reader(source, first, p.shape, tiling, input_pitch);
-  Writer<T, Step, Tiles, Rows, Whole> writer(target, first, p.shape, tiling, output_pitch);
+  Writer<T, Step, Tiles, Rows, Whole, Epilogue::adds> writer(target, first, p.shape, tiling,
+                                                             output_pitch);
+  if constexpr (Epilogue::adds) writer.add(p.output, added);
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if (number + 1 < last) reader.fetch_next(input + (stage ^ 1) * stage_elements, lane);
@@ -81,12 +84,54 @@ __global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, W
     if (number < first) continue;
     device::copy_wait<1>();
     __syncwarp();
+    const T* const here = input + stage * stage_elements;
     float sum[Step][Tiles][4] = {};
-    multiply<T, Size, Step, Tiles, Rows>(sum, input + stage * stage_elements + rows, bands, lane);
-    finish<T, Size, Rows>(first_job, second_job, sum, bias, lane);
+    multiply<T, Size, Step, Tiles, Rows>(sum, here + rows, bands, lane);
+    const Residual<T, typename Layout::Inner> own{
+        {here + Rows::job(lane / 4, tiling.groups_log2, input_pitch),
+         here + Rows::job(lane / 4 + 8, tiling.groups_log2, input_pitch)},
+        residual};
+    take.template operator()<T, Size, Rows>(first_job, second_job, sum, own, number, lane);
     __syncwarp();
     writer.store_next(output, lane);
   }
+  take.finish(lane);
+}
+
+// Registers decide: sums and bands alone are 32 + 18 at size 9 and 32 + 45 at size 15.
+constexpr int forward_blocks(int size, int tiles, bool whole) {
+  return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;
+}
+
+// Grid: x counts channels by the warps of a block, y shares of the items. With Whole, planes are
+// those of WholePlane and everything is aligned to 16 bytes.
+template <class T, int Size, int Step, int Tiles, bool Whole>
+__global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, Whole))
+    depthwise_forward(ForwardArguments p, Tiling tiling, int input_alignment,
+                      int output_alignment) {
+  BiasEpilogue epilogue{p.bias};
+  convolve_channel<T, Size, Step, Tiles, Whole>(p, tiling, input_alignment, output_alignment,
+                                                epilogue, false, nullptr);
+}
+
+// The same with activation, normalisation and residual.
+template <class T, int Size, int Step, int Tiles, bool Whole>
+__global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, Whole))
+    depthwise_forward_fused(FusedForwardArguments p, Tiling tiling, int input_alignment,
+                            int output_alignment) {
+  FusedEpilogue epilogue{p.bias, p.normalisation, p.activation};
+  convolve_channel<T, Size, Step, Tiles, Whole>(p, tiling, input_alignment, output_alignment,
+                                                epilogue, p.residual, p.added);
+}
+
+// The same with the moments of what it writes.
+template <class T, int Size, int Step, int Tiles>
+__global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, true))
+    depthwise_forward_moments(MomentsForwardArguments p, Tiling tiling, int input_alignment,
+                              int output_alignment) {
+  MomentsEpilogue epilogue{p.bias, p.activation, p.moments, p.shape};
+  convolve_channel<T, Size, Step, Tiles, true>(p, tiling, input_alignment, output_alignment,
+                                               epilogue, false, nullptr);
 }
 
 }  // namespace depthwise

@@ -14,6 +14,8 @@ struct ChannelsLastForwardLayout {
   static constexpr int channels = block_channels(Size, Tiles, Pass::forward);
   static constexpr int warps = block_warps(Size, Tiles, Pass::forward);
   static constexpr int output_chunks = jobs * Step * Tiles;
+  static constexpr size_t most_shared_bytes =
+      channels_last_shared_limit({Step, Tiles}, Pass::forward);
   using Planes = ChannelPlanes<Step, 8 * Tiles, channels>;
   using Rows = typename Planes::Rows;
 
@@ -36,15 +38,18 @@ struct ChannelsLastForwardLayout {
   }
 };
 
-// Grid: x counts channels by those of a block, within the sections; y shares of the images.
-template <class T, int Size, int Step, int Tiles>
-__global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
-                                  blocks_resident(Size, Tiles, Pass::forward))
-    depthwise_forward_channels_last(ChannelsLastForwardArguments p, Tiling tiling, Staged staged,
-                                    bool input_in_units, bool output_in_units) {
+// What a block does, between the places where kernels differ: `epilogue` takes the sums, `residual`
+// says whether it gets to see the input beside them, `added` is a tensor for the writer to add.
+template <class T, int Size, int Step, int Tiles, class Epilogue>
+__device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArguments& p,
+                                                  const Tiling& tiling, const Staged& staged,
+                                                  bool input_in_units, bool output_in_units,
+                                                  const Epilogue& epilogue, bool residual,
+                                                  const void* added) {
   using Layout = ChannelsLastForwardLayout<Size, Step, Tiles>;
   using Planes = typename Layout::Planes;
   using Rows = typename Layout::Rows;
+  using Outputs = typename Layout::Outputs;
   constexpr int pad = Layout::pad, warps = Layout::warps, per_warp = Layout::channels / warps;
   const int thread = int(threadIdx.x), images = jobs >> tiling.groups_log2;
 
@@ -106,24 +111,54 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
       const int lane = int(mine % 32), c = int(mine / 32) + i * warps;
       if (c >= channels) continue;
       T* const plane = planes + Planes::at(staged.pitch, c);
-      // Read anew for each item: registers are scarcer than reads that hit the cache.
-      const float bias = p.bias ? __ldg(p.bias + channel + c) : 0.f;
       float sum[Step][Tiles][4] = {};
       multiply<T, Size, Step, Tiles, Rows>(
           sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
           bands[i], lane);
       __syncwarp();
-      finish<T, Size, typename Layout::Outputs>(
-          plane + Rows::job(lane / 4, tiling.groups_log2, staged.image),
-          plane + Rows::job(lane / 4 + 8, tiling.groups_log2, staged.image), sum, bias, lane);
+      T* const first_job = plane + Rows::job(lane / 4, tiling.groups_log2, staged.image);
+      T* const second_job = plane + Rows::job(lane / 4 + 8, tiling.groups_log2, staged.image);
+      // Read anew for each item: registers are scarcer than reads that hit the cache. Each sum takes
+      // the place of the input that is its residual.
+      epilogue.of(channel + c)
+          .template operator()<T, Size, Outputs>(
+              first_job, second_job, sum, Residual<T, Outputs>{{first_job, second_job}, residual},
+              number, lane);
     }
     __syncthreads();
     const int image = number * images;
-    planes_to_memory<Planes, warps, Layout::output_chunks>(
-        static_cast<T*>(p.output) + image * p.output_strides.image + channel, planes, staged.pitch,
-        output_list, p.output_strides.pixel, p.shape.images - image, channels, output_in_units,
-        thread);
+    planes_to_memory<Planes, warps, Layout::output_chunks, Epilogue::adds>(
+        static_cast<T*>(p.output) + image * p.output_strides.image + channel,
+        bytes_between(p.output, added), planes, staged.pitch, output_list, p.output_strides.pixel,
+        p.shape.images - image, channels, output_in_units, thread);
   }
+}
+
+// Grid: x counts channels by those of a block, within the sections; y shares of the images.
+template <class T, int Size, int Step, int Tiles>
+__global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
+                                  blocks_resident(Size, Tiles, Pass::forward))
+    depthwise_forward_channels_last(ChannelsLastForwardArguments p, Tiling tiling, Staged staged,
+                                    bool input_in_units, bool output_in_units) {
+  convolve_channels<T, Size, Step, Tiles>(p, tiling, staged, input_in_units, output_in_units,
+                                          BiasEpilogue{p.bias}, false, nullptr);
+}
+
+// Where the plain kernel needs all of 128 registers, what the fused one adds finds no room in them.
+constexpr int fused_blocks_resident(int size, int tiles) {
+  return size == 15 && tiles == 4 ? 1 : blocks_resident(size, tiles, Pass::forward);
+}
+
+// The same with activation, normalisation and residual.
+template <class T, int Size, int Step, int Tiles>
+__global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
+                                  fused_blocks_resident(Size, Tiles))
+    depthwise_forward_fused_channels_last(ChannelsLastFusedForwardArguments p, Tiling tiling,
+                                          Staged staged, bool input_in_units,
+                                          bool output_in_units) {
+  convolve_channels<T, Size, Step, Tiles>(p, tiling, staged, input_in_units, output_in_units,
+                                          FusedEpilogue{p.bias, p.normalisation, p.activation},
+                                          p.residual, p.added);
 }
 
 }  // namespace depthwise

@@ -14,6 +14,8 @@ struct ChannelsLastWeightGradientLayout {
   static constexpr int channels = block_channels(Size, Tiles, Pass::weight_gradient);
   static constexpr int warps = block_warps(Size, Tiles, Pass::weight_gradient);
   static constexpr int gradient_chunks = jobs * Step * Tiles;
+  static constexpr size_t most_shared_bytes =
+      channels_last_shared_limit({Step, Tiles}, Pass::weight_gradient);
   static_assert(channels == warps);
   using Sums = BandSums<__half, Size, Tiles>;
   using Input = ChannelPlanes<Step, 8 * Sums::input_chunks, channels>;

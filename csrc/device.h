@@ -175,6 +175,12 @@ __device__ __forceinline__ float exp2(float x) {
   return x;
 }
 
+// max.NaN: the larger one, or NaN if either is.
+__device__ __forceinline__ float maximum(float x, float y) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(y));
+  return x;
+}
+
 // rcp.approx.ftz: 1 / x within 1 unit in the last place; subnormals count as zero.
 __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));

@@ -1,35 +1,10 @@
 #include "dispatch.h"
 
-#include <stdexcept>
-#include <string>
-
+#include "choices.h"
 #include "launch.h"
 
 namespace depthwise {
 namespace {
-
-Plan checked(Plan plan) {
-  if (plan.tiling.items < 0)
-    throw std::invalid_argument("more tiles in a channel than fit 32 bits");
-  return plan;
-}
-
-// Calls `launch` with the filter size, made odd, as a constant.
-template <class Launch>
-cudaError_t with_size(int filter_size, Launch launch) {
-  using std::integral_constant;
-  switch (odd_size(filter_size)) {
-    case 3: return launch(integral_constant<int, 3>());
-    case 5: return launch(integral_constant<int, 5>());
-    case 7: return launch(integral_constant<int, 7>());
-    case 9: return launch(integral_constant<int, 9>());
-    case 11: return launch(integral_constant<int, 11>());
-    case 13: return launch(integral_constant<int, 13>());
-    case 15: return launch(integral_constant<int, 15>());
-    default:
-      throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
-  }
-}
 
 // Calls `launch` with the arguments, in which sums now go to their place: the results themselves, or
 // a workspace if there are several shares, which are added afterwards.
@@ -52,22 +27,21 @@ cudaError_t sum_shares(Arguments p, int shares, float* weight_gradient, float* b
 
 }  // namespace
 
-cudaError_t forward(const ForwardArguments& p, Type type, int multiprocessors,
-                    cudaStream_t stream) {
-  const Plan chosen = checked(plan(p.shape, multiprocessors));
+cudaError_t forward(const ForwardArguments& p, Type type, const Chip& chip, cudaStream_t stream) {
+  const Plan chosen = checked(plan(p.shape, chip), p.shape);
   return with_size(p.filter_size, [&](auto size) {
     return launch_forward<decltype(size)::value>(p, type, chosen, stream);
   });
 }
 
-int weight_gradient_shares(const Shape& shape, int multiprocessors) {
-  return checked(plan(shape, multiprocessors)).shares;
+int weight_gradient_shares(const Shape& shape, const Chip& chip) {
+  return checked(plan(shape, chip), shape).shares;
 }
 
-cudaError_t weight_gradient(WeightGradientArguments p, Type type, int multiprocessors,
+cudaError_t weight_gradient(WeightGradientArguments p, Type type, const Chip& chip,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t stream) {
-  const Plan chosen = checked(plan(p.shape, multiprocessors));
+  const Plan chosen = checked(plan(p.shape, chip), p.shape);
   const auto launch = [&](const WeightGradientArguments& arguments) {
     return with_size(p.filter_size, [&](auto size) {
       return launch_weight_gradient<decltype(size)::value>(arguments, type, chosen, stream);
@@ -76,26 +50,26 @@ cudaError_t weight_gradient(WeightGradientArguments p, Type type, int multiproce
   return sum_shares(p, chosen.shares, weight_gradient, bias_gradient, workspace, stream, launch);
 }
 
-cudaError_t forward(const ChannelsLastForwardArguments& p, Type type, int multiprocessors,
+cudaError_t forward(const ChannelsLastForwardArguments& p, Type type, const Chip& chip,
                     cudaStream_t stream) {
   const Plan chosen =
-      checked(channels_last_plan(p.shape, p.filter_size, Pass::forward, multiprocessors));
+      checked(channels_last_plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);
   return with_size(p.filter_size, [&](auto size) {
     return launch_forward_channels_last<decltype(size)::value>(p, type, chosen, stream);
   });
 }
 
-int channels_last_weight_gradient_shares(const Shape& shape, int filter_size, int multiprocessors) {
+int channels_last_weight_gradient_shares(const Shape& shape, int filter_size, const Chip& chip) {
   const Plan chosen =
-      checked(channels_last_plan(shape, filter_size, Pass::weight_gradient, multiprocessors));
+      checked(channels_last_plan(shape, filter_size, Pass::weight_gradient, chip), shape);
   return chosen.shares * sections(chosen.tiling);
 }
 
-cudaError_t weight_gradient(ChannelsLastWeightGradientArguments p, Type type, int multiprocessors,
+cudaError_t weight_gradient(ChannelsLastWeightGradientArguments p, Type type, const Chip& chip,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t stream) {
   const Plan chosen =
-      checked(channels_last_plan(p.shape, p.filter_size, Pass::weight_gradient, multiprocessors));
+      checked(channels_last_plan(p.shape, p.filter_size, Pass::weight_gradient, chip), p.shape);
   const auto launch = [&](const ChannelsLastWeightGradientArguments& arguments) {
     return with_size(p.filter_size, [&](auto size) {
       return launch_weight_gradient_channels_last<decltype(size)::value>(arguments, type, chosen,

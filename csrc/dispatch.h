@@ -3,25 +3,25 @@
 #include <cuda_runtime_api.h>
 
 #include "arguments.h"
+#include "plan.h"
 
 namespace depthwise {
 
-cudaError_t forward(const ForwardArguments&, Type, int multiprocessors, cudaStream_t);
+cudaError_t forward(const ForwardArguments&, Type, const Chip&, cudaStream_t);
 
-// How many shares of the items weight_gradient sums apart on a chip of so many multiprocessors. With
-// more than one it needs room for the sums of each, shares * channels * (size * size + 1) floats.
-// Throws std::invalid_argument where the shape is too large.
-int weight_gradient_shares(const Shape&, int multiprocessors);
+// How many shares of the items weight_gradient sums apart. With more than one it needs room for the
+// sums of each, shares * channels * (size * size + 1) floats. Throws std::invalid_argument where the
+// shape is too large.
+int weight_gradient_shares(const Shape&, const Chip&);
 
 // The results are weight_gradient [channel][size][size] and, unless null, bias_gradient [channel].
-cudaError_t weight_gradient(WeightGradientArguments, Type, int multiprocessors,
-                            float* weight_gradient, float* bias_gradient, float* workspace,
-                            cudaStream_t);
+cudaError_t weight_gradient(WeightGradientArguments, Type, const Chip&, float* weight_gradient,
+                            float* bias_gradient, float* workspace, cudaStream_t);
 
 // The same for channels-last tensors.
-cudaError_t forward(const ChannelsLastForwardArguments&, Type, int multiprocessors, cudaStream_t);
-int channels_last_weight_gradient_shares(const Shape&, int filter_size, int multiprocessors);
-cudaError_t weight_gradient(ChannelsLastWeightGradientArguments, Type, int multiprocessors,
+cudaError_t forward(const ChannelsLastForwardArguments&, Type, const Chip&, cudaStream_t);
+int channels_last_weight_gradient_shares(const Shape&, int filter_size, const Chip&);
+cudaError_t weight_gradient(ChannelsLastWeightGradientArguments, Type, const Chip&,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t);
 

@@ -1,39 +1,176 @@
 // What happens to a sum between its register and shared memory.
 #pragma once
+#include "activation.cuh"
+#include "moments.cuh"
+#include "pairs.cuh"
+#include "plan.h"
 #include "toeplitz.cuh"
 
 namespace depthwise {
 
-template <class T>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  uint32_t bits;
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 both = __floats2half2_rn(low, high);
-    memcpy(&bits, &both, sizeof(bits));
-  } else {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    memcpy(&bits, &both, sizeof(bits));
-  }
-  return bits;
-}
-
-// Adds the bias and writes the sums that `multiply` left to shared memory; this lane's first job
-// begins at `first`, its second at `second`.
-template <class T, int Size, class Layout, int Step, int Tiles>
-__device__ __forceinline__ void finish(T* first, T* second, const float (&sum)[Step][Tiles][4],
-                                       float bias, int lane) {
+// Writes to shared memory what `make` makes of the sums that `multiply` left, two neighbours at a
+// time; this lane's first job begins at `first`, its second at `second`. `make` is given the two
+// sums, which of the jobs they belong to, and their row and column in it.
+template <class T, int Size, class Layout, bool Shifted = false, int Step, int Tiles, class Make>
+__device__ __forceinline__ void write_sums(T* first, T* second, const float (&sum)[Step][Tiles][4],
+                                           int lane, Make make) {
 #pragma unroll
   for (int q = 0; q < Tiles; ++q) {
-    const int column = column_of<Size, Tiles>(q, lane);
+    const int column = column_of<Size, Tiles, Shifted>(q, lane);
 #pragma unroll
     for (int s = 0; s < Step; ++s) {
       const float (&value)[4] = sum[s][q];
       *reinterpret_cast<uint32_t*>(first + Layout::at(s, 0) + column) =
-          pack<T>(value[0] + bias, value[1] + bias);
+          make(value[0], value[1], 0, s, column);
       *reinterpret_cast<uint32_t*>(second + Layout::at(s, 0) + column) =
-          pack<T>(value[2] + bias, value[3] + bias);
+          make(value[2], value[3], 1, s, column);
     }
   }
 }
+
+// This lane's two jobs in another tile of shared memory, whose values are added to the sums.
+template <class T, class Layout>
+struct Residual {
+  const T* jobs[2];
+  bool wanted;
+
+  __device__ __forceinline__ float2 at(int job, int row, int column) const {
+    if (!wanted) return make_float2(0.f, 0.f);
+    uint32_t bits;
+    memcpy(&bits, jobs[job] + Layout::at(row, 0) + column, sizeof(bits));
+    return unpack<T>(bits);
+  }
+};
+
+// An epilogue is what a kernel does with the sums of a channel. `of` reads what belongs to the
+// channel; what it gives is called with the sums of one item after the other and told of the end.
+// Where it `adds`, the writer adds another tensor.
+
+// The convolution with its bias.
+struct BiasEpilogue {
+  static constexpr bool adds = false;
+  const float* bias;
+
+  struct OfChannel {
+    float bias;
+
+    template <class T, int Size, class Layout, int Step, int Tiles, class Other>
+    __device__ __forceinline__ void operator()(T* first, T* second,
+                                               const float (&sum)[Step][Tiles][4], const Other&,
+                                               int, int lane) const {
+      write_sums<T, Size, Layout>(first, second, sum, lane,
+                                  [bias = bias](float low, float high, int, int, int) {
+                                    return pack<T>(low + bias, high + bias);
+                                  });
+    }
+    __device__ __forceinline__ void finish(int) const {}
+  };
+  __device__ __forceinline__ OfChannel of(int channel) const {
+    return {bias ? __ldg(bias + channel) : 0.f};
+  }
+};
+
+// The same, then activation, normalisation and residual; without a normalisation the sums as they
+// are.
+struct FusedEpilogue {
+  static constexpr bool adds = true;
+  const float* bias;
+  Normalisation normalisation;
+  Activation activation;
+
+  struct OfChannel {
+    float bias, mean, scale, shift;
+    Activation activation;
+
+    template <class T, int Size, class Layout, int Step, int Tiles, class Other>
+    __device__ __forceinline__ void operator()(T* first, T* second,
+                                               const float (&sum)[Step][Tiles][4],
+                                               const Other& residual, int, int lane) const {
+      with_activation(activation, [&](auto activate) {
+        const auto normalised = [&](float value) {
+          return fmaf(activate.less(value + bias, mean), scale, shift);
+        };
+        write_sums<T, Size, Layout>(
+            first, second, sum, lane, [&](float low, float high, int job, int row, int column) {
+              const float2 also = residual.at(job, row, column);
+              return pack<T>(normalised(low) + also.x, normalised(high) + also.y);
+            });
+      });
+    }
+    __device__ __forceinline__ void finish(int) const {}
+  };
+  __device__ __forceinline__ OfChannel of(int channel) const {
+    OfChannel own{0, 0, 1, 0, activation};
+    if (bias) own.bias = __ldg(bias + channel);
+    if (normalisation.rows) {
+      own.mean = __ldg(normalisation.mean() + channel);
+      own.scale = __ldg(normalisation.scale() + channel);
+      own.shift = __ldg(normalisation.shift() + channel);
+    }
+    return own;
+  }
+};
+
+// The convolution with its bias, and the moments of its activation per share: of the rounded values,
+// which are what the normalisation and the backward pass read. In bfloat16 those of the sums
+// themselves would miss the variance by a quarter where a bias is large.
+struct MomentsEpilogue {
+  static constexpr bool adds = false;
+  const float* bias;
+  Activation activation;
+  float* to;  // [share][3][channel]
+  Shape shape;
+
+  struct OfChannel {
+    float bias;
+    Activation activation;
+    float* to;
+    const Shape& shape;
+    Moments moments;
+
+    // Whole planes only.
+    template <class T, int Size, class Layout, int Step, int Tiles, class Other>
+    __device__ __forceinline__ void operator()(T* first, T* second,
+                                               const float (&sum)[Step][Tiles][4], const Other&,
+                                               int number, int lane) {
+      constexpr int groups = 8 * Tiles / Step, images = jobs / groups;
+      bool exists[2] = {true, true};
+      if constexpr (images > 1) {
+        const int left = shape.images - number * images;
+        exists[0] = lane / 4 / groups < left, exists[1] = (lane / 4 + 8) / groups < left;
+      }
+      with_activation(activation, [&](auto activate) {
+        const float pivot =
+            moments.count == 0 ? activate.less(sum[0][0][0] + bias, 0) : moments.mean;
+        float total = 0, squares = 0;
+        const auto see = [&](float value) {
+          const float less = activate.less(value, pivot);
+          total += less;
+          squares = fmaf(less, less, squares);
+        };
+        write_sums<T, Size, Layout>(first, second, sum, lane,
+                                    [&](float low, float high, int job, int, int) {
+                                      const uint32_t word = pack<T>(low + bias, high + bias);
+                                      const float2 rounded = unpack<T>(word);
+                                      if (exists[job]) see(rounded.x), see(rounded.y);
+                                      return word;
+                                    });
+        const float count = float(2 * Step * Tiles);
+        moments.add((exists[0] ? count : 0) + (exists[1] ? count : 0), pivot, total, squares);
+      });
+    }
+    __device__ __forceinline__ void finish(int lane) {
+      moments.merge_lanes();
+      if (lane == 0) moments.write(to, shape.channels);
+    }
+  };
+  __device__ __forceinline__ OfChannel of(int channel) const {
+    return {bias ? __ldg(bias + channel) : 0.f,
+            activation,
+            to + ptrdiff_t(blockIdx.y) * 3 * shape.channels + channel,
+            shape,
+            {}};
+  }
+};
 
 }  // namespace depthwise

@@ -44,14 +44,20 @@ constexpr bool whole_planes(const Shape& shape, TileShape tile, int alignment, i
 }
 
 // A block has as many warps, each with a channel, as find room in shared memory.
+template <class Layout, class T>
+constexpr int fitting_warps(int groups) {
+  int warps = most_warps;
+  while (warps > 1 && Layout::template shared_bytes<T>(warps, groups) > most_shared_bytes)
+    warps /= 2;
+  return warps;
+}
+
 template <class Layout, class T, class... Parameters, class Arguments>
 cudaError_t launch_by_channels(void (*kernel)(Arguments, Tiling, Parameters...), const Plan& plan,
                                cudaStream_t stream, const Arguments& arguments,
                                Parameters... parameters) {
   const int groups = 1 << plan.tiling.groups_log2;
-  int warps = most_warps;
-  while (warps > 1 && Layout::template shared_bytes<T>(warps, groups) > most_shared_bytes)
-    warps /= 2;
+  const int warps = fitting_warps<Layout, T>(groups);
   const dim3 grid(unsigned(divide_up(arguments.shape.channels, warps)), unsigned(plan.shares));
   return device::launch(kernel, grid, unsigned(32 * warps),
                         Layout::template shared_bytes<T>(warps, groups), stream, arguments,

@@ -7,15 +7,22 @@
 namespace depthwise {
 
 // Calls `launch` with a value of the element type and the constants Step and Tiles.
-template <Pass pass, class Launch>
+template <int Size, Pass pass, class Launch>
 cudaError_t with_channels_last_tile(Type type, TileShape tile, Launch launch) {
   using std::integral_constant;
-  const auto with = [&](auto tiles) {
-    constexpr TileShape constant = channels_last_tile(8 * decltype(tiles)::value, pass);
-    static_assert(constant.tiles == decltype(tiles)::value);
-    const integral_constant<int, constant.step> step;
+  const auto with_step = [&](auto step, auto tiles) {
     return type == Type::half ? launch(__half(), step, tiles)
                               : launch(__nv_bfloat16(), step, tiles);
+  };
+  const auto with = [&](auto tiles) {
+    // On chips with the least and with the most shared memory.
+    constexpr int width = 8 * decltype(tiles)::value;
+    constexpr TileShape low = channels_last_tile(width, Size, pass, {0, 0});
+    constexpr TileShape high = channels_last_tile(width, Size, pass, {0, INT32_MAX});
+    static_assert(low.tiles == decltype(tiles)::value && high.tiles == low.tiles);
+    if constexpr (low.step != high.step)
+      if (tile.step == low.step) return with_step(integral_constant<int, low.step>(), tiles);
+    return with_step(integral_constant<int, high.step>(), tiles);
   };
   switch (tile.tiles) {
     case 1: return with(integral_constant<int, 1>());
@@ -31,7 +38,9 @@ cudaError_t with_channels_last_tile(Type type, TileShape tile, Launch launch) {
 // Low and wide images: fewer of them share an item than could, where their halo would not fit.
 template <class Layout, class T>
 constexpr Tiling fitting_tiling(Tiling tiling) {
-  while (tiling.groups_log2 < 4 && Layout::template shared_bytes<T>(tiling) > most_shared_bytes)
+  static_assert(Layout::template shared_bytes<T>({4, 2, 1, 1}) <= Layout::most_shared_bytes);
+  while (tiling.groups_log2 < 4 &&
+         Layout::template shared_bytes<T>(tiling) > Layout::most_shared_bytes)
     ++tiling.groups_log2;
   return tiling;
 }
@@ -40,7 +49,6 @@ template <class Layout, class T, class Arguments, class Staged>
 cudaError_t launch_by_sections(void (*kernel)(Arguments, Tiling, Staged, bool, bool),
                                const Plan& plan, cudaStream_t stream, const Arguments& arguments,
                                bool in_units, bool other_in_units) {
-  static_assert(Layout::template shared_bytes<T>({4, 2, 1, 1}) <= most_shared_bytes);
   const Tiling tiling = fitting_tiling<Layout, T>(plan.tiling);
   const int64_t blocks = divide_up(arguments.shape.channels, Layout::channels) * sections(tiling);
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
@@ -62,7 +70,7 @@ cudaError_t launch_forward_channels_last(const ChannelsLastForwardArguments& p, 
     return launch_by_sections<ChannelsLastForwardLayout<Size, Step, Tiles>, T>(
         depthwise_forward_channels_last<T, Size, Step, Tiles>, plan, stream, p, input, output);
   };
-  return with_channels_last_tile<Pass::forward>(type, plan.tile, launch);
+  return with_channels_last_tile<Size, Pass::forward>(type, plan.tile, launch);
 }
 
 template <int Size>
@@ -78,7 +86,7 @@ cudaError_t launch_weight_gradient_channels_last(const ChannelsLastWeightGradien
         depthwise_weight_gradient_channels_last<T, Size, Step, Tiles>, plan, stream, p, input,
         gradient);
   };
-  return with_channels_last_tile<Pass::weight_gradient>(type, plan.tile, launch);
+  return with_channels_last_tile<Size, Pass::weight_gradient>(type, plan.tile, launch);
 }
 
 }  // namespace depthwise

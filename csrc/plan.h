@@ -36,14 +36,20 @@ constexpr TileShape tile_shape(int width) {
 // Columns from one window to the next: the outermost tiles are halo.
 constexpr int window_step(int tiles) { return 8 * (tiles - 2); }
 
+// What the choices depend on of a GPU.
+struct Chip {
+  int multiprocessors;
+  int shared_bytes;  // the most dynamic shared memory that a block may have
+};
+
 struct Plan {
   TileShape tile;
   Tiling tiling;
   int shares;  // of the items of a channel, each worked through by one warp
 };
 
-// Enough warps for `multiprocessors` to hide the latency of memory: 16 on each.
-constexpr int warps_wanted(int multiprocessors) { return 16 * multiprocessors; }
+// Enough warps to hide the latency of memory: 16 on each multiprocessor.
+constexpr int warps_wanted(const Chip& chip) { return 16 * chip.multiprocessors; }
 
 // `items` is -1 where they would not fit an int.
 constexpr Tiling tiling_of(Shape shape, TileShape tile) {
@@ -62,11 +68,11 @@ constexpr Tiling tiling_of(Shape shape, TileShape tile) {
   return tiling;
 }
 
-constexpr Plan plan(Shape shape, int multiprocessors) {
+constexpr Plan plan(Shape shape, const Chip& chip) {
   Plan result{};
   result.tile = tile_shape(shape.width);
   result.tiling = tiling_of(shape, result.tile);
-  const int64_t wanted = divide_up(warps_wanted(multiprocessors), shape.channels);
+  const int64_t wanted = divide_up(warps_wanted(chip), shape.channels);
   const int64_t most = result.tiling.items < 65535 ? result.tiling.items : 65535;  // grid.y
   result.shares = int(wanted < 1 ? 1 : wanted < most ? wanted : most);
   if (result.shares < 1) result.shares = 1;
@@ -79,6 +85,11 @@ constexpr Tiling whole_tiling(int groups, int items) {
   while (1 << groups_log2 < groups) ++groups_log2;
   return {groups_log2, 1, 1, items};
 }
+
+// Whether one kernel gives the gradients of input and weight. In registers it holds bands, input
+// gradient and weight sums, 18 + 32 + 36 at size 9; at size 13, 39 + 32 + 80 leave no room for what is
+// on its way, and the weight gradient takes a pass of its own.
+constexpr bool backward_with_weight(int size) { return size <= 11; }
 
 // Shared memory that a block may have on every architecture from sm_80 on; sm_86 has the least.
 constexpr size_t most_shared_bytes = 99 * 1024;
@@ -100,13 +111,6 @@ enum class Pass { forward, weight_gradient };
 
 constexpr int sections(const Tiling& tiling) { return tiling.strips * tiling.windows; }
 
-// Lower jobs than elsewhere where shared memory must hold two tensors, or many small planes.
-constexpr TileShape channels_last_tile(int width, Pass pass) {
-  const TileShape tile = tile_shape(width);
-  if (tile.tiles == 1) return {4, 1};
-  return tile.tiles > 4 && pass == Pass::weight_gradient ? TileShape{1, tile.tiles} : tile;
-}
-
 // Channels of a block: 16, which fill a sector of memory, 32 bytes, where shared memory and registers
 // have room for them.
 constexpr int block_channels(int size, int tiles, Pass pass) {
@@ -126,6 +130,27 @@ constexpr int blocks_resident(int size, int tiles, Pass pass) {
   return size <= 9 || (size >= 13 && tiles <= 2) || (size == 15 && tiles == 4) ? 2 : 1;
 }
 
+// What a block of the weight gradient takes at most for two wide tensors in jobs of two rows.
+constexpr size_t two_row_shared_bytes = 152 * 1024;
+
+// Lower jobs than elsewhere where shared memory must hold many small planes, or two wide tensors. For
+// these, jobs of two rows fetch half as many halo rows as jobs of one. They are chosen where a block
+// can have the shared memory, and where registers leave room for one block only in any case.
+constexpr TileShape channels_last_tile(int width, int size, Pass pass, const Chip& chip) {
+  const TileShape tile = tile_shape(width);
+  if (tile.tiles == 1) return {4, 1};
+  if (tile.tiles <= 4 || pass == Pass::forward) return tile;
+  const bool two_rows = blocks_resident(size, tile.tiles, pass) == 1 &&
+                        size_t(chip.shared_bytes) >= two_row_shared_bytes;
+  return {two_rows ? 2 : 1, tile.tiles};
+}
+
+// What a block with such a tile may take, on every chip that the tile is chosen for.
+constexpr size_t channels_last_shared_limit(TileShape tile, Pass pass) {
+  const bool two_wide_tensors = tile.tiles > 4 && pass == Pass::weight_gradient;
+  return two_wide_tensors && tile.step == 2 ? two_row_shared_bytes : most_shared_bytes;
+}
+
 // Blocks come and go in waves, and a share takes as long as its items and about half an item to
 // begin. The number of shares that takes the least time by that count.
 constexpr int image_shares(int64_t blocks, int image_tiles, int64_t at_a_time) {
@@ -139,15 +164,15 @@ constexpr int image_shares(int64_t blocks, int image_tiles, int64_t at_a_time) {
   return best;
 }
 
-constexpr Plan channels_last_plan(Shape shape, int filter_size, Pass pass, int multiprocessors) {
+constexpr Plan channels_last_plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {
   const int size = odd_size(filter_size);
   Plan result{};
-  result.tile = channels_last_tile(shape.width, pass);
+  result.tile = channels_last_tile(shape.width, size, pass, chip);
   result.tiling = tiling_of(shape, result.tile);
   if (result.tiling.items < 0) return result;
   const int tiles = result.tile.tiles, parts = sections(result.tiling);
   const int64_t blocks = divide_up(shape.channels, block_channels(size, tiles, pass)) * parts;
-  const int64_t at_a_time = int64_t(multiprocessors) * blocks_resident(size, tiles, pass);
+  const int64_t at_a_time = int64_t(chip.multiprocessors) * blocks_resident(size, tiles, pass);
   result.shares = image_shares(blocks, result.tiling.items / parts, at_a_time);
   return result;
 }

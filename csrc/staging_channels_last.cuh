@@ -13,6 +13,7 @@
 // writes stand for zeros, and every item overwrites what the one before left in the planes.
 #pragma once
 #include "item.cuh"
+#include "pairs.cuh"
 
 namespace depthwise {
 
@@ -207,9 +208,10 @@ __device__ __forceinline__ void chunks_to_planes(T* planes, int pitch, const T* 
   }
 }
 
-// Writes finished planes to memory. `to` is the first channel of the block in the first image.
-template <class Planes, int Warps, int Count, class T>
-__device__ __forceinline__ void planes_to_memory(T* to, const T* planes, int pitch,
+// Writes finished planes to memory. `to` is the first channel of the block in the first image. With
+// Adds it adds the tensor that lies `added` bytes from there, unless that is zero.
+template <class Planes, int Warps, int Count, bool Adds, class T>
+__device__ __forceinline__ void planes_to_memory(T* to, ptrdiff_t added, const T* planes, int pitch,
                                                  const Chunk* list, ptrdiff_t pixel_stride,
                                                  int images, int channels, bool in_units,
                                                  int thread) {
@@ -237,16 +239,28 @@ __device__ __forceinline__ void planes_to_memory(T* to, const T* planes, int pit
     }
   };
   if (in_units) {
-    each_unit([](char* at, const uint32_t (&r)[4]) {
-      device::store_global(reinterpret_cast<uint4*>(at), make_uint4(r[0], r[1], r[2], r[3]));
+    each_unit([=](char* at, const uint32_t (&r)[4]) {
+      uint4 unit = make_uint4(r[0], r[1], r[2], r[3]);
+      if constexpr (Adds)
+        if (added != 0)
+          unit =
+              add_pairs<T>(unit, device::load_global(reinterpret_cast<const uint4*>(at + added)));
+      device::store_global(reinterpret_cast<uint4*>(at), unit);
     });
   } else {
     each_unit([=](char* at, const uint32_t (&r)[4]) {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (i < channels)
+        if (i < channels) {
+          uint32_t element = r[i / 2] >> i % 2 * 16 & 0xffffu;
+          if constexpr (Adds)
+            if (added != 0)
+              element = add_pairs<T>(
+                  element,
+                  device::load_global(reinterpret_cast<const unsigned short*>(at + added) + i));
           device::store_global(reinterpret_cast<unsigned short*>(at) + i,
-                               static_cast<unsigned short>(r[i / 2] >> i % 2 * 16));
+                               static_cast<unsigned short>(element));
+        }
     });
   }
 }

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "item.cuh"
+#include "pairs.cuh"
 
 namespace depthwise {
 
@@ -95,11 +96,42 @@ __device__ __forceinline__ void fetch_rows(T* to, const T* plane, int first_row,
   }
 }
 
-// Writes the finished rows of an item, 8 columns a lane at a time in stores of Piece elements.
-template <class Layout, int Piece, int Step, int Tiles, class T>
-__device__ __forceinline__ void store_pieces(T* planes, ptrdiff_t image_stride, const T* from,
-                                             const Item<Step, Tiles>& item, const Shape& shape,
-                                             const Tiling& tiling, int image_pitch, int lane) {
+// Reads up to 8 elements of a row, of which `width` exist, in loads of Piece elements.
+template <int Piece, class T>
+__device__ __forceinline__ uint4 load_pieces(const T* from, int width) {
+  uint32_t word[4] = {};
+  if constexpr (Piece == 8) {
+    return device::load_global(reinterpret_cast<const uint4*>(from));
+  } else if constexpr (Piece == 4) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (4 * i < width) {
+        const uint2 two = device::load_global(reinterpret_cast<const uint2*>(from + 4 * i));
+        word[2 * i] = two.x, word[2 * i + 1] = two.y;
+      }
+  } else if constexpr (Piece == 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (2 * i < width)
+        word[i] = device::load_global(reinterpret_cast<const uint32_t*>(from + 2 * i));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (i < width)
+        word[i / 2] |=
+            uint32_t(device::load_global(reinterpret_cast<const unsigned short*>(from) + i))
+            << i % 2 * 16;
+  }
+  return make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+// Writes the finished rows of an item, 8 columns a lane at a time in stores of Piece elements. With
+// Adds it adds the tensor that lies `added` bytes from them in memory, unless that is zero.
+template <class Layout, int Piece, bool Adds, int Step, int Tiles, class T>
+__device__ __forceinline__ void store_pieces(T* planes, ptrdiff_t image_stride, ptrdiff_t added,
+                                             const T* from, const Item<Step, Tiles>& item,
+                                             const Shape& shape, const Tiling& tiling,
+                                             int image_pitch, int lane) {
   constexpr int per_job = Step * Tiles;
   const int first_tile = item.first_tile(), last_tile = item.last_tile(tiling);
 #pragma unroll 2
@@ -111,9 +143,12 @@ __device__ __forceinline__ void store_pieces(T* planes, ptrdiff_t image_stride, 
     if (image >= shape.images || y >= shape.height || x >= shape.width || q < first_tile ||
         q >= last_tile)
       continue;
-    const uint4 value = *reinterpret_cast<const uint4*>(
+    uint4 value = *reinterpret_cast<const uint4*>(
         from + Layout::job(job, tiling.groups_log2, image_pitch) + Layout::at(s, 8 * q));
     T* const to = planes + image * image_stride + ptrdiff_t(y) * shape.width + x;
+    if constexpr (Adds)
+      if (added != 0)
+        value = add_pairs<T>(value, load_pieces<Piece>(offset_by(to, added), shape.width - x));
     const uint32_t word[4] = {value.x, value.y, value.z, value.w};
     if constexpr (Piece == 8) {
       device::store_global(reinterpret_cast<uint4*>(to), value);
@@ -227,8 +262,9 @@ class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
   int in_shared_, left_;
 };
 
-// Writes one finished item after another to memory.
-template <class T, int Step, int Tiles, class Layout, bool Whole>
+// Writes one finished item after another to memory. With Adds it may add another tensor of the same
+// strides to them.
+template <class T, int Step, int Tiles, class Layout, bool Whole, bool Adds>
 class Writer {
  public:
   __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
@@ -239,11 +275,15 @@ class Writer {
         item_(first_item, tiling),
         pitch_(image_pitch) {}
 
+  __device__ __forceinline__ void add(const void* to, const void* added) {
+    added_ = bytes_between(to, added);
+  }
+
   __device__ __forceinline__ void store_next(const T* from, int lane) {
     lane = device::opaque(lane);
     const auto store = [&](auto piece) {
-      store_pieces<Layout, decltype(piece)::value>(planes_.first, planes_.image_stride, from, item_,
-                                                   shape_, tiling_, pitch_, lane);
+      store_pieces<Layout, decltype(piece)::value, Adds>(
+          planes_.first, planes_.image_stride, added_, from, item_, shape_, tiling_, pitch_, lane);
     };
     using std::integral_constant;
     if (planes_.alignment == 8) store(integral_constant<int, 8>());
@@ -259,10 +299,11 @@ class Writer {
   const Tiling& tiling_;
   Item<Step, Tiles> item_;
   int pitch_;
+  ptrdiff_t added_ = 0;
 };
 
-template <class T, int Step, int Tiles, class Layout>
-class Writer<T, Step, Tiles, Layout, true> {
+template <class T, int Step, int Tiles, class Layout, bool Adds>
+class Writer<T, Step, Tiles, Layout, true, Adds> {
   using Plane = WholePlane<Step, Tiles, Layout>;
   static constexpr int pitch = Layout::image(Plane::groups, 0);
 
@@ -277,11 +318,20 @@ class Writer<T, Step, Tiles, Layout, true> {
     left_ = shape.images - first_image;
   }
 
+  __device__ __forceinline__ void add(const void* to, const void* added) {
+    added_ = bytes_between(to, added);
+  }
+
   __device__ __forceinline__ void store_next(const T* from, int) {
     Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
-      if (Plane::images == 1 || image < left_)
-        device::store_global(reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane),
-                             *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared));
+      if (Plane::images > 1 && image >= left_) return;
+      T* const to = to_ + image * stride_ + in_plane;
+      uint4 value = *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared);
+      if constexpr (Adds)
+        if (added_ != 0)
+          value = add_pairs<T>(
+              value, device::load_global(reinterpret_cast<const uint4*>(offset_by(to, added_))));
+      device::store_global(reinterpret_cast<uint4*>(to), value);
     });
     to_ += Plane::images * stride_;
     left_ -= Plane::images;
@@ -289,7 +339,7 @@ class Writer<T, Step, Tiles, Layout, true> {
 
  private:
   T* to_;
-  ptrdiff_t stride_;
+  ptrdiff_t stride_, added_ = 0;
   int in_shared_, left_;
 };
 

@@ -69,26 +69,35 @@ struct Bands {
 // of 168 in a weight gradient of size 11).
 __device__ __forceinline__ void load_no_further() { __syncwarp(); }
 
+// How many input rows are loaded at a time, where nothing else lies in registers.
+constexpr int rows_ahead(int size) { return size <= 9 ? 4 : size < 15 ? 2 : 1; }
+
 // Adds to sum[s][q] the outputs of row s and tile q of 16 jobs. `rows` is where this lane finds its
 // row of a matrix in the first of Step + Size - 1 input rows: job lane % 16, chunk lane / 16. One
 // load of an input row serves every filter row that meets it.
-template <class T, int Size, int Step, int Tiles, class Layout>
+//
+// Shifted: where windows have two chunks, the planes lie four columns to the right, between zeros.
+// Tile q then is columns 8q to 8q + 7. About Ahead input rows are loaded at a time.
+template <class T, int Size, int Step, int Tiles, class Layout, bool Shifted = false,
+          int Ahead = rows_ahead(Size)>
 __device__ __forceinline__ void multiply(float (&sum)[Step][Tiles][4], const T* rows,
                                          const Bands<T, Size, Tiles>& bands, int lane) {
   constexpr int chunks = Window<Size, Tiles>::chunks;
+  constexpr bool between_zeros = Shifted && chunks == 2;
+  constexpr int loaded = Tiles + (between_zeros ? 1 : 0);
 #pragma unroll
   for (int d = 0; d < Step + Size - 1; ++d) {
-    if (d % (Size <= 9 ? 4 : Size < 15 ? 2 : 1) == 0) load_no_further();
+    if (d % Ahead == 0) load_no_further();
     const T* const row = rows + Layout::at(d, 0);
-    uint32_t a[Tiles][2];
+    uint32_t a[loaded][2];
 #pragma unroll
-    for (int q = 0; q + 1 < Tiles; q += 2) {
+    for (int q = 0; q + 1 < loaded; q += 2) {
       uint32_t pair[4];
       device::load_matrices<false>(pair, row + 8 * q);
       a[q][0] = pair[0], a[q][1] = pair[1], a[q + 1][0] = pair[2], a[q + 1][1] = pair[3];
     }
-    if constexpr (Tiles % 2)
-      device::load_matrices<false>(a[Tiles - 1], row - lane / 16 * 8 + 8 * (Tiles - 1));
+    if constexpr (loaded % 2)
+      device::load_matrices<false>(a[loaded - 1], row - lane / 16 * 8 + 8 * (loaded - 1));
     // One window after the other, each for all the sums that it goes into.
     const auto each_sum = [&](int q, auto add) {
 #pragma unroll
@@ -100,12 +109,13 @@ __device__ __forceinline__ void multiply(float (&sum)[Step][Tiles][4], const T* 
           0, [&](float (&to)[4], const uint32_t* band) { device::mma<T, 1>(to, a[0], band, to); });
     }
 #pragma unroll
-    for (int q = 1; q < Tiles; ++q) {
+    for (int q = 1; q < loaded; ++q) {
       const uint32_t both[4] = {a[q - 1][0], a[q - 1][1], a[q][0], a[q][1]};
-      each_sum(
-          q, [&](float (&to)[4], const uint32_t* band) { device::mma<T, 2>(to, both, band, to); });
+      each_sum(between_zeros ? q - 1 : q, [&](float (&to)[4], const uint32_t* band) {
+        device::mma<T, 2>(to, both, band, to);
+      });
     }
-    if constexpr (chunks == 2) {
+    if constexpr (chunks == 2 && !Shifted) {
       const uint32_t around[4] = {a[Tiles - 1][0], a[Tiles - 1][1], a[0][0], a[0][1]};
       each_sum(0, [&](float (&to)[4], const uint32_t* band) {
         // Outputs 0 to 3 are the last of the plane, outputs 4 to 7 the first.
@@ -127,9 +137,10 @@ __device__ __forceinline__ void multiply(float (&sum)[Step][Tiles][4], const T* 
 }
 
 // The column of the plane to which this lane's first two values of tile q belong.
-template <int Size, int Tiles>
+template <int Size, int Tiles, bool Shifted = false>
 __device__ __forceinline__ int column_of(int q, int lane) {
-  const int column = 8 * q + lane % 4 * 2 + Window<Size, Tiles>::first_column;
+  const int first = Shifted ? 0 : Window<Size, Tiles>::first_column;
+  const int column = 8 * q + lane % 4 * 2 + first;
   return column < 0 ? column + 8 * Tiles : column;
 }
 
@@ -242,7 +253,9 @@ struct BandSums {
   }
 
   // Adds the sums up along their diagonals and writes those of the filter: one value a lane.
-  // `scratch` is shared memory of this warp.
+  // `scratch` is shared memory of this warp. Turned: the roles of input and output gradient were
+  // changed, which turns the filter by half a turn.
+  template <bool Turned = false>
   __device__ __forceinline__ void store(float* to, int filter_size, float* scratch,
                                         int lane) const {
     const int even = Size - filter_size;
@@ -259,14 +272,15 @@ struct BandSums {
         scratch[at + (paired ? 129 : 1)] = single_sum[r / 2][half + 1];
       }
       __syncwarp();
-      if (lane >= even && lane < Size && r >= even) {
+      const int row = Turned ? Size - 1 - r : r, column = Turned ? Size - 1 - lane : lane;
+      if (lane < Size && column >= even && row >= even) {
         float total = 0;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
           const int i = j + lane + Win::margin;
           if (Win::chunks > 1 || (i >= 0 && i < 8)) total += scratch[i * 8 + j];
         }
-        to[(r - even) * filter_size + lane - even] = total;
+        to[(row - even) * filter_size + column - even] = total;
       }
       __syncwarp();
     }

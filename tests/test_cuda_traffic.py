@@ -10,9 +10,10 @@ import torch
 
 from convmixer_kernels import emulation_build, ops
 
+from .test_channels_last import emulate
+
 FP16 = torch.float16
-WHOLE_PLANES = [8, 16, 32]
-OTHER_PLANES = [7, 14, 18, 24, 28, 44, 56]
+SIZES = [7, 8, 14, 16, 18, 24, 28, 32, 44, 56]
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the emulation")
 
@@ -30,15 +31,17 @@ def moved(counters: dict[str, int]) -> int:
 
 
 @pytest.mark.parametrize("k", [7, 9, 15])
-@pytest.mark.parametrize("size", WHOLE_PLANES + OTHER_PLANES)
-def test_bytes_moved(size: int, k: int) -> None:
-    # Enough channels that one warp does all images of each, and enough images that reading the
-    # filter and writing its gradient do not count.
-    images = 128 if size <= 8 else 32 if size <= 16 else 16
-    x = torch.randn(images, 16, size, size).to(FP16)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_bytes_moved(layout: torch.memory_format, size: int, k: int) -> None:
+    # Enough channels that one warp does all images of each, and enough images that the filter is at
+    # most 1.4 % of what is read.
+    images = 8192 // size**2
+    x = torch.randn(images, 16, size, size).to(FP16, memory_format=layout)
     weight = torch.randn(16, 1, k, k).to(FP16)
     floor = 2 * x.numel() * x.element_size()
-    limit = 1.05 if size in WHOLE_PLANES else 1.35
+    # Planes up to 32x32 fit into an item with all their halo.
+    limit = 1.05 if size <= 32 else 1.35
     for name, operation, arguments in (
         ("forward", ops.depthwise_conv2d, (x, weight, None, "cuda")),
         ("input gradient", ops.depthwise_conv2d_input_gradient, (x, weight, "cuda")),
@@ -48,8 +51,28 @@ def test_bytes_moved(size: int, k: int) -> None:
         assert 0.99 <= ratio <= limit, f"{name}: {ratio:.3f} times the floor, allowed {limit}"
 
 
+@pytest.mark.parametrize(
+    ("capability", "k", "least", "most"),
+    [
+        ((9, 0), 15, 1.12, 1.13),
+        ((8, 0), 15, 1.12, 1.13),
+        ((8, 6), 15, 1.37, 1.38),
+        ((9, 0), 9, 1.21, 1.22),
+    ],
+)
+def test_shared_memory_decides_how_often_halos_are_read(
+    capability: tuple[int, int], k: int, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two wide channels_last tensors: strips of 32 rows or of 16."""
+    emulate(capability, monkeypatch)
+    x = torch.randn(4, 8, 56, 56).to(FP16, memory_format=torch.channels_last)
+    floor = 2 * x.numel() * x.element_size()
+    counters = count(ops.depthwise_conv2d_weight_gradient, x, x, k, True, "cuda")
+    assert least <= moved(counters) / floor <= most
+
+
 @pytest.mark.parametrize("k", [5, 9, 15])
-@pytest.mark.parametrize("size", WHOLE_PLANES + OTHER_PLANES)
+@pytest.mark.parametrize("size", SIZES)
 def test_matrices_are_read_without_bank_conflicts(size: int, k: int) -> None:
     x = torch.randn(2, 1, size, size).to(FP16)
     weight = torch.randn(1, 1, k, k).to(FP16)

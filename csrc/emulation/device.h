@@ -91,6 +91,9 @@ inline void store_global(T* to, T value, Place place = Place::current()) {
 }
 
 inline float exp2(float x) { return emulation::flush(std::exp2(emulation::flush(x))); }
+inline float maximum(float x, float y) {
+  return std::isnan(x) || std::isnan(y) ? std::nanf("") : std::fmax(x, y);
+}
 inline int opaque(int x) { return x; }
 inline float reciprocal(float x) { return emulation::flush(1.f / emulation::flush(x)); }
 

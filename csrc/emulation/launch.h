@@ -95,8 +95,9 @@ inline bool valid(const dim3& grid, const dim3& shape) {
          grid.z <= 65535 && threads >= 1 && threads <= most_threads && shape.z <= 64;
 }
 
-inline void prepare(const dim3& grid, const dim3& shape, size_t shared_bytes) {
-  block.settings = Settings::from_environment();
+inline void prepare(const Settings& settings, const dim3& grid, const dim3& shape,
+                    size_t shared_bytes) {
+  block.settings = settings;
   block.random = block.settings.seed * 0x9e3779b97f4a7c15u + 1;
   block.grid = grid;
   block.shape = shape;
@@ -121,7 +122,8 @@ inline void prepare(const dim3& grid, const dim3& shape, size_t shared_bytes) {
 // threads wait for each other.
 inline cudaError_t launch(const dim3& grid, const dim3& shape, size_t shared_bytes,
                           void (*body)(const void*), const void* arguments) {
-  if (shared_bytes > most_shared_bytes) return cudaErrorInvalidValue;
+  const Settings settings = Settings::from_environment();
+  if (shared_bytes > settings.shared_bytes) return cudaErrorInvalidValue;
   if (!valid(grid, shape)) return cudaErrorInvalidConfiguration;
 
   static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -130,7 +132,7 @@ inline cudaError_t launch(const dim3& grid, const dim3& shape, size_t shared_byt
     ~Lock() { pthread_mutex_unlock(&mutex); }
   } const lock;
   const Quiet quiet;
-  prepare(grid, shape, shared_bytes);
+  prepare(settings, grid, shape, shared_bytes);
   block.body = body;
   block.arguments = arguments;
   ++counters.launches;

@@ -22,10 +22,11 @@ struct Settings {
   Order order = Order::forward;
   Copies copies = Copies::late;
   uint64_t seed = 1;
+  uint64_t shared_bytes = 227 << 10;  // the most that a block may have; compute capability 9.0
 
   // From CONVMIXER_KERNELS_EMULATION_ORDER (forward, reverse, shuffle), _SEED (a number, for
-  // shuffle and random) and _COPIES (late, early, random; random if not given and the order is
-  // shuffle). Read at each launch.
+  // shuffle and random), _COPIES (late, early, random; random if not given and the order is
+  // shuffle) and _SHARED_BYTES (a number). Read at each launch.
   static Settings from_environment() {
     Settings settings;
     const std::string order = read("CONVMIXER_KERNELS_EMULATION_ORDER", "forward");
@@ -41,10 +42,9 @@ struct Settings {
     else if (copies == "random") settings.copies = Copies::random;
     else reject("CONVMIXER_KERNELS_EMULATION_COPIES", copies, "late, early or random");
 
-    const std::string seed = read("CONVMIXER_KERNELS_EMULATION_SEED", "1");
-    char* end = nullptr;
-    settings.seed = strtoull(seed.c_str(), &end, 10);
-    if (*end != 0) reject("CONVMIXER_KERNELS_EMULATION_SEED", seed, "a number");
+    settings.seed = read_number("CONVMIXER_KERNELS_EMULATION_SEED", settings.seed);
+    settings.shared_bytes =
+        read_number("CONVMIXER_KERNELS_EMULATION_SHARED_BYTES", settings.shared_bytes);
     return settings;
   }
 
@@ -52,6 +52,14 @@ struct Settings {
   static std::string read(const char* name, const char* otherwise) {
     const char* const value = getenv(name);
     return value && *value ? value : otherwise;
+  }
+  static uint64_t read_number(const char* name, uint64_t otherwise) {
+    const std::string value = read(name, "");
+    if (value.empty()) return otherwise;
+    char* end = nullptr;
+    const uint64_t number = strtoull(value.c_str(), &end, 10);
+    if (*end != 0) reject(name, value, "a number");
+    return number;
   }
   [[noreturn]] static void reject(const char* name, const std::string& value,
                                   const char* accepted) {

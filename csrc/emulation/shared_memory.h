@@ -11,7 +11,6 @@ namespace emulation {
 // for each array before it and one for itself: what lies in a gap belongs to nobody. The memory
 // banks of an address are those of the device.
 constexpr size_t granule = 128, gap = 128;
-constexpr size_t most_shared_bytes = 227 << 10;  // of a block; compute capability 9.0
 
 constexpr unsigned char untouched = 0xff;  // bytes of it are NaN in every format
 

@@ -30,6 +30,8 @@ struct Case {
   Shape shape;
   Placement input, output;
   int multiprocessors;  // fewer: fewer shares of the items, so that there are more in each
+
+  Chip chip() const { return {multiprocessors, 227 << 10}; }
 };
 
 // Of contiguous planes: whole ones of every size; planes of one item, of several strips and
@@ -214,7 +216,7 @@ bool forward_is_right(const Case& each, int size, bool flipped, bool with_bias) 
   p.output_strides = y.strides();
   p.filter_size = size;
   p.flipped = flipped;
-  report.launched(forward(p, type_of<T>, each.multiprocessors, nullptr));
+  report.launched(forward(p, type_of<T>, each.chip(), nullptr));
 
   std::vector<double> expected(plane);
   for (size_t i = 0; i < size_t(shape.images) * channels; ++i) {
@@ -229,11 +231,11 @@ bool forward_is_right(const Case& each, int size, bool flipped, bool with_bias) 
   return report.right();
 }
 
-int shares_of(const Strides&, const Shape& shape, int, int multiprocessors) {
-  return weight_gradient_shares(shape, multiprocessors);
+int shares_of(const Strides&, const Shape& shape, int, const Chip& chip) {
+  return weight_gradient_shares(shape, chip);
 }
-int shares_of(const PixelStrides&, const Shape& shape, int size, int multiprocessors) {
-  return channels_last_weight_gradient_shares(shape, size, multiprocessors);
+int shares_of(const PixelStrides&, const Shape& shape, int size, const Chip& chip) {
+  return channels_last_weight_gradient_shares(shape, size, chip);
 }
 
 template <class T, class Layout>
@@ -245,7 +247,7 @@ bool weight_gradient_is_right(const Case& each, int size, bool with_bias) {
   const std::vector<double> input = numbers.draw(count), gradient = numbers.draw(count);
   Tensor<T, Layout> x(shape, each.input, input), dy(shape, each.output, gradient);
   std::vector<float> sums(channels * taps, NAN), bias_sums(channels, NAN);
-  const int shares = shares_of(Layout(), shape, size, each.multiprocessors);
+  const int shares = shares_of(Layout(), shape, size, each.chip());
   std::vector<float> workspace(shares > 1 ? size_t(shares) * channels * (taps + 1) : 0, NAN);
 
   Report report("weight gradient", shape, size, name_of<T>);
@@ -256,7 +258,7 @@ bool weight_gradient_is_right(const Case& each, int size, bool with_bias) {
   p.input_strides = x.strides();
   p.gradient_strides = dy.strides();
   p.filter_size = size;
-  report.launched(weight_gradient(p, type_of<T>, each.multiprocessors, sums.data(),
+  report.launched(weight_gradient(p, type_of<T>, each.chip(), sums.data(),
                                   with_bias ? bias_sums.data() : nullptr, workspace.data(),
                                   nullptr));
 

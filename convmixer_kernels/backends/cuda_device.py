@@ -1,0 +1,129 @@
+"""Where CUDA kernels run: the compiled extension or its emulation, the device, stream and chip."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from convmixer_kernels import architectures, build_information, emulation_build
+
+KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
+_TYPES = {torch.float16: 0, torch.bfloat16: 1}
+# A small one, so that tests have several items for a warp, with the shared memory of sm_90.
+EMULATED_CHIP = architectures.Chip(
+    multiprocessors=1, shared_bytes=architectures.find((9, 0)).shared_bytes
+)
+
+# As csrc/bindings.cpp takes them.
+Place = tuple[int, int, int, int, int]
+Located = tuple[int, tuple[int, ...]]
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why these kernels cannot run for tensors on `device`, or None if they can."""
+    if device.type == "cpu":
+        if os.environ.get("CONVMIXER_KERNELS_EMULATE") != "1":
+            return (
+                "it takes CUDA tensors; set CONVMIXER_KERNELS_EMULATE=1 to run its kernels "
+                "emulated on CPU tensors"
+            )
+        emulated = _emulated()
+        return emulated if isinstance(emulated, str) else None
+    if device.type != "cuda":
+        return f"it takes CUDA tensors, not tensors on {device}"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    capability = _capability(_index(device))
+    if capability < architectures.LEAST_CAPABILITY:
+        major, minor = capability
+        return f"it needs compute capability 8.0 or newer; {device} has {major}.{minor}"
+    extension = _extension()
+    return extension if isinstance(extension, str) else None
+
+
+def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
+    """Why these kernels cannot take this dtype or kernel size, or None if they can."""
+    if dtype not in _TYPES:
+        return f"it takes float16 and bfloat16, not {dtype}; cast or use impl='torch'"
+    if kernel_size is not None and kernel_size not in KERNEL_SIZES:
+        sizes = ", ".join(str(size) for size in KERNEL_SIZES)
+        return f"it takes kernel sizes {sizes}, not {kernel_size}; use impl='torch'"
+    return None
+
+
+def module(device: torch.device) -> ModuleType:
+    """The module whose functions launch kernels for tensors on `device`."""
+    found = _extension() if device.type == "cuda" else _emulated()
+    assert isinstance(found, ModuleType)  # dispatch has asked unavailable()
+    return found
+
+
+def place(tensor: Tensor) -> Place:
+    """Where and on what a kernel for `tensor` runs, with PyTorch's current stream."""
+    return place_on(tensor.device, tensor.dtype)
+
+
+def place_on(device: torch.device, dtype: torch.dtype = torch.float16) -> Place:
+    if device.type == "cpu":
+        return (-1, 0, _TYPES[dtype], *EMULATED_CHIP)
+    index = _index(device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    return (index, stream, _TYPES[dtype], *_chip(index))
+
+
+def current(place: Place) -> contextlib.AbstractContextManager[object]:
+    """Makes the device of `place` PyTorch's current one; nothing for the emulation."""
+    return torch.cuda.device(place[0])
+
+
+def located(tensor: Tensor | None, *dimensions: int) -> Located:
+    """Address of a tensor and its strides along some dimensions; zeros for None."""
+    if tensor is None:
+        return 0, (0,) * len(dimensions)
+    return tensor.data_ptr(), tuple(map(tensor.stride, dimensions))
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def _extension() -> ModuleType | str:
+    """The compiled extension, or the reason why there is none."""
+    if reason := build_information.cuda_missing_reason():
+        return reason
+    try:
+        return importlib.import_module("convmixer_kernels._cuda")
+    except ImportError as error:
+        return f"the CUDA extension does not load ({error}); reinstall the package"
+
+
+@functools.cache
+def _emulated() -> ModuleType | str:
+    try:
+        return emulation_build.import_emulated()
+    except (ImportError, RuntimeError, FileNotFoundError) as error:
+        return f"the emulation cannot be built ({error})"
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@functools.cache
+def _chip(index: int) -> architectures.Chip:
+    return architectures.Chip(
+        torch.cuda.get_device_properties(index).multi_processor_count,
+        architectures.find(_capability(index)).shared_bytes,
+    )
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -1,0 +1,366 @@
+"""Convolution fused with activation, batch normalisation and residual, on the CUDA kernels.
+
+The steps are those of `reference_batch_norm`, which spells out what each computes and what its tables
+hold. For whole planes (8x8, 16x16, 32x32 on 16-byte boundaries) the convolution emits the moments of
+its activation, and one kernel is the backward pass; any other input takes the same steps in passes
+of their own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convmixer_kernels import layout
+from convmixer_kernels.backends import cuda_convolution as convolution
+from convmixer_kernels.backends.cuda_device import (
+    Located,
+    address,
+    current,
+    located,
+    module,
+    place,
+    place_on,
+)
+
+_ACTIVATIONS = {"gelu": 0, "relu": 1, "identity": 2}
+# Passes over values, as csrc/launch_fused.h counts them, and the sums that each makes of a channel.
+_MOMENTS, _NORMALISE, _SUM_GRADIENTS, _VALUE_GRADIENT = range(4)
+_ROWS = {_MOMENTS: 3, _NORMALISE: 0, _SUM_GRADIENTS: 2, _VALUE_GRADIENT: 1}
+_NONE: Located = (0, (0, 0))
+
+
+def forward_normalised(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    activation: str,
+    residual: bool,
+) -> Tensor:
+    output = layout.empty_like_input(input)
+    _fused_forward(input, weight, bias, output, False, normalisation, activation, residual, None)
+    return output
+
+
+def forward_moments(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    if not _is_whole(input):
+        value = convolution.forward(input, weight, bias)
+        return value, moments(value, None, activation)
+    value = layout.empty_like_input(input)
+    weight = weight.contiguous()
+    if bias is not None:
+        bias = bias.to(torch.float32).contiguous()
+    where, sizes, kernels = place(input), tuple(input.shape), module(input.device)
+    shares = kernels.whole_plane_shares(where, sizes)
+    tables = input.new_empty((shares + 1, 3, input.shape[1]), dtype=torch.float32)
+    with current(where):
+        kernels.moments_forward(
+            where,
+            sizes,
+            weight.shape[-1],
+            located(input, *convolution.PLANE_STRIDES),
+            weight.data_ptr(),
+            address(bias),
+            located(value, *convolution.PLANE_STRIDES),
+            _ACTIVATIONS[activation],
+            tables[1:].data_ptr(),
+            tables.data_ptr(),
+        )
+    return value, tables[0]
+
+
+def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return _stream(_MOMENTS, value, None, None, activation, bias)
+
+
+def batch_normalisation(
+    moments: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    moments = moments.contiguous()
+    buffers = (running_mean, running_var)
+    return _normalisation(moments, len(moments), gamma, beta, *buffers, momentum, eps)
+
+
+def running_normalisation(
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+) -> Tensor:
+    return _normalisation(None, 0, gamma, beta, running_mean, running_var, 0.0, eps)
+
+
+def normalise(
+    value: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    output = layout.empty_like_input(value)
+    _stream(_NORMALISE, value, residual, output, activation, bias, normalisation)
+    return output
+
+
+def gradient_sums(
+    value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
+) -> Tensor:
+    return _stream(_SUM_GRADIENTS, value, grad, None, activation, bias, normalisation)
+
+
+def value_gradient(
+    value: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+    normalisation: Tensor,
+    sums: Tensor,
+    activation: str,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    output = layout.empty_like_input(value)
+    tables = (normalisation, sums.contiguous())
+    summed = _stream(
+        _VALUE_GRADIENT, value, grad, output, activation, bias, *tables, with_sums=with_bias
+    )
+    return output, summed[0] if with_bias else None
+
+
+def fused_backward(
+    input: Tensor | None,
+    value: Tensor,
+    grad: Tensor,
+    weight: Tensor | None,
+    normalisation: Tensor,
+    sums: Tensor,
+    activation: str,
+    residual: bool,
+    kernel_size: int,
+    with_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if weight is not None and _is_whole(value):
+        grad = layout.planar(grad)
+        if input is not None:
+            input = layout.planar(input)
+        if _is_whole(grad) and (input is None or _is_whole(input)):
+            weight = weight.contiguous()
+            tables = (normalisation, sums.contiguous())
+            return _whole_backward(
+                input, value, grad, weight, *tables, activation, residual, with_bias
+            )
+    grad_value, grad_bias = value_gradient(
+        value, None, grad, normalisation, sums, activation, with_bias
+    )
+    grad_input = grad_weight = None
+    if weight is not None:
+        grad_input = layout.empty_like_input(grad_value)
+        added = None
+        if residual:
+            matches = grad.stride() == grad_input.stride()
+            added = grad if matches else torch.empty_like(grad_input).copy_(grad)
+        _fused_forward(grad_value, weight, None, grad_input, True, None, "identity", False, added)
+    if input is not None:
+        grad_weight, _ = convolution.weight_gradient(input, grad_value, kernel_size, False)
+    return grad_input, grad_weight, grad_bias
+
+
+def _fused_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    flipped: bool,
+    normalisation: Tensor | None,
+    activation: str,
+    residual: bool,
+    added: Tensor | None,
+) -> None:
+    channels_last = layout.is_channels_last(input)
+    source = input if channels_last else layout.planar(input)
+    weight = weight.contiguous()
+    if bias is not None:
+        bias = bias.to(torch.float32).contiguous()
+    where, kernels = place(source), module(source.device)
+    run = kernels.fused_forward_channels_last if channels_last else kernels.fused_forward
+    strides = convolution.PIXEL_STRIDES if channels_last else convolution.PLANE_STRIDES
+    with current(where):
+        run(
+            where,
+            tuple(source.shape),
+            weight.shape[-1],
+            flipped,
+            located(source, *strides),
+            weight.data_ptr(),
+            address(bias),
+            located(output, *strides),
+            address(normalisation),
+            _ACTIVATIONS[activation],
+            residual,
+            address(added),
+        )
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether its planes are those that one item of a kernel covers, on 16-byte boundaries."""
+    height, width = tensor.shape[2:]
+    return (
+        height == width
+        and width in (8, 16, 32)
+        and layout.is_planar(tensor)
+        and tensor.data_ptr() % 16 == 0
+        and tensor.stride(0) % 8 == 0
+        and tensor.stride(1) % 8 == 0
+    )
+
+
+def _whole_backward(
+    input: Tensor | None,
+    value: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    normalisation: Tensor,
+    sums: Tensor,
+    activation: str,
+    residual: bool,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    channels, kernel_size = weight.shape[0], weight.shape[-1]
+    where, sizes, kernels = place(value), tuple(value.shape), module(value.device)
+    at_once = input is not None and kernels.backward_gives_weight_gradient(kernel_size)
+    grad_input = layout.empty_like_input(value)
+    # Where registers do not hold both gradients, that of the weight comes from a pass of its own.
+    grad_value = layout.empty_like_input(value) if input is not None and not at_once else None
+    grad_weight = grad_bias = None
+    if at_once:
+        grad_weight = torch.empty_like(weight, dtype=torch.float32)
+    if with_bias:
+        grad_bias = weight.new_empty(channels, dtype=torch.float32)
+    shares = kernels.whole_plane_shares(where, sizes)
+    per_share = channels * (kernel_size * kernel_size + 1)
+    workspace = weight.new_empty(shares * per_share if shares > 1 else 0, dtype=torch.float32)
+    with current(where):
+        kernels.backward(
+            where,
+            sizes,
+            kernel_size,
+            located(input if at_once else None, *convolution.PLANE_STRIDES),
+            located(value, *convolution.PLANE_STRIDES),
+            located(grad, *convolution.PLANE_STRIDES),
+            weight.data_ptr(),
+            normalisation.data_ptr(),
+            sums.data_ptr(),
+            _ACTIVATIONS[activation],
+            residual,
+            located(grad_input, *convolution.PLANE_STRIDES),
+            located(grad_value, *convolution.PLANE_STRIDES),
+            address(grad_weight),
+            address(grad_bias),
+            workspace.data_ptr(),
+        )
+    if grad_value is not None:
+        assert input is not None
+        grad_weight, _ = convolution.weight_gradient(input, grad_value, kernel_size, False)
+    return grad_input, grad_weight, grad_bias
+
+
+def _stream(
+    which: int,
+    value: Tensor,
+    other: Tensor | None,
+    output: Tensor | None,
+    activation: str,
+    bias: Tensor | None = None,
+    normalisation: Tensor | None = None,
+    sums: Tensor | None = None,
+    with_sums: bool = True,
+) -> Tensor:
+    """Runs a pass over `value` and gives what it sums, (rows, C)."""
+    channels_last = layout.is_channels_last(output if output is not None else value)
+    arranged = _even_pixels if channels_last else layout.planar
+    value, other = arranged(value), None if other is None else arranged(other)
+    tensors = [_steps(tensor, channels_last) for tensor in (value, other, output)]
+    where, sizes, kernels = place(value), tuple(value.shape), module(value.device)
+    rows = _ROWS[which] if with_sums else 0
+    shares = kernels.stream_shares(where, sizes, channels_last, *tensors) if rows else 0
+    tables = value.new_empty((shares + 1, rows, value.shape[1]), dtype=torch.float32)
+    with current(where):
+        kernels.stream(
+            which,
+            where,
+            sizes,
+            channels_last,
+            *tensors,
+            _ACTIVATIONS[activation],
+            address(bias),
+            address(normalisation),
+            address(sums),
+            tables[1:].data_ptr() if rows else 0,
+            tables.data_ptr(),
+        )
+    return tables[0]
+
+
+def _even_pixels(tensor: Tensor) -> Tensor:
+    """`tensor` itself if its pixels lie at one distance from each other, otherwise a copy."""
+    images, channels, height, width = tensor.shape
+    pixel = _pixel_stride(tensor)
+    even = (
+        (channels == 1 or tensor.stride(1) == 1)
+        and (height == 1 or tensor.stride(2) == width * pixel)
+        and (images == 1 or tensor.stride(0) == height * width * pixel)
+    )
+    return tensor if even else tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _pixel_stride(tensor: Tensor) -> int:
+    """From one pixel to the next in memory, by the first dimension that has more than one."""
+    return next((tensor.stride(i) for i in (3, 2, 0) if tensor.shape[i] > 1), tensor.shape[1])
+
+
+def _steps(tensor: Tensor | None, channels_last: bool) -> Located:
+    if tensor is None:
+        return _NONE
+    if not channels_last:
+        return located(tensor, *convolution.PLANE_STRIDES)
+    return tensor.data_ptr(), (_pixel_stride(tensor), 1)
+
+
+def _normalisation(
+    moments: Tensor | None,
+    parts: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    source = moments if moments is not None else running_mean
+    assert source is not None
+    channels = source.shape[-1]
+    table = source.new_empty((5, channels))
+    where, kernels = place_on(source.device), module(source.device)
+    with current(where):
+        kernels.normalisation(
+            where,
+            address(moments),
+            parts,
+            channels,
+            address(gamma),
+            address(beta),
+            address(running_mean),
+            address(running_var),
+            momentum,
+            eps,
+            table.data_ptr(),
+        )
+    return table

@@ -1,0 +1,39 @@
+// From run-time values to constants and checked plans, for the files that dispatch.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "plan.h"
+
+namespace depthwise {
+
+inline Plan checked(const Plan& plan, const Shape& shape) {
+  if (plan.tiling.items >= 0) return plan;
+  std::string text = std::to_string(shape.images);
+  for (const int size : {shape.channels, shape.height, shape.width})
+    text += "x" + std::to_string(size);
+  throw std::invalid_argument("input of shape " + text +
+                              " has more tiles in a channel than fit 32 bits");
+}
+
+// Calls `launch` with the filter size, made odd, as a constant.
+template <class Launch>
+cudaError_t with_size(int filter_size, Launch launch) {
+  using std::integral_constant;
+  switch (odd_size(filter_size)) {
+    case 3: return launch(integral_constant<int, 3>());
+    case 5: return launch(integral_constant<int, 5>());
+    case 7: return launch(integral_constant<int, 7>());
+    case 9: return launch(integral_constant<int, 9>());
+    case 11: return launch(integral_constant<int, 11>());
+    case 13: return launch(integral_constant<int, 13>());
+    case 15: return launch(integral_constant<int, 15>());
+    default:
+      throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
+  }
+}
+
+}  // namespace depthwise

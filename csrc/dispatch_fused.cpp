@@ -1,0 +1,88 @@
+#include "dispatch_fused.h"
+
+#include "choices.h"
+#include "launch.h"
+
+namespace depthwise {
+
+cudaError_t fused_forward(const FusedForwardArguments& p, Type type, const Chip& chip,
+                          cudaStream_t stream) {
+  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  return with_size(p.filter_size, [&](auto size) {
+    return launch_fused_forward<decltype(size)::value>(p, type, chosen, stream);
+  });
+}
+
+cudaError_t fused_forward(const ChannelsLastFusedForwardArguments& p, Type type, const Chip& chip,
+                          cudaStream_t stream) {
+  const Plan chosen =
+      checked(channels_last_plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);
+  return with_size(p.filter_size, [&](auto size) {
+    return launch_fused_forward_channels_last<decltype(size)::value>(p, type, chosen, stream);
+  });
+}
+
+bool whole_planes(const Shape& shape) {
+  return shape.height == shape.width &&
+         (shape.width == 8 || shape.width == 16 || shape.width == 32);
+}
+
+int whole_plane_shares(const Shape& shape, const Chip& chip) {
+  return checked(plan(shape, chip), shape).shares;
+}
+
+cudaError_t moments_forward(const MomentsForwardArguments& p, Type type, const Chip& chip,
+                            float* merged, cudaStream_t stream) {
+  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  const cudaError_t status = with_size(p.filter_size, [&](auto size) {
+    return launch_moments_forward<decltype(size)::value>(p, type, chosen, stream);
+  });
+  if (status != cudaSuccess) return status;
+  return launch_merge_moments(p.moments, chosen.shares, p.shape.channels, merged, stream);
+}
+
+bool backward_gives_weight_gradient(int filter_size) {
+  return backward_with_weight(odd_size(filter_size));
+}
+
+cudaError_t backward(BackwardArguments p, Type type, const Chip& chip, float* weight_gradient,
+                     float* bias_gradient, float* workspace, cudaStream_t stream) {
+  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  const int shares = chosen.shares, channels = p.shape.channels;
+  const ptrdiff_t weights = ptrdiff_t(channels) * p.filter_size * p.filter_size;
+  const bool several = shares > 1;
+  if (weight_gradient) p.weight_sums = several ? workspace : weight_gradient;
+  if (bias_gradient) p.bias_sums = several ? workspace + shares * weights : bias_gradient;
+  const cudaError_t status = with_size(p.filter_size, [&](auto size) {
+    return launch_backward<decltype(size)::value>(p, type, chosen, stream);
+  });
+  if (status != cudaSuccess || !several) return status;
+  if (weight_gradient) {
+    const cudaError_t added =
+        launch_add_shares(weight_gradient, p.weight_sums, shares, weights, stream);
+    if (added != cudaSuccess) return added;
+  }
+  if (bias_gradient == nullptr) return cudaSuccess;
+  return launch_add_shares(bias_gradient, p.bias_sums, shares, channels, stream);
+}
+
+int stream_shares(const StreamArguments& p, bool channels_last, const Chip& chip) {
+  return stream_plan(p, channels_last, chip).shares;
+}
+
+cudaError_t stream(Stream which, const StreamArguments& p, Type type, bool channels_last,
+                   const Chip& chip, float* merged, cudaStream_t stream) {
+  const StreamPlan plan = stream_plan(p, channels_last, chip);
+  const cudaError_t status = launch_stream(which, p, type, channels_last, plan, stream);
+  if (status != cudaSuccess || p.sums == nullptr) return status;
+  if (which == Stream::moments)
+    return launch_merge_moments(p.sums, plan.shares, p.channels, merged, stream);
+  return launch_add_shares(merged, p.sums, plan.shares, ptrdiff_t(p.channels) * stream_rows(which),
+                           stream);
+}
+
+cudaError_t normalisation(const NormalisationArguments& p, cudaStream_t stream) {
+  return launch_normalisation(p, stream);
+}
+
+}  // namespace depthwise
