@@ -61,6 +61,15 @@ static_assert(plan({64, 96, 32, 32}, sm_90.chip).shares == 22);
 static_assert(plan({64, 96, 32, 32}, sm_120.chip).shares == 29);
 static_assert(plan({1, 96, 32, 32}, sm_90.chip).shares == 1);
 static_assert(plan({2147483647, 1, 40000, 40000}, sm_90.chip).tiling.items == -1);
+
+// Of channels-last tensors: whole waves of blocks.
+constexpr int channels_last_shares(const Shape& shape, int size, Pass pass, const Chip& chip) {
+  return channels_last_plan(shape, size, pass, chip).shares;
+}
+static_assert(channels_last_shares({64, 1536, 32, 32}, 9, Pass::forward, sm_80.chip) == 2);
+static_assert(channels_last_shares({64, 1536, 32, 32}, 9, Pass::forward, sm_90.chip) == 8);
+static_assert(channels_last_shares({64, 96, 56, 56}, 15, Pass::weight_gradient, sm_90.chip) == 11);
+static_assert(channels_last_shares({64, 96, 56, 56}, 15, Pass::weight_gradient, sm_120.chip) == 7);
 static_assert(channels_last_plan({2147483647, 1, 40000, 40000}, 9, Pass::forward, sm_90.chip)
                   .tiling.items == -1);
 
