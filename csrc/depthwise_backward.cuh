@@ -87,13 +87,15 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
     const Planes<const T> planes{
         static_cast<const T*>(tensor) + device::opaque(channel) * strides.channel, strides.image,
         8};
-    Reader<T, Step, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch)
+    Reader<T, Step, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch,
+                                             device::opaque(lane))
         .fetch_next(to, lane);
   };
   const auto store = [&](void* tensor, const Strides& strides, const T* from, int number) {
     const Planes<T> planes{static_cast<T*>(tensor) + device::opaque(channel) * strides.channel,
                            strides.image, 8};
-    Writer<T, Step, Tiles, Rows, true, false>(planes, number, p.shape, tiling, pitch)
+    Writer<T, Step, Tiles, Rows, true, false>(planes, number, p.shape, tiling, pitch,
+                                              device::opaque(lane))
         .store_next(from, lane);
   };
 

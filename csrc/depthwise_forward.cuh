@@ -41,7 +41,7 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
                                                  const void* added) {
   using Layout = ForwardLayout<Size, Step, Tiles>;
   using Rows = typename Layout::Rows;
-  constexpr int pad = Layout::pad;
+  constexpr int pad = Layout::pad, ahead = Epilogue::rows_ahead(Size, Tiles);
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int warps = int(blockDim.x) / 32;
   if constexpr (Whole) tiling = whole_tiling(8 * Tiles / Step, tiling.items);
@@ -86,7 +86,7 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
     __syncwarp();
     const T* const here = input + stage * stage_elements;
     float sum[Step][Tiles][4] = {};
-    multiply<T, Size, Step, Tiles, Rows>(sum, here + rows, bands, lane);
+    multiply<T, Size, Step, Tiles, Rows, false, ahead>(sum, here + rows, bands, lane);
     const Residual<T, typename Layout::Inner> own{
         {here + Rows::job(lane / 4, tiling.groups_log2, input_pitch),
          here + Rows::job(lane / 4 + 8, tiling.groups_log2, input_pitch)},

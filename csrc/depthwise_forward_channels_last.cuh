@@ -51,6 +51,7 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
   using Rows = typename Layout::Rows;
   using Outputs = typename Layout::Outputs;
   constexpr int pad = Layout::pad, warps = Layout::warps, per_warp = Layout::channels / warps;
+  constexpr int ahead = Epilogue::rows_ahead(Size, Tiles);
   const int thread = int(threadIdx.x), images = jobs >> tiling.groups_log2;
 
   device::SharedMemory memory;
@@ -112,12 +113,13 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
       if (c >= channels) continue;
       T* const plane = planes + Planes::at(staged.pitch, c);
       float sum[Step][Tiles][4] = {};
-      multiply<T, Size, Step, Tiles, Rows>(
+      multiply<T, Size, Step, Tiles, Rows, false, ahead>(
           sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
           bands[i], lane);
       __syncwarp();
-      T* const first_job = plane + Rows::job(lane / 4, tiling.groups_log2, staged.image);
-      T* const second_job = plane + Rows::job(lane / 4 + 8, tiling.groups_log2, staged.image);
+      const int job = device::opaque(lane) / 4;
+      T* const first_job = plane + Rows::job(job, tiling.groups_log2, staged.image);
+      T* const second_job = plane + Rows::job(job + 8, tiling.groups_log2, staged.image);
       // Read anew for each item: registers are scarcer than reads that hit the cache. Each sum takes
       // the place of the input that is its residual.
       epilogue.of(channel + c)

@@ -44,11 +44,13 @@ struct Residual {
 
 // An epilogue is what a kernel does with the sums of a channel. `of` reads what belongs to the
 // channel; what it gives is called with the sums of one item after the other and told of the end.
-// Where it `adds`, the writer adds another tensor.
+// Where it `adds`, the writer adds another tensor. `rows_ahead` is how many input rows `multiply` may
+// load at a time beside it.
 
 // The convolution with its bias.
 struct BiasEpilogue {
   static constexpr bool adds = false;
+  static constexpr int rows_ahead(int size, int) { return depthwise::rows_ahead(size); }
   const float* bias;
 
   struct OfChannel {
@@ -71,22 +73,34 @@ struct BiasEpilogue {
 };
 
 // The same, then activation, normalisation and residual; without a normalisation the sums as they
-// are.
+// are. What belongs to the channel is read anew for each item: registers are scarcer than reads that
+// hit the cache.
 struct FusedEpilogue {
   static constexpr bool adds = true;
+  static constexpr int rows_ahead(int size, int tiles) {
+    return size > 9 ? 1 : tiles > 4 ? 2 : depthwise::rows_ahead(size);
+  }
   const float* bias;
   Normalisation normalisation;
   Activation activation;
 
   struct OfChannel {
-    float bias, mean, scale, shift;
-    Activation activation;
+    const FusedEpilogue& all;
+    int channel;
 
     template <class T, int Size, class Layout, int Step, int Tiles, class Other>
     __device__ __forceinline__ void operator()(T* first, T* second,
                                                const float (&sum)[Step][Tiles][4],
                                                const Other& residual, int, int lane) const {
-      with_activation(activation, [&](auto activate) {
+      const int own = device::opaque(channel);
+      const float bias = all.bias ? __ldg(all.bias + own) : 0.f;
+      float mean = 0, scale = 1, shift = 0;
+      if (all.normalisation.rows) {
+        mean = __ldg(all.normalisation.mean() + own);
+        scale = __ldg(all.normalisation.scale() + own);
+        shift = __ldg(all.normalisation.shift() + own);
+      }
+      with_activation(all.activation, [&](auto activate) {
         const auto normalised = [&](float value) {
           return fmaf(activate.less(value + bias, mean), scale, shift);
         };
@@ -99,16 +113,7 @@ struct FusedEpilogue {
     }
     __device__ __forceinline__ void finish(int) const {}
   };
-  __device__ __forceinline__ OfChannel of(int channel) const {
-    OfChannel own{0, 0, 1, 0, activation};
-    if (bias) own.bias = __ldg(bias + channel);
-    if (normalisation.rows) {
-      own.mean = __ldg(normalisation.mean() + channel);
-      own.scale = __ldg(normalisation.scale() + channel);
-      own.shift = __ldg(normalisation.shift() + channel);
-    }
-    return own;
-  }
+  __device__ __forceinline__ OfChannel of(int channel) const { return {*this, channel}; }
 };
 
 // The convolution with its bias, and the moments of its activation per share: of the rounded values,
@@ -116,6 +121,7 @@ struct FusedEpilogue {
 // themselves would miss the variance by a quarter where a bias is large.
 struct MomentsEpilogue {
   static constexpr bool adds = false;
+  static constexpr int rows_ahead(int size, int) { return depthwise::rows_ahead(size); }
   const float* bias;
   Activation activation;
   float* to;  // [share][3][channel]

@@ -230,9 +230,10 @@ class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
 
  public:
   __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
-                                    const Shape& shape, const Tiling&, int)
+                                    const Shape& shape, const Tiling&, int,
+                                    int lane = int(threadIdx.x) % 32)
       : stride_(planes.image_stride) {
-    const Plane plane(Pad, pitch, int(threadIdx.x) % 32);
+    const Plane plane(Pad, pitch, lane);
     const int first_image = first_item * Plane::images + plane.image;
     from_ = planes.first + first_image * stride_ + plane.in_plane;
     in_shared_ = plane.in_shared + Shift;
@@ -309,9 +310,9 @@ class Writer<T, Step, Tiles, Layout, true, Adds> {
 
  public:
   __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
-                                    const Tiling&, int)
+                                    const Tiling&, int, int lane = int(threadIdx.x) % 32)
       : stride_(planes.image_stride) {
-    const Plane plane(0, pitch, int(threadIdx.x) % 32);
+    const Plane plane(0, pitch, lane);
     const int first_image = first_item * Plane::images + plane.image;
     to_ = planes.first + first_image * stride_ + plane.in_plane;
     in_shared_ = plane.in_shared;

@@ -23,7 +23,13 @@ STAGING, CORE = "staging_contiguous.cuh", "toeplitz.cuh"
 PIXELS_FORWARD = "depthwise_forward_channels_last.cuh"
 PIXELS_GRADIENT = "depthwise_weight_gradient_channels_last.cuh"
 PIXELS_STAGING = "staging_channels_last.cuh"
+BACKWARD, STREAMS = "depthwise_backward.cuh", "batch_norm.cuh"
+EPILOGUE = "epilogue.cuh"
 WARP, BLOCK = "__syncwarp();", "__syncthreads();"
+ROW_INSIDE = "unsigned(y) < unsigned(shape.height)"
+HALO_ROW_OFF = Mutation(
+    "halo one row off", PIXELS_STAGING, "item.top(tiling) - pad", "item.top(tiling)"
+)
 
 # By the kernel that has the fault and the sanitizer that it is run under.
 MUTATIONS = {
@@ -52,14 +58,48 @@ MUTATIONS = {
         Mutation("no barrier after transposing", PIXELS_FORWARD, BLOCK, nth=3),
         Mutation("no barrier between sums and stores", PIXELS_FORWARD, BLOCK, nth=4),
         Mutation("no barrier before sums replace inputs", PIXELS_FORWARD, WARP),
+        Mutation("wait for too few copies", PIXELS_FORWARD, "copy_wait<0>", "copy_wait<1>"),
+        Mutation("no zeros around planes", PIXELS_FORWARD, "clear_together(planes,", "(void)(0,"),
+        HALO_ROW_OFF,
     ],
     ("channels_last_forward", "address"): [
         Mutation("more channels read than there are", PIXELS_STAGING, "if (channels <= 0) return;"),
+        Mutation(
+            "more images read than there are", PIXELS_STAGING, "chunk.present < missing);", "true);"
+        ),
+        Mutation("more rows written than there are", PIXELS_STAGING, ROW_INSIDE, "y >= 0"),
     ],
     ("channels_last_weight_gradient", "thread"): [
         Mutation("no barrier after the copies", PIXELS_GRADIENT, BLOCK, nth=1),
         Mutation("no barrier after transposing", PIXELS_GRADIENT, BLOCK, nth=2),
         Mutation("no barrier before diagonals", PIXELS_GRADIENT, WARP),
+        Mutation("wait for too few copies", PIXELS_GRADIENT, "copy_wait<0>", "copy_wait<1>"),
+        Mutation("seams counted twice", PIXELS_STAGING, "q >= section.first_tile", "true"),
+        HALO_ROW_OFF,
+    ],
+    ("fused_forward", "thread"): [
+        Mutation("residual from another row", FORWARD, "Rows::at(pad + row", "Rows::at(row"),
+        Mutation("moments of missing images", EPILOGUE, "if (exists[job]) see", "see"),
+        Mutation("nothing added", STAGING, "if (added != 0)", "if (false)"),
+    ],
+    ("channels_last_fused_forward", "thread"): [
+        Mutation("nothing added", PIXELS_STAGING, "if (added != 0)", "if (false)", nth=1),
+        Mutation("no barrier before sums replace inputs", PIXELS_FORWARD, WARP),
+    ],
+    ("backward", "thread"): [
+        Mutation("no barrier after the copies", BACKWARD, WARP),
+        Mutation("no barrier after the gradient of the value", BACKWARD, WARP, nth=1),
+        Mutation("no barrier after it is stored", BACKWARD, WARP, nth=2),
+        Mutation("no barrier between sums and stores", BACKWARD, WARP, nth=3),
+        Mutation("no barrier before the next copies", BACKWARD, WARP, nth=4),
+        Mutation("wait for too few copies", BACKWARD, "copy_wait<1>", "copy_wait<2>"),
+        Mutation("gradients of missing images", BACKWARD, "image < left", "true"),
+        Mutation("filter not turned back", BACKWARD, "store<true>", "store<false>"),
+    ],
+    ("batch_norm", "thread"): [
+        Mutation("no barrier before merging", STREAMS, BLOCK),
+        Mutation("a lane left out", STREAMS, "lane < Place::lanes", "lane < Place::lanes - 1"),
+        Mutation("planes not followed", STREAMS, "inner -= inner_count, ++outer", "++outer"),
     ],
 }
 

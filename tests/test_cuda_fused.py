@@ -191,6 +191,25 @@ def test_every_order_gives_the_same_bits(
             assert torch.equal(result, expected), (name, order, copies)
 
 
+@pytest.mark.parametrize("plane", [16, 13])
+def test_moments_are_those_of_the_rounded_convolution(plane: int) -> None:
+    """With a bias of 100, bfloat16 rounds to multiples of 1/2: no small part of the variance."""
+    case = Case((4, 3, plane, plane, 5), BF16, "gelu")
+    value, moments = cuda.forward_moments(case.input, case.weight, case.bias + 100, "gelu")
+    exact = steps.moments(value.double(), None, "gelu")
+    torch.testing.assert_close(moments.double(), exact, rtol=1e-5, atol=0)
+
+
+def test_a_large_mean_leaves_a_tiny_variance() -> None:
+    """A millionth of the mean square, of which float32 knows seven digits."""
+    images = torch.randn(8, 2, 16, 16, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    value = (1000 + images).to(FP16)  # steps of 1/2
+    for layout in LAYOUTS.values():
+        moments = cuda.moments(layout(value), None, "gelu")
+        exact = steps.moments(layout(value).double(), None, "gelu")
+        torch.testing.assert_close(moments.double(), exact, rtol=1e-4, atol=0)
+
+
 def test_only_what_is_asked_for() -> None:
     for shape in ((2, 3, 16, 16, 9), (2, 3, 32, 32, 13), (2, 3, 9, 9, 5)):
         case = Case(shape, FP16, "gelu")

@@ -166,6 +166,7 @@ def test_a_fault_is_named(fault: str, message: str) -> None:
         ("ORDER", "forward, reverse or shuffle"),
         ("COPIES", "late, early or random"),
         ("SEED", "a number"),
+        ("SHARED_BYTES", "a number"),
     ],
 )
 def test_a_fault_is_a_python_exception(

@@ -17,34 +17,57 @@ from .emulation_programs import run_program
 from .mutations import MUTATIONS, copy_sources
 
 CSRC = emulation_build.CSRC
-SOURCE = Path(__file__).parent / "csrc" / "depthwise_test.cpp"
-# Files of instantiations, without their size.
-ROLES = ("forward", "weight_gradient", "channels_last_forward", "channels_last_weight_gradient")
-# dispatch.cpp knows kernels that are not linked in; they are not called either.
+SOURCES = Path(__file__).parent / "csrc"
+# The programs, and files of instantiations without their size: what each runs.
+ROLES = {
+    "depthwise_test": (
+        "forward",
+        "weight_gradient",
+        "channels_last_forward",
+        "channels_last_weight_gradient",
+    ),
+    "fused_test": ("fused_forward", "channels_last_fused_forward", "backward", "batch_norm"),
+}
+PROGRAM_OF = {role: program for program, roles in ROLES.items() for role in roles}
+# The core that both layouts share is built for each form of its windows, other jobs too; from 13 on
+# the backward pass gives no weight gradient.
+BOTH_FORMS = ("forward", "weight_gradient", "channels_last_weight_gradient", "backward")
+# Those that dispatch know kernels that are not linked in; they are not called either.
 INCOMPLETE = ("-Wl,--unresolved-symbols=ignore-in-object-files", "-no-pie")
 
 
-def build(name: str, sanitizer: str, instantiations: list[str], csrc: Path) -> Path:
-    """The test program with these files of instantiations, from the sources in `csrc`."""
+def files(role: str, sizes: tuple[int, ...]) -> list[str]:
+    """What is compiled for a role."""
+    if role == "batch_norm":
+        return ["batch_norm.cu"]
+    return [f"instantiations/{role}_{size}.cu" for size in sizes]
+
+
+def build(name: str, program: str, sanitizer: str, kernels: list[str], csrc: Path) -> Path:
+    """A test program with these files of kernels, from the sources in `csrc`."""
+    around = ["dispatch.cpp", "add_shares.cu"]
+    if program == "fused_test":
+        around += ["dispatch_fused.cpp", "batch_norm.cu"]
     sources = [
-        *(SOURCE, CSRC / "dispatch.cpp", CSRC / "add_shares.cu"),
-        *(csrc / "instantiations" / file for file in instantiations),
+        SOURCES / f"{program}.cpp",
+        *(CSRC / file for file in around if file not in kernels),
+        *(csrc / file for file in kernels),
     ]
     return emulation_build.build_executable(name, sources, sanitizer=sanitizer, flags=INCOMPLETE)
 
 
 def sizes(role: str, sanitizer: str) -> tuple[int, ...]:
-    """Those to build: one for each form of the windows, in the core that both layouts share."""
-    return (9, 15) if sanitizer == "address" and role in ROLES[:2] else (9,)
+    """The filter sizes that are built, and run besides 8."""
+    return (9, 15) if sanitizer == "address" and role in BOTH_FORMS else (9,)
 
 
 @functools.cache
-def program(sanitizer: str) -> Path:
-    files = [f"{role}_{size}.cu" for role in ROLES for size in sizes(role, sanitizer)]
-    return build("depthwise_test", sanitizer, files, CSRC)
+def clean(program: str, sanitizer: str) -> Path:
+    kernels = [file for role in ROLES[program] for file in files(role, sizes(role, sanitizer))]
+    return build(program, program, sanitizer, kernels, CSRC)
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", PROGRAM_OF)
 @pytest.mark.parametrize(
     ("sanitizer", "order", "copies"),
     [
@@ -57,7 +80,8 @@ def program(sanitizer: str) -> Path:
 )
 def test_kernels_are_clean(sanitizer: str, order: str, copies: str, role: str) -> None:
     arguments = [role, "8", *map(str, sizes(role, sanitizer))]  # 8 is run by the kernels of 9
-    result = run_program(program(sanitizer), *arguments, order=order, copies=copies, seed=5)
+    program = clean(PROGRAM_OF[role], sanitizer)
+    result = run_program(program, *arguments, order=order, copies=copies, seed=5)
     assert (result.returncode, result.stdout) == (0, "")
 
 
@@ -70,7 +94,8 @@ def test_planted_faults_are_caught(role: str, sanitizer: str, tmp_path: Path) ->
 
     def outputs(csrc: Path) -> str:
         # Only what is mutated is compiled again: the name of the program decides the folder.
-        built = build(f"mutated_{role}", sanitizer, [f"{role}_9.cu"], csrc)
+        program = PROGRAM_OF[role]
+        built = build(f"mutated_{role}", program, sanitizer, files(role, (9,)), csrc)
         runs = [
             run_program(built, role, "9", order=order, copies=copies)
             for order, copies in (("forward", "late"), ("reverse", "early"))

@@ -1,5 +1,5 @@
 // The fused kernels as they stand, run on the CPU for the sanitizers: every way of staging, exact
-// results with relu. Built and run by tests/test_sanitizers.py, with some of the kernels.
+// results with relu and identity. Built and run by tests/test_sanitizers.py, with some of the kernels.
 //
 //   fused_test ROLE SIZE...
 //
@@ -56,12 +56,12 @@ struct Tables {
   double normalised(double value, size_t c) const {
     return (std::max(value, 0.0) - row(0, c)) * row(1, c) + row(2, c);
   }
-  double value_gradient(double value, double gradient, size_t c) const {
+  double value_gradient(double value, double gradient, size_t c, bool relu = true) const {
     const size_t channels = sums.size() / 2;
     const double of_value = -row(1, c) * row(3, c) * row(3, c) * double(sums[channels + c]) / 2;
     const double constant = -row(1, c) * double(sums[c]) / 2;
-    const double less = std::max(value, 0.0) - row(0, c);
-    return value > 0 ? row(1, c) * gradient + of_value * less + constant : 0;
+    const double less = (relu ? std::max(value, 0.0) : value) - row(0, c);
+    return value > 0 || !relu ? row(1, c) * gradient + of_value * less + constant : 0;
   }
 };
 
@@ -221,7 +221,7 @@ bool backward_is_right(const Case& each, int size, bool with_weight) {
   p.output_gradient_strides = g.strides();
   p.input_gradient_strides = dx.strides();
   p.value_gradient_strides = dc.strides();
-  p.activation = Activation::relu;
+  p.activation = with_weight ? Activation::identity : Activation::relu;
   p.filter_size = size;
   p.residual = with_weight;
   report.launched(backward(p, type_of<T>, each.chip(),
@@ -233,7 +233,7 @@ bool backward_is_right(const Case& each, int size, bool with_weight) {
     const size_t channel = i % channels;
     for (size_t j = 0; j < plane; ++j) {
       const size_t at = i * plane + j;
-      const double exact = tables.value_gradient(values[at], gradients[at], channel);
+      const double exact = tables.value_gradient(values[at], gradients[at], channel, !with_weight);
       of_bias[channel] += exact;
       of_value[j] = as_stored<T>(exact);
       if (!with_weight) report.compare("value", at, float(dc.at(at)), of_value[j]);
@@ -343,7 +343,7 @@ bool run(const std::string& role, int size) {
       if (role == "fused_forward") {
         right &= other ? forward_is_right<__nv_bfloat16, Strides>(each, size, true)
                        : forward_is_right<__half, Strides>(each, size, false);
-        right &= moments_forward_is_right<__half>(each, size);
+        right &= moments_forward_is_right<__nv_bfloat16>(each, size);
       } else {
         right &= backward_is_right<__half>(each, size, size <= 11);
         right &= backward_is_right<__nv_bfloat16>(each, size, false);
