@@ -10,14 +10,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-# In the order in which "auto" tries them.
-_MODULES = {"cuda": "cuda", "triton": "triton", "torch": "reference"}
-IMPLEMENTATIONS = tuple(_MODULES)
+from convmixer_kernels import architectures, layout, preference
+from convmixer_kernels.preference import IMPLEMENTATIONS, Plane, Preference, Problem
 
 
 def backend(name: str) -> ModuleType:
     """The module of an implementation, imported when it is first needed."""
-    return importlib.import_module(f"convmixer_kernels.backends.{_MODULES[name]}")
+    module = "reference" if name == "torch" else name
+    return importlib.import_module(f"convmixer_kernels.backends.{module}")
 
 
 def check_name(impl: str) -> None:
@@ -50,43 +50,84 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     check_name(impl)
     # Under torch.compile, index() makes a size that may be dynamic a constant.
     kernel_size = None if weight is None else operator.index(weight.shape[-1])
-    name, error = _resolve(impl, input.device, input.dtype, kernel_size)
+    what = (input.device, input.dtype, kernel_size)
+    name, error = _resolve(impl, *what)
+    if name is error is None:
+        # Asked for only then: a compiler makes a graph for each plane.
+        name, error = _resolve(impl, *what, _plane(input))
     if error is not None:
-        raise (ValueError if name else RuntimeError)(error)
+        raise (RuntimeError if name is None else ValueError)(error)
+    assert name is not None
     return name
+
+
+def _plane(input: Tensor) -> Plane:
+    return Plane(
+        "channels_last" if layout.is_channels_last(input) else "planar",
+        operator.index(input.shape[2]),
+        operator.index(input.shape[3]),
+    )
 
 
 # The answer does not change while a process runs, so a compiler need not look inside.
 @torch.compiler.assume_constant_result
 def _resolve(
-    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
-) -> tuple[str, str | None]:
-    return _resolve_once(impl, device, dtype, kernel_size)
+    impl: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernel_size: int | None,
+    plane: Plane | None = None,
+) -> tuple[str | None, str | None]:
+    return _resolve_once(impl, device, dtype, kernel_size, plane)
 
 
 @functools.cache
 def _resolve_once(
-    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
-) -> tuple[str, str | None]:
-    """The implementation and None, or an error: with a name if only this input is refused."""
+    impl: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernel_size: int | None,
+    plane: Plane | None,
+) -> tuple[str | None, str | None]:
+    """The implementation and None; or an error, with the name if only this input is refused.
+
+    None and None: the answer depends on the plane, which is not given.
+    """
     if impl == "auto":
+        preferred = _preference(device, Problem(kernel_size, dtype, plane))
+        if preferred is None:
+            return None, None
         what = (device, dtype, kernel_size)
-        return next(name for name in IMPLEMENTATIONS if _passed_over(name, *what) is None), None
+        return next(name for name in preferred.order if _barred(name, *what) is None), None
     if reason := backend(impl).unavailable(device):
-        return "", f"impl={impl!r} is not available: {reason}"
+        return None, f"impl={impl!r} is not available: {reason}"
     if reason := backend(impl).unsupported(device, dtype, kernel_size):
         return impl, f"impl={impl!r} cannot serve this input: {reason}"
     return impl, None
 
 
-def _passed_over(
+@functools.cache
+def _architecture(device: torch.device) -> architectures.Architecture | None:
+    """None where no kernel of ours runs under "auto"."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    return architectures.find(capability) if capability >= architectures.LEAST_CAPABILITY else None
+
+
+def _preference(device: torch.device, problem: Problem) -> Preference | None:
+    architecture = _architecture(device)
+    if architecture is None:
+        return Preference(IMPLEMENTATIONS)
+    return preference.prefer(architecture, problem)
+
+
+def _barred(
     name: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
 ) -> str | None:
-    """Why "auto" does not choose an implementation."""
+    """Why "auto" cannot choose an implementation, wherever in its order that stands."""
     if name != "torch" and device.type == "cpu":
         return "on the CPU its kernels are emulated for tests, only an explicit impl asks for that"
-    if name != "torch" and dtype not in (torch.float16, torch.bfloat16):
-        return f"it has no tensor-core path for {dtype}"
     module = backend(name)
     reason: str | None = module.unavailable(device) or module.unsupported(
         device, dtype, kernel_size
@@ -103,7 +144,8 @@ def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
         impl: as in `depthwise_conv2d`.
 
     Returns:
-        A line for the choice, then one for each implementation that was passed over.
+        A line for the choice, then one for each implementation that was passed over: it cannot
+        serve the input, or the other was measured faster on this architecture.
     """
     chosen = resolve(input, weight, impl)
     kernel_size = weight.shape[-1]
@@ -112,7 +154,15 @@ def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
     line = f"{chosen}: runs {shape} {dtype} on {input.device}, kernel size {kernel_size}"
     if impl != "auto":
         return f"{line} (asked for by name)"
+    device = input.device
+    preferred = _preference(device, Problem(kernel_size, input.dtype, _plane(input)))
+    assert preferred is not None
+    before = preferred.order[: preferred.order.index(chosen)]
+    usually_before = IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]
     lines = [line]
-    for name in IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]:
-        lines.append(f"not {name}: {_passed_over(name, input.device, input.dtype, kernel_size)}")
+    for name in IMPLEMENTATIONS:
+        if name in before or name in usually_before:
+            lines.append(
+                f"not {name}: {_barred(name, device, input.dtype, kernel_size) or preferred.reason}"
+            )
     return "\n".join(lines)

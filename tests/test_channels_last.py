@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convmixer_kernels import architectures, depthwise_conv2d
+from convmixer_kernels import architectures, depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda, cuda_device
 
 from . import oracle
@@ -216,7 +216,7 @@ def test_nothing_is_copied(channels: int, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(tensor: Tensor) -> Tensor:
         raise AssertionError("a channels-last tensor was made planar")
 
-    monkeypatch.setattr(cuda.layout, "planar", refuse)
+    monkeypatch.setattr(layout, "planar", refuse)
     copies = Copies(input.numel())
     with copies:
         run_all_passes(input, weight, bias, grad_output)

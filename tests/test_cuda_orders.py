@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from .test_depthwise import BF16, FP16, SHAPES, check, random_case, run
+from . import test_channels_last, test_depthwise
+from .test_depthwise import BF16, FP16, check, random_case, run
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="orders of the emulation")
 
@@ -14,22 +18,44 @@ ORDERS = [
     ("reverse", "late"),
     ("reverse", "early"),
     ("shuffle", "late"),
+    ("shuffle", "early"),
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def cases() -> Iterator[object]:
+    """Of either layout the shapes of its own tests."""
+    for layout, shapes in (
+        ("contiguous", test_depthwise.SHAPES),
+        ("channels_last", test_channels_last.SHAPES),
+        ("channels_last_on_sm_86", test_channels_last.WIDE_SHAPES),
+    ):
+        for shape, dtype in itertools.product(shapes, (FP16, BF16)):
+            name = f"{layout}-{'x'.join(map(str, shape))}-{str(dtype)[6:]}"
+            yield pytest.param(layout, shape, dtype, id=name)
+
+
+@pytest.mark.parametrize(("layout", "shape", "dtype"), list(cases()))
 def test_every_order(
-    shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPatch
+    layout: str,
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    index = SHAPES.index(shape)
-    case = random_case(shape, BF16 if index % 2 else FP16, seed=index)
+    seed = sum(shape)
+    input, weight, bias, grad_output = random_case(shape, dtype, seed)
+    if layout == "channels_last_on_sm_86":
+        test_channels_last.emulate((8, 6), monkeypatch)
+    if layout != "contiguous":
+        input = test_channels_last.channels_last(input)
+        grad_output = test_channels_last.channels_last(grad_output)
+    case = input, weight, bias, grad_output
     monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_ORDER", "forward")
     monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_COPIES", "late")
     first = check("cuda", *case)
     for order, copies in ORDERS:
         monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_ORDER", order)
         monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_COPIES", copies)
-        monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_SEED", str(index))
+        monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_SEED", str(seed))
         again = run("cuda", *case)
         assert torch.equal(first.output, again.output), (order, copies)
         assert torch.equal(first.grad_input, again.grad_input), (order, copies)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import Tensor
 
 import convmixer_kernels
-from convmixer_kernels import depthwise_conv2d, dispatch, ops
+from convmixer_kernels import architectures, depthwise_conv2d, dispatch, ops, preference
 
 from .test_depthwise import DEVICE, FP16, KERNELS, channels_last, channels_outermost
 
@@ -127,6 +130,126 @@ def test_explain_of_a_named_implementation(impl: str) -> None:
     input, weight, _ = tensors()
     text = convmixer_kernels.explain(input, weight, impl)
     assert text.startswith(f"{impl}: ") and "asked for by name" in text
+
+
+@pytest.fixture
+def on_sm_90(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every device is a GPU that every implementation runs on."""
+    monkeypatch.setattr(dispatch, "_architecture", lambda device: architectures.find((9, 0)))
+    monkeypatch.setattr(dispatch, "_barred", lambda *what: None)
+    dispatch._resolve_once.cache_clear()
+    yield
+    dispatch._resolve_once.cache_clear()
+
+
+def measured(**changes: object) -> preference.Measured:
+    """A measurement that nobody has made."""
+    entry = preference.Measured(
+        architecture="sm_90",
+        kernel_sizes=(3, 5),
+        dtypes=(FP16,),
+        layouts=("channels_last",),
+        sizes=(1, 8),
+        faster="torch",
+        measurement="1 us against 2 us at 64x512x7x7",
+    )
+    return dataclasses.replace(entry, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES, ids=lambda each: each.name)
+def test_our_kernels_come_first_where_there_are_tensor_cores(
+    architecture: architectures.Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference, "MEASURED", ())
+    for kernel_size in (None, 3, 15):
+        for dtype in (FP16, torch.bfloat16):
+            preferred = preference.prefer(architecture, preference.Problem(kernel_size, dtype))
+            assert preferred == preference.Preference(("cuda", "triton", "torch"))
+        for dtype in (torch.float32, torch.float64):
+            preferred = preference.prefer(architecture, preference.Problem(kernel_size, dtype))
+            assert preferred is not None and preferred.order[0] == "torch"
+            assert preferred.reason == f"it has no tensor-core path for {dtype}"
+
+
+@pytest.mark.parametrize("entry", preference.MEASURED, ids=str)
+def test_measurements_name_what_there_is(entry: preference.Measured) -> None:
+    assert entry.architecture in [each.name for each in architectures.ARCHITECTURES]
+    assert entry.faster in preference.IMPLEMENTATIONS
+    assert entry.sizes[0] <= entry.sizes[1] and entry.measurement
+
+
+@pytest.mark.usefixtures("on_sm_90")
+@pytest.mark.parametrize(
+    ("changes", "k", "height", "expected"),
+    [
+        ({}, 3, 7, "torch"),
+        ({}, 5, 8, "torch"),
+        ({}, 7, 7, "cuda"),
+        ({}, 3, 9, "cuda"),
+        ({"sizes": (8, 14)}, 3, 7, "cuda"),
+        ({"dtypes": (torch.bfloat16,)}, 3, 7, "cuda"),
+        ({"layouts": ("planar",)}, 3, 7, "cuda"),
+        ({"layouts": ("planar", "channels_last")}, 3, 7, "torch"),
+        ({"architecture": "sm_80"}, 3, 7, "cuda"),
+        ({"faster": "triton"}, 3, 7, "triton"),
+    ],
+)
+def test_auto_follows_what_was_measured(
+    changes: dict[str, object],
+    k: int,
+    height: int,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preference, "MEASURED", (measured(**changes),))
+    input, weight, _ = tensors((2, 8, height, 8), k)
+    input = channels_last(input)
+    assert dispatch.resolve(input, weight, "auto") == expected
+    assert dispatch.resolve(input, weight, "cuda") == "cuda"
+    assert dispatch.resolve(input, None, "auto") == "cuda"
+    choice, *passed_over = convmixer_kernels.explain(input, weight).split("\n")
+    assert choice.startswith(f"{expected}: runs 2x8x{height}x8 float16 on {DEVICE}")
+    reason = f"{expected} was measured faster on sm_90: 1 us against 2 us at 64x512x7x7"
+    others = {"torch": ["cuda", "triton"], "triton": ["cuda"], "cuda": []}[expected]
+    assert passed_over == [f"not {name}: {reason}" for name in others]
+
+
+@pytest.mark.usefixtures("on_sm_90")
+def test_what_was_measured_faster_may_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preference, "MEASURED", (measured(faster="triton"),))
+    barred = {"triton": "the package triton is not installed"}
+    monkeypatch.setattr(dispatch, "_barred", lambda name, *what: barred.get(name))
+    input, weight, _ = tensors((2, 8, 7, 7), 3)
+    text = convmixer_kernels.explain(channels_last(input), weight)
+    assert text.startswith("cuda: ")
+    assert text.endswith("\nnot triton: the package triton is not installed")
+
+
+@pytest.mark.usefixtures("on_sm_90")
+@pytest.mark.parametrize(
+    ("entries", "sizes_compiled"), [((), 1), ((measured(layouts=("planar",)),), 2)]
+)
+def test_a_compiled_choice_depends_on_the_plane_if_a_measurement_does(
+    entries: tuple[preference.Measured, ...],
+    sizes_compiled: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In no case on the number of images."""
+    monkeypatch.setattr(preference, "MEASURED", entries)
+    seen: list[str] = []
+
+    def function(input: Tensor, weight: Tensor) -> Tensor:
+        name = dispatch.resolve(input, weight, "auto")
+        return input * (2 if name == "torch" else 3)
+
+    compiler = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
+    for size in (7, 12):
+        for images in (2, 3):
+            input, weight, _ = tensors((images, 3, size, size), 3)
+            seen.append("torch" if torch.equal(compiled(input, weight), input * 2) else "cuda")
+    assert seen == ["torch" if entries else "cuda"] * 2 + ["cuda"] * 2
+    assert compiler.frame_count == sizes_compiled
 
 
 def test_available_impls_lists_all() -> None:
