@@ -12,7 +12,8 @@ from torch import Tensor
 from convmixer_kernels import layout
 from convmixer_kernels.backends import triton as backend
 from convmixer_kernels.backends.triton import configurations
-from convmixer_kernels.backends.triton.configurations import Configuration, Device, Problem
+from convmixer_kernels.backends.triton.configurations import Configuration
+from convmixer_kernels.backends.triton.problem import Device, Problem
 
 from . import oracle, strided
 
@@ -91,19 +92,22 @@ SHAPES = [
     (2, 1, 3, 130, 7),
     (1, 1, 70, 3, 9),
 ]
+# The same, but smaller: multiply-adds take the interpreter longer than matrix products.
 FP32_SHAPES = [
-    (1, 1, 1, 1, 9),
-    (2, 2, 1, 1, 8),
-    (3, 2, 7, 7, 3),
-    (2, 1, 9, 8, 5),
-    (1, 2, 5, 11, 7),
-    (1, 1, 5, 17, 8),
-    (2, 1, 9, 5, 9),
-    (1, 1, 3, 7, 11),
-    (1, 1, 2, 9, 13),
-    (1, 1, 2, 9, 15),
-    (1, 1, 2, 35, 9),
-    (1, 1, 31, 2, 3),
+    (n, c, h if h <= 8 else 5 + h % 5, w + 1 if w < 9 else 9 + w % 8, k) for n, c, h, w, k in SHAPES
+]
+# Where vectors of eight channels can be accessed: whole, half and several groups of channels.
+CHANNELS_LAST_SHAPES = [
+    (1, 8, 1, 2, 3),
+    (2, 8, 3, 3, 15),
+    (3, 8, 5, 1, 8),
+    (1, 40, 4, 4, 5),
+    (2, 16, 7, 7, 9),
+    (1, 16, 8, 9, 8),
+    (1, 8, 17, 10, 7),
+    (1, 24, 3, 18, 11),
+    (5, 8, 2, 8, 9),
+    (1, 8, 24, 3, 13),
 ]
 
 
@@ -187,6 +191,15 @@ def test_float16(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", FP32_SHAPES, ids=name)
 def test_float32(shape: tuple[int, ...]) -> None:
     check(random_case(shape, FP32))
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", CHANNELS_LAST_SHAPES, ids=name)
+def test_channels_last(shape: tuple[int, ...]) -> None:
+    case = random_case(shape, FP16)
+    case.input = strided.channels_last(case.input)
+    case.grad_output = strided.channels_last(case.grad_output)
+    check(case)
 
 
 @needs_kernels
@@ -348,6 +361,11 @@ def test_more_elements_than_32_bits_count() -> None:
 # Configurations other than those that the small shapes above are given.
 
 
+def arranged(tensor: Tensor) -> Tensor:
+    """channels_last if its channels can be accessed by vectors."""
+    return tensor if tensor.shape[1] % 8 else strided.channels_last(tensor)
+
+
 def every_candidate() -> Iterator[object]:
     """For a few shapes every candidate, in turn with one program a channel and with several."""
     for shape, dtype in [
@@ -355,9 +373,11 @@ def every_candidate() -> Iterator[object]:
         ((1, 2, 20, 8, 8), FP16),
         ((2, 1, 18, 9, 11), FP16),
         ((2, 1, 9, 9, 3), FP32),
+        ((2, 8, 18, 9, 5), FP16),
+        ((1, 8, 12, 8, 11), FP16),
     ]:
-        tensor = torch.empty(shape[:4], dtype=dtype, device="meta")
-        problem = Problem.of(tensor, tensor, shape[4])
+        tensor = arranged(torch.empty(shape[:4], dtype=dtype, device="meta"))
+        problem = Problem.of((tensor, tensor), shape[4])
         for operation, find in {
             "forward": configurations.forward_candidates,
             "input_gradient": configurations.forward_candidates,
@@ -388,12 +408,13 @@ def test_every_configuration_gives_the_same(
         buffer = torch.full((tensor.numel() + 800,), 7.0, dtype=tensor.dtype, device=DEVICE)
         buffers.append(buffer)
         buffer[400:-400] = torch.nan
-        return buffer[400:-400].view(tensor.shape)
+        return buffer[400:-400].as_strided(tensor.shape, tensor.stride(), 400)
 
     monkeypatch.setattr(layout, "empty_like_input", guarded)
-    monkeypatch.setattr(configurations, "forward", lambda problem, device: configuration)
-    monkeypatch.setattr(configurations, "weight_gradient", lambda problem, device: configuration)
+    for find in ("forward_candidates", "weight_gradient_candidates"):
+        monkeypatch.setattr(configurations, find, lambda problem, device: (configuration,))
     case = random_case(shape, dtype)
+    case.input, case.grad_output = arranged(case.input), arranged(case.grad_output)
     tensors = (case.input, case.weight, case.bias, case.grad_output)
     exact = oracle.convolve(*tensors, torch.float64)
     pytorch = oracle.convolve(*tensors, dtype)

@@ -9,13 +9,21 @@ import pytest
 
 from .python_process import run_python
 
+# Of `budget_triton.Case`: operation, kernel size, dtype, channels_last; and the architecture.
 KERNELS = {
-    "forward 9 sm_80": ("forward", 9, "float16", "80"),
-    "forward 9 sm_90": ("forward", 9, "float16", "90"),
-    "forward 13 sm_90": ("forward", 13, "float16", "90"),
-    "weight gradient 9 sm_90": ("weight_gradient", 9, "float16", "90"),
-    "weight gradient 11 sm_80": ("weight_gradient", 11, "float16", "80"),
-    "forward float32 sm_90": ("forward", 7, "float32", "90"),
+    "forward 9 sm_80": ("forward", 9, "float16", False, "80"),
+    "forward 9 sm_90": ("forward", 9, "float16", False, "90"),
+    "forward 13 sm_90": ("forward", 13, "float16", False, "90"),
+    "weight gradient 9 sm_90": ("weight_gradient", 9, "float16", False, "90"),
+    "weight gradient 11 sm_80": ("weight_gradient", 11, "float16", False, "80"),
+    "forward float32 sm_90": ("forward", 7, "float32", False, "90"),
+    "normalised 9 sm_90": ("forward_normalised", 9, "float16", False, "90"),
+    "forward 9 channels_last sm_90": ("forward", 9, "bfloat16", True, "90"),
+    "weight gradient 9 channels_last sm_90": ("weight_gradient", 9, "bfloat16", True, "90"),
+    "moments sm_90": ("moments", 0, "float16", False, "90"),
+    "normalise sm_90": ("normalise", 0, "float16", True, "90"),
+    "gradient sums sm_90": ("gradient_sums", 0, "bfloat16", True, "90"),
+    "value gradient sm_90": ("value_gradient", 0, "float16", False, "90"),
 }
 
 
@@ -26,10 +34,14 @@ def compiled() -> dict[str, dict[str, Any]]:
 import json, torch
 import budget_triton
 results = {{}}
-for name, (operation, size, dtype, architecture) in {KERNELS!r}.items():
-    case = budget_triton.Case(operation, size, getattr(torch, dtype))
+for name, (operation, size, dtype, channels_last, architecture) in {KERNELS!r}.items():
+    case = budget_triton.Case(
+        operation, size, getattr(torch, dtype), channels_last=channels_last
+    )
     kernel = budget_triton.weigh(case, architecture)
-    results[name] = {{**vars(kernel), "rows": case.configuration(architecture).rows}}
+    results[name] = vars(kernel)
+    results[name]["complaint"] = budget_triton.complaint(case, architecture, kernel)
+    results[name]["rows"] = case.configuration(architecture).rows if size else 1
 print(json.dumps(results))
 """
     pytest.importorskip("triton")
@@ -42,6 +54,7 @@ def test_nothing_spills(kernel: str, compiled: dict[str, dict[str, Any]]) -> Non
     found = compiled[kernel]
     assert found["spill_stores"] == found["spill_loads"] == 0
     assert found["local_in_loops"] == 0
+    assert found["complaint"] is None
 
 
 def per_row(kernel: dict[str, Any], instruction: str) -> float:
@@ -87,3 +100,43 @@ def test_float32_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
     assert per_row(kernel, "HMMA") == 0
     assert per_row(kernel, "FFMA") >= 7 * 7 * 4
     assert per_row(kernel, "FFMA") >= 0.5 * per_row(kernel, "total")
+
+
+def test_epilogue_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """GELU takes ten instructions an output, normalisation and residual three; no second kernel."""
+    kernel = compiled["normalised 9 sm_90"]
+    outputs = 32 * 8 // 32
+    assert per_row(kernel, "HMMA") == 2 * 9
+    assert per_row(kernel, "MUFU") == outputs
+    assert per_row(kernel, "FFMA") <= 13 * outputs
+    # The residual is pipelined like the window.
+    assert per_row(kernel, "LDGSTS") == 5 and per_row(kernel, "LDG") == 0
+
+
+def test_channels_last_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """A warp multiplies 16 strips of a channel; 16 warps access 8 channels of a pixel at a time."""
+    kernel = compiled["forward 9 channels_last sm_90"]
+    assert per_row(kernel, "HMMA") == 9
+    # The tile of an input row, 16 channels x 16 strips x 16 columns, is two vectors a thread.
+    assert per_row(kernel, "LDGSTS") == 2 and per_row(kernel, "STG") == 1
+    # No 16-bit accesses to shared memory: words and vectors, in and out.
+    assert per_row(kernel, "LDS") <= 5 and per_row(kernel, "STS") <= 5
+    assert per_row(kernel, "total") <= 68
+    gradient = compiled["weight gradient 9 channels_last sm_90"]
+    assert per_row(gradient, "HMMA") == 9 + 1
+    assert per_row(gradient, "LDG") + per_row(gradient, "LDGSTS") == 4
+    assert per_row(gradient, "total") <= 84
+
+
+def test_streaming_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """Eight elements a thread, in vectors of 16 bytes."""
+    for name, loads, stores, multi_function in (
+        ("moments sm_90", 1, 0, 9),
+        ("normalise sm_90", 2, 1, 8),
+        ("gradient sums sm_90", 2, 0, 8),
+        ("value gradient sm_90", 2, 1, 16),
+    ):
+        mix = compiled[name]["mix"]
+        assert mix.get("LDG", 0) == loads and mix.get("STG", 0) == stores
+        assert mix["MUFU"] == multi_function
+        assert mix["total"] <= 300

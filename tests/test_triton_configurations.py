@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels.backends.triton import configurations
-from convmixer_kernels.backends.triton.configurations import Device, Problem
+from convmixer_kernels.backends.triton.problem import KERNEL_SIZES, Device, Problem
 
 from . import strided
 
@@ -25,7 +25,7 @@ def problem(
     arrange: Callable[[Tensor], Tensor] = Tensor.contiguous,
 ) -> Problem:
     tensor = arrange(torch.empty(shape[:4], dtype=dtype, device="meta"))
-    return Problem.of(tensor, tensor, shape[4])
+    return Problem.of((tensor, tensor), shape[4])
 
 
 @pytest.mark.parametrize(
@@ -47,28 +47,32 @@ def test_alignment_of_contiguous_tensors(width: int, dtype: torch.dtype, alignme
 
 def test_alignment_counts_every_stride_of_both_tensors() -> None:
     tensor = torch.empty((2, 3, 8, 8), dtype=FP16, device="meta")
-    assert Problem.of(tensor, tensor, 9).alignment == 8
-    assert Problem.of(tensor, strided.channels_outermost(tensor), 9).alignment == 8
-    assert Problem.of(tensor, strided.slice_of_channels(tensor), 9).alignment == 8
-    assert Problem.of(tensor, strided.slice_of_rows_and_columns(tensor), 9).alignment == 1
-    assert Problem.of(strided.channels_last(tensor), tensor, 9).alignment == 1
-    assert Problem.of(tensor, strided.every_other_pixel(tensor), 9).alignment == 1
+    assert Problem.of((tensor, tensor), 9).alignment == 8
+    assert Problem.of((tensor, strided.channels_outermost(tensor)), 9).alignment == 8
+    assert Problem.of((tensor, strided.slice_of_channels(tensor)), 9).alignment == 8
+    assert Problem.of((tensor, strided.slice_of_rows_and_columns(tensor)), 9).alignment == 1
+    assert Problem.of((strided.channels_last(tensor), tensor), 9).alignment == 1
+    assert Problem.of((tensor, strided.every_other_pixel(tensor)), 9).alignment == 1
     shifted = torch.empty((2, 3 * 64 + 4), dtype=FP16, device="meta")[:, : 3 * 64]
-    assert Problem.of(tensor, shifted.unflatten(1, (3, 8, 8)), 9).alignment == 4
+    assert Problem.of((tensor, shifted.unflatten(1, (3, 8, 8))), 9).alignment == 4
     # A single image has no image stride.
-    assert Problem.of(tensor[:1], shifted[:1].unflatten(1, (3, 8, 8)), 9).alignment == 8
+    assert Problem.of((tensor[:1], shifted[:1].unflatten(1, (3, 8, 8))), 9).alignment == 8
 
 
 def test_strides_along_a_dimension_of_one_are_ignored() -> None:
     tensor = torch.empty((2, 3, 1, 1), dtype=FP16, device="meta")
     odd = torch.empty_strided((2, 3, 1, 1), (3, 1, 77, 99), dtype=FP16, device="meta")
-    assert Problem.of(odd, tensor, 9) == Problem.of(tensor, tensor, 9)
+    assert Problem.of((odd, tensor), 9) == Problem.of((tensor, tensor), 9)
 
 
 def every_problem() -> Iterator[Problem]:
     generator = random.Random(0)
-    for size in configurations.KERNEL_SIZES:
-        for dtype in (FP16, FP32):
+    for size in KERNEL_SIZES:
+        for dtype, arrange in (
+            (FP16, Tensor.contiguous),
+            (FP16, strided.channels_last),
+            (FP32, Tensor.contiguous),
+        ):
             for _ in range(12):
                 images, channels = (
                     generator.choice((1, 7, 64, 1000)),
@@ -76,7 +80,7 @@ def every_problem() -> Iterator[Problem]:
                 )
                 height = generator.choice((1, 2, 7, 8, 14, 31, 32, 100, 1024))
                 width = generator.choice((1, 7, 8, 14, 32, 100, 2048))
-                yield problem((images, channels, height, width, size), dtype)
+                yield problem((images, channels, height, width, size), dtype, arrange)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
@@ -84,6 +88,7 @@ def test_configurations_are_consistent(capability: tuple[int, int]) -> None:
     device = Device(capability, 108)
     for each in every_problem():
         for find in (configurations.forward_candidates, configurations.weight_gradient_candidates):
+            assert find(each, device)
             for candidate in find(each, device):
                 blocks = math.ceil(each.strips_per_band * candidate.bands / candidate.strips)
                 assert 1 <= candidate.programs <= blocks
@@ -107,6 +112,33 @@ def test_the_reference_shape() -> None:
     assert (forward.strips, forward.rows, forward.bands, forward.mask_rows) == (32, 8, 1, False)
     gradient = configurations.weight_gradient(reference, HOPPER)
     assert (gradient.strips, gradient.rows, gradient.bands) == (16, 8, 1)
+
+
+def test_channels_last_is_accessed_by_vectors_of_channels() -> None:
+    tensor = torch.empty((2, 24, 5, 7), dtype=FP16, device="meta")
+    last = strided.channels_last(tensor)
+    assert Problem.of((last, last), 9).channels_last
+    assert not Problem.of((tensor, tensor), 9).channels_last
+    assert not Problem.of((last, tensor), 9).channels_last
+    assert not Problem.of((last, last, tensor), 9).channels_last
+    # Slices of pixels and of eight channels, but not of twelve; nothing that is not aligned.
+    assert Problem.of((last[:, :, 1:, 2:],) * 2, 9).channels_last
+    assert Problem.of((last[:, 8:],) * 2, 9).channels_last
+    assert not Problem.of((last[:, :12],) * 2, 9).channels_last
+    assert not Problem.of((last.float(),) * 2, 9).channels_last
+    unaligned = strided.channels_last(torch.zeros((2, 32, 5, 7), dtype=FP16))[:, 4:28]
+    assert not Problem.of((unaligned,) * 2, 9).channels_last
+
+
+@pytest.mark.parametrize("size", KERNEL_SIZES)
+def test_channels_last_gives_every_warp_a_channel(size: int) -> None:
+    for shape in ((64, 768, 32, 32, size), (64, 768, 14, 14, size), (1, 64, 64, 64, size)):
+        each = problem(shape, arrange=strided.channels_last)
+        for find in (configurations.forward_candidates, configurations.weight_gradient_candidates):
+            for candidate in find(each, HOPPER):
+                assert candidate.channels == candidate.num_warps == (8 if size > 9 else 16)
+                assert candidate.registers is not None
+                assert candidate.registers * 32 * candidate.num_warps <= 65536
 
 
 def test_few_images_are_cut_into_bands() -> None:
@@ -134,7 +166,7 @@ def test_batch_sizes_and_heights_share_compiled_kernels(operation: str) -> None:
         each = problem((images, 384, 32, 32, 9))
         if operation == "forward":
             configuration = configurations.forward(each, HOPPER)
-            constants = depthwise_forward.constants(each, configuration, flipped=False)
+            constants = depthwise_forward.constants(each, configuration, False, "identity")
         else:
             configuration = configurations.weight_gradient(each, HOPPER)
             constants = depthwise_weight_gradient.constants(each, configuration)

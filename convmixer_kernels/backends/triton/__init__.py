@@ -11,7 +11,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from convmixer_kernels.backends.triton.configurations import KERNEL_SIZES
+from convmixer_kernels.backends.triton.problem import KERNEL_SIZES
 
 _LEAST_CAPABILITY = (8, 0)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -74,6 +74,125 @@ def weight_gradient(
     from convmixer_kernels.backends.triton import depthwise_weight_gradient
 
     return depthwise_weight_gradient.weight_gradient(input, grad_output, kernel_size, with_bias)
+
+
+def forward_normalised(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    activation: str,
+    residual: bool,
+) -> Tensor:
+    from convmixer_kernels.backends.triton import depthwise_forward
+
+    return depthwise_forward.forward_normalised(
+        input, weight, bias, normalisation, activation, residual
+    )
+
+
+def forward_moments(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    from convmixer_kernels.backends.triton import fused
+
+    return fused.forward_moments(input, weight, bias, activation)
+
+
+def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    from convmixer_kernels.backends.triton import statistics
+
+    return statistics.moments(value, bias, activation)
+
+
+def batch_normalisation(
+    moments: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    from convmixer_kernels.backends.triton import statistics
+
+    return statistics.batch_normalisation(
+        moments, gamma, beta, running_mean, running_var, momentum, eps
+    )
+
+
+def running_normalisation(
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+) -> Tensor:
+    from convmixer_kernels.backends.triton import statistics
+
+    return statistics.running_normalisation(running_mean, running_var, gamma, beta, eps)
+
+
+def normalise(
+    value: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    from convmixer_kernels.backends.triton import batch_norm
+
+    return batch_norm.normalise(value, bias, normalisation, residual, activation)
+
+
+def gradient_sums(
+    value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
+) -> Tensor:
+    from convmixer_kernels.backends.triton import batch_norm
+
+    return batch_norm.gradient_sums(value, bias, grad, normalisation, activation)
+
+
+def value_gradient(
+    value: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+    normalisation: Tensor,
+    sums: Tensor,
+    activation: str,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    from convmixer_kernels.backends.triton import batch_norm
+
+    return batch_norm.value_gradient(value, bias, grad, normalisation, sums, activation, with_bias)
+
+
+def fused_backward(
+    input: Tensor | None,
+    value: Tensor,
+    grad: Tensor,
+    weight: Tensor | None,
+    normalisation: Tensor,
+    sums: Tensor,
+    activation: str,
+    residual: bool,
+    kernel_size: int,
+    with_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    from convmixer_kernels.backends.triton import fused
+
+    return fused.fused_backward(
+        input,
+        value,
+        grad,
+        weight,
+        normalisation,
+        sums,
+        activation,
+        residual,
+        kernel_size,
+        with_bias,
+    )
 
 
 @functools.cache

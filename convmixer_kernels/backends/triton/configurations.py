@@ -1,7 +1,8 @@
 """Which tile sizes serve which problem: plain arithmetic, without Triton and without a GPU.
 
 The choice minimises a model of the time a launch takes; its terms come from the machine code of the
-kernels (`make budget`), and nothing in it was measured on a GPU.
+kernels (`make budget`). It is modelled, not measured: nothing in it was timed on a GPU. Whoever has
+one can let `autotuning` measure the best candidates.
 """
 
 from __future__ import annotations
@@ -11,103 +12,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
+from convmixer_kernels.backends.triton.problem import COLUMNS, Device, Problem
 
-KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
-# Output columns of a strip: the smallest N of the tensor cores' matrix products.
-COLUMNS = 8
 _WARP = 32
-_VECTOR_BYTES = 16
 _BLOCKS_PER_MULTIPROCESSOR = 32
 _REGISTERS_PER_MULTIPROCESSOR = 65536
-# Bytes that a multiprocessor can lend as shared memory, of which a block takes 1024 for itself.
-_SHARED_BYTES = {(8, 0): 164 << 10, (8, 6): 100 << 10, (8, 7): 164 << 10, (8, 9): 100 << 10}
-_SHARED_BYTES |= {(9, 0): 228 << 10, (10, 0): 228 << 10, (10, 3): 228 << 10}
-_LEAST_SHARED_BYTES = 100 << 10
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a choice depends on of a GPU."""
-
-    capability: tuple[int, int]
-    multiprocessors: int
-
-    @property
-    def shared_bytes(self) -> int:
-        return _SHARED_BYTES.get(self.capability, _LEAST_SHARED_BYTES)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One convolution or one of its gradients: two tensors of equal shape that a kernel accesses.
-
-    Args:
-        row_strides, pixel_strides: of the two tensors, in elements.
-        alignment: the largest power of two, in elements and up to 16 bytes, that divides the width
-            and every stride of both; 1 where neighbours in a row are not neighbours in memory.
-    """
-
-    images: int
-    channels: int
-    height: int
-    width: int
-    kernel_size: int
-    dtype: torch.dtype
-    row_strides: tuple[int, int]
-    pixel_strides: tuple[int, int]
-    alignment: int
-
-    @classmethod
-    def of(cls, first: Tensor, second: Tensor, kernel_size: int) -> Problem:
-        images, channels, height, width = first.shape
-        row_strides = (_stride(first, 2, width), _stride(second, 2, width))
-        pixel_strides = (_stride(first, 3, 1), _stride(second, 3, 1))
-        alignment = math.gcd(width, _VECTOR_BYTES // first.element_size(), *row_strides)
-        for tensor in (first, second):
-            alignment = math.gcd(alignment, _stride(tensor, 0, 0), _stride(tensor, 1, 0))
-        if pixel_strides != (1, 1):
-            alignment = 1
-        return cls(
-            images,
-            channels,
-            height,
-            width,
-            kernel_size,
-            first.dtype,
-            row_strides,
-            pixel_strides,
-            alignment,
-        )
-
-    @property
-    def tensor_cores(self) -> bool:
-        return self.dtype != torch.float32
-
-    @property
-    def wide(self) -> bool:
-        """Whether eight output columns see more than 16 input columns."""
-        return self.kernel_size > 9
-
-    @property
-    def offset(self) -> int:
-        """Input columns in a window before the first output column, aligned like a strip."""
-        return 8 if self.wide else 4
-
-    @property
-    def window(self) -> int:
-        """Input columns of a window, rounded up to what a matrix product takes."""
-        return 32 if self.wide else 16
-
-    @property
-    def strips_per_band(self) -> int:
-        return self.images * math.ceil(self.width / COLUMNS)
-
-
-def _stride(tensor: Tensor, dimension: int, of_one: int) -> int:
-    """A stride, or `of_one` along a dimension of size 1, where it says nothing."""
-    return tensor.stride(dimension) if tensor.shape[dimension] > 1 else of_one
 
 
 @dataclass(frozen=True)
@@ -123,6 +32,7 @@ class Configuration:
         programs: programs that share a channel.
         registers: upper limit for a thread, None for the compiler's choice.
         filter_rows: rows of the filter whose gradients a program sums (float32 weight gradient).
+        channels: channels that a program works on at a time; more than one in channels_last.
         cost: modelled time, in no particular unit.
     """
 
@@ -134,6 +44,7 @@ class Configuration:
     programs: int
     registers: int | None
     filter_rows: int = 0
+    channels: int = 1
     num_warps: int = 1
     num_stages: int = 2
     cost: float = field(default=0.0, compare=False)
@@ -169,6 +80,9 @@ def _ranked(candidates: Iterator[Configuration]) -> tuple[Configuration, ...]:
 
 
 def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configuration]:
+    if problem.channels_last:
+        yield from _channels_last_candidates(problem, device, forward=True)
+        return
     size, height = problem.kernel_size, problem.height
     if not problem.tensor_cores:
         strips_choices, rows_choices = [16], [1]
@@ -216,6 +130,63 @@ def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configurat
                 )
 
 
+def _channels_last_candidates(
+    problem: Problem, device: Device, forward: bool
+) -> Iterator[Configuration]:
+    """A warp for each channel; images whole, or in bands of whole turns."""
+    size, height = problem.kernel_size, problem.height
+    halo = size - 1 if forward else 0
+    for rows in (8, 4) if forward and not problem.wide else (4, 2):
+        for turns in _coarse_range(math.ceil((halo + 1) / rows), math.ceil((height + halo) / rows)):
+            band_rows = turns * rows - halo
+            bands = math.ceil(height / band_rows)
+            mask_rows = bands > 1 or height % rows != 0
+            limits = _channels_last_limits(problem, forward, rows, mask_rows)
+            if limits is None:
+                continue
+            channels, registers = limits
+            shared = rows * channels * 16 * 2 * (problem.window + (0 if forward else COLUMNS))
+            resident = _resident_programs(device, registers * channels, shared + (8 << 10))
+            if bands == 1:
+                turns = math.ceil(height / rows)
+            yield _share_strips(
+                problem,
+                device.multiprocessors * resident,
+                Configuration(
+                    strips=16,
+                    rows=rows,
+                    mask_rows=mask_rows,
+                    bands=bands,
+                    band_rows=band_rows if bands > 1 else height,
+                    programs=1,
+                    registers=registers,
+                    channels=channels,
+                    num_warps=channels,
+                ),
+                program_cost=4 * size,
+                block_cost=_walk_cost(16, turns, rows, 1.3 if mask_rows else 1.0),
+            )
+
+
+def _channels_last_limits(
+    problem: Problem, forward: bool, rows: int, masked: bool
+) -> tuple[int, int] | None:
+    """Channels of a program and registers of a thread with which nothing spills, or None.
+
+    Sixteen channels fill the sectors of memory, but leave 128 registers for each of their warps.
+    Turns of more rows take fewer instructions and more registers.
+    """
+    if problem.wide:
+        return (8, 255) if rows == 4 else None
+    if not forward:
+        return (16, 128) if rows == 2 or not masked else None
+    if rows == 8 and masked:
+        return None
+    if problem.fused and masked and problem.kernel_size >= 8:
+        return 8, 168
+    return 16, 128
+
+
 def _forward_registers(problem: Problem, strips: int, masked: bool) -> int | None:
     """The limit to the registers of a thread with which nothing spills; None if there is none."""
     if not problem.tensor_cores:
@@ -226,11 +197,15 @@ def _forward_registers(problem: Problem, strips: int, masked: bool) -> int | Non
     if strips == 16:
         return 128 if problem.alignment > 1 else 224
     if problem.alignment == 8 and not masked:
-        return 128 if problem.kernel_size < 8 else 136
+        registers = 128 if problem.kernel_size < 8 else 136
+        return registers + 8 if problem.fused and problem.kernel_size >= 7 else registers
     return 168 if problem.alignment >= 4 or (problem.alignment == 2 and not masked) else None
 
 
 def _weight_gradient_candidates(problem: Problem, device: Device) -> Iterator[Configuration]:
+    if problem.channels_last:
+        yield from _channels_last_candidates(problem, device, forward=False)
+        return
     size, height = problem.kernel_size, problem.height
     filter_rows, groups, num_warps, strips = 0, 1, 1, 16
     if not problem.tensor_cores:
@@ -322,10 +297,11 @@ def _share_strips(
     Programs run in waves of `slots`; each costs something before its first block.
     """
     blocks = math.ceil(problem.strips_per_band * configuration.bands / configuration.strips)
+    groups = math.ceil(problem.channels / configuration.channels)
     best_cost, best_programs = math.inf, 1
     for per_program in _coarse_range(1, blocks):
         programs = math.ceil(blocks / per_program)
-        waves = math.ceil(problem.channels * programs / max(1, slots))
+        waves = math.ceil(groups * programs / max(1, slots))
         cost = waves * (program_cost + per_program * block_cost)
         if cost < best_cost:
             best_cost, best_programs = cost, programs

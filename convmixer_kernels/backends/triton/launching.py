@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from convmixer_kernels.backends.triton.configurations import COLUMNS, Configuration, Device, Problem
+from convmixer_kernels.backends.triton.configurations import Configuration
+from convmixer_kernels.backends.triton.problem import COLUMNS, Device, Problem
 
 # One multiprocessor keeps the number of programs small in the interpreter, which runs them in turn.
 _INTERPRETER = Device(capability=(8, 0), multiprocessors=1)
@@ -27,23 +28,64 @@ def _cuda_device(index: int) -> Device:
     return Device((properties.major, properties.minor), properties.multi_processor_count)
 
 
+def run_time_sizes(*tensors: str) -> tuple[str, ...]:
+    """The parameters that a kernel is compiled once for, whatever their values.
+
+    The width and the strides within a plane are constants instead: that saves an addition for every
+    address in the main loop.
+    """
+    names = ["strips", "channels", "height", "bands", "band_rows", "programs"]
+    for tensor in tensors:
+        names += [f"{tensor}_image_stride", f"{tensor}_channel_stride"]
+    return tuple(names)
+
+
 def sizes(
-    first: Tensor, second: Tensor, problem: Problem, configuration: Configuration
+    tensors: tuple[Tensor | None, ...], problem: Problem, configuration: Configuration
 ) -> tuple[int, ...]:
-    """The run-time sizes of a kernel in the order of its parameters."""
+    """The values of `run_time_sizes`, with strides of 0 for a tensor that is left out."""
     tiles = math.ceil(problem.width / COLUMNS)
-    return (
+    values = [
         problem.images * configuration.bands * tiles,
         problem.channels,
         problem.height,
         configuration.bands,
         configuration.band_rows,
         configuration.programs,
-        first.stride(0),
-        first.stride(1),
-        second.stride(0),
-        second.stride(1),
-    )
+    ]
+    for tensor in tensors:
+        values += (0, 0) if tensor is None else tensor.stride()[:2]
+    return tuple(values)
+
+
+def constants(
+    tensors: tuple[str, ...], problem: Problem, configuration: Configuration
+) -> dict[str, int | bool | str]:
+    """What kernels are compiled for, besides types and alignment of their arguments."""
+    values: dict[str, int | bool | str] = {
+        "WIDTH": problem.width,
+        "KERNEL_SIZE": problem.kernel_size,
+        "STRIPS": configuration.strips,
+        "COLUMNS": COLUMNS,
+        "BANDED": configuration.banded,
+    }
+    for number, tensor in enumerate(tensors):
+        present = number < len(problem.row_strides)
+        values[f"{tensor}_ROW_STRIDE"] = problem.row_strides[number] if present else 0
+        values[f"{tensor}_PIXEL_STRIDE"] = problem.pixel_strides[number] if present else 0
+    if problem.tensor_cores:
+        values |= {
+            "OFFSET": problem.offset,
+            "WINDOW": problem.window,
+            "ROWS": configuration.rows,
+            "STAGES": configuration.num_stages,
+            "MASK_ROWS": configuration.mask_rows,
+        }
+        if configuration.channels > 1:
+            values["CHANNELS"] = configuration.channels
+        else:
+            values["ALIGNMENT"] = problem.alignment
+    return values
 
 
 def options(configuration: Configuration) -> dict[str, int]:

@@ -1,54 +1,9 @@
-"""What the kernels share: strips of the image, their masks, and filter rows as Toeplitz matrices.
-
-A *strip* is a tile of adjacent columns in a band of rows of one image. Strips are the rows of the
-matrix products: they need nothing of one another, and there are enough of them at any batch size
-and any image size.
-"""
+"""Rows of a filter as banded Toeplitz matrices, input columns by output columns."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def locate_strips(
-    block,
-    strips,
-    bands,
-    band_rows,
-    WIDTH: tl.constexpr,
-    STRIPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BANDED: tl.constexpr,
-):
-    """The strips of a block: whether they exist, image, first row, first column; each (STRIPS,)."""
-    TILES: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    strip = block * STRIPS + tl.arange(0, STRIPS)
-    first_column = (strip % TILES).to(tl.int32) * COLUMNS
-    image = strip // TILES
-    first_row = tl.zeros((STRIPS,), dtype=tl.int32)
-    if BANDED:
-        first_row += (image % bands).to(tl.int32) * band_rows
-        image = image // bands
-    return strip < strips, image.to(tl.int64), first_row, first_column
-
-
-@triton.jit
-def plane_offset(image, image_stride, channel, channel_stride, ALIGNMENT: tl.constexpr):
-    """Where planes begin, in elements; the compiler is told what they are a multiple of."""
-    return tl.multiple_of(image * image_stride + channel * channel_stride, [ALIGNMENT])
-
-
-@triton.jit
-def row_exists(row, first_row, height, BANDED: tl.constexpr, MASK_ROWS: tl.constexpr):
-    """Whether row `row` of each strip is in the image: (STRIPS,), or a scalar if all are alike."""
-    if BANDED:
-        return (first_row + row >= 0) & (first_row + row < height)
-    elif MASK_ROWS:
-        return (row >= 0) & (row < height)
-    else:
-        return True
 
 
 @triton.jit
@@ -59,7 +14,7 @@ def load_tap(
     KERNEL_SIZE: tl.constexpr,
     FLIPPED: tl.constexpr,
 ):
-    """One element of a filter, or of the filter turned by half a turn."""
+    """One element of a filter, or of the filter turned by half a turn; or of several filters."""
     INDEX: tl.constexpr = row * KERNEL_SIZE + column
     if FLIPPED:
         return tl.load(filter_ptr + (KERNEL_SIZE * KERNEL_SIZE - 1 - INDEX))
