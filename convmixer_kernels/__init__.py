@@ -2,7 +2,11 @@
 
 from convmixer_kernels.convert import convert_depthwise
 from convmixer_kernels.dispatch import available_impls, explain
-from convmixer_kernels.functional import depthwise_conv2d
+from convmixer_kernels.functional import (
+    depthwise_conv2d,
+    depthwise_conv2d_gelu_batch_norm,
+    gelu_batch_norm,
+)
 from convmixer_kernels.modules import DepthwiseConv2d
 
 __version__ = "0.1.0"
@@ -12,5 +16,7 @@ __all__ = [
     "available_impls",
     "convert_depthwise",
     "depthwise_conv2d",
+    "depthwise_conv2d_gelu_batch_norm",
     "explain",
+    "gelu_batch_norm",
 ]

@@ -1,14 +1,19 @@
-"""What users call: argument checks, autocast and autograd around the operators."""
+"""What users call: argument checks, autocast, and the choice of implementation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from convmixer_kernels import dispatch, ops
+from convmixer_kernels import arguments, dispatch, fused
+from convmixer_kernels.arguments import BatchNorm
+from convmixer_kernels.autograd import DepthwiseConv2d
 from convmixer_kernels.backends import reference
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def depthwise_conv2d(
@@ -42,110 +47,195 @@ def depthwise_conv2d(
         ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
-    _check(input, weight, bias)
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
-    if input.dtype != weight.dtype:
-        raise ValueError(
-            f"weight: got dtype {weight.dtype}, expected that of input, {input.dtype} "
-            "(autocast would cast both)"
-        )
+    arguments.check_convolution(input, weight, bias)
+    input, weight = arguments.autocast(input, weight)
+    arguments.check_same_dtype(input, weight)
     name = dispatch.resolve(input, weight, impl)
     if name == "torch":
         return reference.forward(input, weight, bias)
-    output: Tensor = _DepthwiseConv2d.apply(input, weight, bias, name)
+    output: Tensor = DepthwiseConv2d.apply(input, weight, bias, name)
     return output
 
 
-def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # As PyTorch's own convolutions do: double precision is left alone.
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+def depthwise_conv2d_gelu_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    residual: bool = False,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "gelu",
+    impl: str = "auto",
+    process_group: ProcessGroup | None = None,
+) -> Tensor:
+    """The convolution half of a ConvMixer block (equation 2): ``BN(GELU(depthwise(x) + b)) + x``.
 
+    Equivalent to `depthwise_conv2d`, the activation, and ``F.batch_norm(..., training)``, plus
+    `input` if `residual`, but in fewer passes over memory: evaluation is one kernel, which reads
+    `input` and writes the output. Training keeps `input` and the convolution for the backward pass.
 
-def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if input.dim() != 4:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (N, C, H, W)")
-    channels = input.shape[1]
-    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected ({channels}, 1, k, k)")
-    if weight.shape[0] != channels:
-        raise ValueError(
-            f"weight: got {weight.shape[0]} filters, expected one for each of the "
-            f"{channels} channels of input"
-        )
-    if weight.shape[2] == 0:
-        raise ValueError("weight: got kernel size 0, expected at least 1")
-    if 0 in input.shape[1:]:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected C, H, W of at least 1")
-    if not input.is_floating_point():
-        raise ValueError(f"input: got dtype {input.dtype}, expected a floating dtype")
-    if bias is not None:
-        if bias.shape != (channels,):
-            raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected ({channels},)")
-        if not bias.is_floating_point():
-            raise ValueError(f"bias: got dtype {bias.dtype}, expected a floating dtype")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != input.device:
-            raise ValueError(
-                f"{name}: got device {tensor.device}, expected {input.device} of input"
-            )
+    Args:
+        input: (N, C, H, W), any N >= 0, in the layouts that `depthwise_conv2d` takes.
+        weight: (C, 1, k, k), the dtype of `input`; kernel sizes as in `depthwise_conv2d`.
+        bias: (C,) of any floating dtype, or None.
+        gamma, beta: scale and shift after normalisation, (C,) of any floating dtype, or None for 1
+            and 0.
+        running_mean, running_var: (C,) of any floating dtype, or both None: then statistics are
+            always those of the batch. With `training` they are updated in place, the variance
+            without bias, as by ``F.batch_norm``.
+        residual: whether to add `input`.
+        training: normalise by the mean and variance of the batch, or else by the running ones.
+        momentum: weight of the batch in the running statistics. A cumulative average
+            (``momentum=None`` of `nn.BatchNorm2d`) is 1 / num_batches_tracked here.
+        eps: added to the variance.
+        activation: ``"gelu"`` (exact), ``"relu"`` or ``"identity"``.
+        impl: as in `depthwise_conv2d`.
+        process_group: with it, statistics of the batch are those of the batches of all its
+            processes together, whose sizes may differ; so are the sums behind the gradients of
+            `input`, `weight` and `bias`. All processes must call the function, and its backward
+            pass, in the same order.
 
+    Returns:
+        (N, C, H, W) in the dtype and memory format of `input`.
 
-class _DepthwiseConv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
-        needs_input, needs_weight = ctx.needs_input_grad[:2]
-        # The bias gradient rides along with the weight gradient, so it needs the input only there.
-        ctx.save_for_backward(
-            input if needs_weight else None,
-            weight if needs_input else None,
-        )
-        ctx.impl = impl
-        ctx.kernel_size = weight.shape[-1]
-        ctx.weight_dtype = weight.dtype
-        ctx.bias_dtype = bias.dtype if bias is not None and ctx.needs_input_grad[2] else None
-        return ops.depthwise_conv2d(input, weight, bias, impl)
+    Under autocast, `input` and `weight` are cast to the autocast dtype; a residual that has another
+    dtype is added as PyTorch adds it, and decides the dtype of the output. Sums, statistics and
+    normalisation are in float32. Gradients are computed only for what requires them, and, for
+    batches of several processes and for ``"cuda"`` and ``"triton"``, are differentiable once.
 
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
-        grad_input = grad_weight = grad_bias = None
-        if weight is not None:
-            grad_input = ops.depthwise_conv2d_input_gradient(grad_output, weight, ctx.impl)
-        if input is not None:
-            sums, bias_sums = ops.depthwise_conv2d_weight_gradient(
-                input, grad_output, ctx.kernel_size, ctx.bias_dtype is not None, ctx.impl
-            )
-            grad_weight = sums.to(ctx.weight_dtype)
-            if ctx.bias_dtype is not None:
-                grad_bias = bias_sums.to(ctx.bias_dtype)
-        elif ctx.bias_dtype is not None:
-            grad_bias = grad_output.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
-        if torch.is_grad_enabled():  # create_graph=True
-            sources = (grad_output, input, weight)
-            grad_input, grad_weight, grad_bias = (
-                None if grad is None else _DifferentiableOnce.apply(grad, ctx.impl, *sources)
-                for grad in (grad_input, grad_weight, grad_bias)
-            )
-        return grad_input, grad_weight, grad_bias, None
-
-
-class _DifferentiableOnce(torch.autograd.Function):
-    """Passes a gradient on and raises where somebody differentiates it again.
-
-    `torch.autograd.function.once_differentiable` sees only whether the incoming gradient requires
-    grad, and lets a derivative that runs through saved tensors pass as zero.
+    Raises:
+        ValueError: an argument has a wrong shape, dtype or device, `impl` cannot serve it, or a
+            batch to normalise by has one value per channel.
+        RuntimeError: `impl` is not available here; the message says why and what helps.
     """
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, impl: str, *sources: Tensor | None) -> Tensor:
-        ctx.impl = impl
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:
-        raise RuntimeError(
-            f"depthwise_conv2d(impl={ctx.impl!r}) can be differentiated once; "
-            "use impl='torch' for higher derivatives"
+    arguments.check_convolution(input, weight, bias)
+    arguments.check_batch_norm(
+        input, gamma, beta, running_mean, running_var, momentum, eps, activation
+    )
+    outer = input
+    input, weight = arguments.autocast(input, weight)
+    arguments.check_same_dtype(input, weight)
+    name = dispatch.resolve(input, weight, impl)
+    norm = _batch_norm(
+        input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
+    )
+    arguments.check_values_per_channel(input, norm)
+    bias = arguments.precise(bias, input)
+    inside = residual and outer.dtype == input.dtype
+    if _in_pytorch(norm, name):
+        value = reference.forward(input, weight, bias)
+        added = input if inside else None
+        output = reference.activated_batch_norm(value, None, added, norm, activation)
+    else:
+        output = fused.depthwise_conv2d_activated_batch_norm(
+            input, weight, bias, inside, norm, activation, name
         )
+    _store_running_statistics(running_mean, running_var, norm)
+    return output + outer if residual and not inside else output
+
+
+def gelu_batch_norm(
+    input: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "gelu",
+    impl: str = "auto",
+    process_group: ProcessGroup | None = None,
+) -> Tensor:
+    """Activation and batch normalisation of any tensor: ``BN(GELU(x + b))`` (+ residual).
+
+    Equivalent to the activation and ``F.batch_norm(..., training)``, in fewer passes over memory.
+    In a ConvMixer block it follows the pointwise convolution (equation 3), whose bias it takes.
+
+    Args:
+        input: (N, C, H, W), any N >= 0. Contiguous, channels_last, CNHW and slices of images or
+            channels are taken as they are.
+        bias: (C,) of any floating dtype, added before the activation in float32, or None.
+        residual: of the shape, dtype and device of `input`, added to the result, or None.
+        gamma, beta, running_mean, running_var, training, momentum, eps, activation, impl,
+            process_group: as in `depthwise_conv2d_gelu_batch_norm`.
+
+    Returns:
+        (N, C, H, W) in the dtype and memory format of `input`.
+
+    Like ``F.batch_norm`` it leaves dtypes alone under autocast. Gradients are computed only for
+    what requires them, and, for batches of several processes and for ``"cuda"`` and ``"triton"``,
+    are differentiable once.
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype or device, `impl` cannot serve it, or a
+            batch to normalise by has one value per channel.
+        RuntimeError: `impl` is not available here; the message says why and what helps.
+    """
+    arguments.check_image(input)
+    arguments.check_per_channel("bias", bias, input)
+    arguments.check_residual(input, residual)
+    arguments.check_batch_norm(
+        input, gamma, beta, running_mean, running_var, momentum, eps, activation
+    )
+    name = dispatch.resolve(input, None, impl)
+    norm = _batch_norm(
+        input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
+    )
+    arguments.check_values_per_channel(input, norm)
+    bias = arguments.precise(bias, input)
+    if _in_pytorch(norm, name):
+        output = reference.activated_batch_norm(input, bias, residual, norm, activation)
+    else:
+        output = fused.activated_batch_norm(input, bias, residual, norm, activation, name)
+    _store_running_statistics(running_mean, running_var, norm)
+    return output
+
+
+def _batch_norm(
+    input: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    process_group: ProcessGroup | None,
+) -> BatchNorm:
+    return BatchNorm(
+        arguments.precise(gamma, input),
+        arguments.precise(beta, input),
+        arguments.precise(running_mean, input),
+        arguments.precise(running_var, input),
+        training or running_mean is None,
+        momentum,
+        eps,
+        process_group,
+    )
+
+
+def _in_pytorch(norm: BatchNorm, name: str) -> bool:
+    """Whether PyTorch's own operations run: they cannot merge the batches of processes."""
+    return name == "torch" and not (norm.of_batch and norm.process_group is not None)
+
+
+def _store_running_statistics(
+    running_mean: Tensor | None, running_var: Tensor | None, norm: BatchNorm
+) -> None:
+    """Statistics that were updated in copies of another precision."""
+    if not norm.of_batch:
+        return
+    for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
+        if buffer is not None and updated is not None and updated is not buffer:
+            with torch.no_grad():
+                buffer.copy_(updated)

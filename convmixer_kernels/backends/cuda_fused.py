@@ -1,9 +1,9 @@
 """Convolution fused with activation, batch normalisation and residual, on the CUDA kernels.
 
-The steps are those of `reference_batch_norm`, which spells out what each computes and what its tables
-hold. For whole planes (8x8, 16x16, 32x32 on 16-byte boundaries) the convolution emits the moments of
-its activation, and one kernel is the backward pass; any other input takes the same steps in passes
-of their own.
+The steps are those of `reference_batch_norm`, which spells out what each computes and what its
+tables hold. For whole planes (8x8, 16x16, 32x32 on 16-byte boundaries) the convolution emits the
+moments of its activation, and one kernel is the backward pass; any other input takes the same steps
+in passes of their own.
 """
 
 from __future__ import annotations

@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from convmixer_kernels.arguments import BatchNorm
+from convmixer_kernels.backends.reference_batch_norm import (
+    batch_normalisation,
+    forward_moments,
+    forward_normalised,
+    fused_backward,
+    gradient_sums,
+    moments,
+    normalise,
+    running_normalisation,
+    value_gradient,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "activated_batch_norm",
+    "batch_normalisation",
+    "forward",
+    "forward_moments",
+    "forward_normalised",
+    "fused_backward",
+    "gradient_sums",
+    "moments",
+    "normalise",
+    "running_normalisation",
+    "unavailable",
+    "unsupported",
+    "value_gradient",
+]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "identity": lambda value: value,
+}
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -25,3 +63,26 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input = F.pad(input, (size // 2 - 1, size // 2, size // 2 - 1, size // 2))
         return F.conv2d(input, weight, bias, groups=channels)
     return F.conv2d(input, weight, bias, padding=size // 2, groups=channels)
+
+
+def activated_batch_norm(
+    value: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    norm: BatchNorm,
+    activation: str,
+) -> Tensor:
+    """Differentiable any number of times: a step of PyTorch for every step of the formula."""
+    if bias is not None:
+        value = value + bias.to(value.dtype)[:, None, None]
+    output = F.batch_norm(
+        ACTIVATIONS[activation](value),
+        norm.running_mean,
+        norm.running_var,
+        norm.gamma,
+        norm.beta,
+        norm.of_batch,
+        norm.momentum,
+        norm.eps,
+    )
+    return output if residual is None else output + residual

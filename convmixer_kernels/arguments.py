@@ -1,0 +1,164 @@
+"""Checks of what users pass, each with a line that names the argument, and casts of autocast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+ACTIVATIONS = ("gelu", "relu", "identity")
+
+
+class BatchNorm(NamedTuple):
+    """The arguments of batch normalisation, its tensors in the precision of the sums.
+
+    `of_batch` tells whether the statistics are those of the batch, or else the running ones.
+    """
+
+    gamma: Tensor | None
+    beta: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    of_batch: bool
+    momentum: float
+    eps: float
+    process_group: ProcessGroup | None
+
+
+def check_image(input: Tensor) -> None:
+    """(N, C, H, W) of a floating dtype, where only N may be 0."""
+    if input.dim() != 4:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (N, C, H, W)")
+    if 0 in input.shape[1:]:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected C, H, W of at least 1")
+    if not input.is_floating_point():
+        raise ValueError(f"input: got dtype {input.dtype}, expected a floating dtype")
+
+
+def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """An image, a square filter for each of its channels, and a bias."""
+    if input.dim() != 4:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (N, C, H, W)")
+    channels = input.shape[1]
+    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected ({channels}, 1, k, k)")
+    if weight.shape[0] != channels:
+        raise ValueError(
+            f"weight: got {weight.shape[0]} filters, expected one for each of the "
+            f"{channels} channels of input"
+        )
+    if weight.shape[2] == 0:
+        raise ValueError("weight: got kernel size 0, expected at least 1")
+    check_image(input)
+    check_per_channel("bias", bias, input)
+    _check_device("weight", weight, input)
+
+
+def check_per_channel(name: str, tensor: Tensor | None, input: Tensor) -> None:
+    """A value of any floating dtype for each channel of `input`, on its device, or None."""
+    if tensor is None:
+        return
+    channels = input.shape[1]
+    if tensor.shape != (channels,):
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected ({channels},)")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: got dtype {tensor.dtype}, expected a floating dtype")
+    _check_device(name, tensor, input)
+
+
+def check_residual(input: Tensor, residual: Tensor | None) -> None:
+    """A tensor like `input`, or None."""
+    if residual is None:
+        return
+    if residual.shape != input.shape:
+        raise ValueError(
+            f"residual: got shape {tuple(residual.shape)}, expected {tuple(input.shape)} of input"
+        )
+    if residual.dtype != input.dtype:
+        raise ValueError(
+            f"residual: got dtype {residual.dtype}, expected that of input, {input.dtype}"
+        )
+    _check_device("residual", residual, input)
+
+
+def check_batch_norm(
+    input: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> None:
+    """What surrounds a convolution in the fused operations."""
+    for name, tensor in (
+        ("gamma", gamma),
+        ("beta", beta),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+    ):
+        check_per_channel(name, tensor, input)
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise ValueError(f"{missing}: got None, expected both running statistics or neither")
+    if momentum is None:
+        raise ValueError(
+            "momentum: got None, expected a number; the cumulative average of nn.BatchNorm2d is "
+            "momentum 1 / num_batches_tracked"
+        )
+    if eps <= 0:
+        raise ValueError(f"eps: got {eps}, expected a positive number")
+    if activation not in ACTIVATIONS:
+        accepted = ", ".join(repr(name) for name in ACTIVATIONS)
+        raise ValueError(f"activation: got {activation!r}, expected one of {accepted}")
+
+
+def check_same_dtype(input: Tensor, weight: Tensor) -> None:
+    if input.dtype != weight.dtype:
+        raise ValueError(
+            f"weight: got dtype {weight.dtype}, expected that of input, {input.dtype} "
+            "(autocast would cast both)"
+        )
+
+
+def check_values_per_channel(input: Tensor, norm: BatchNorm) -> None:
+    """As PyTorch does: one value has no variance, none leaves everything as it is."""
+    images, _, height, width = input.shape
+    alone = norm.process_group is None or norm.process_group.size() == 1
+    if norm.of_batch and alone and images * height * width == 1:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input size "
+            f"{tuple(input.shape)}"
+        )
+
+
+def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None:
+    """`tensor` in the dtype in which operations on `input` take sums."""
+    if tensor is None:
+        return None
+    return tensor.to(torch.float64 if input.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`input` and `weight` as PyTorch's own convolutions see them.
+
+    Under autocast they are cast to its dtype; double precision is left alone.
+    """
+    if not torch.is_autocast_enabled(input.device.type):
+        return input, weight
+    dtype = torch.get_autocast_dtype(input.device.type)
+    return _cast(input, dtype), _cast(weight, dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
+    if tensor.device != input.device:
+        raise ValueError(f"{name}: got device {tensor.device}, expected {input.device} of input")

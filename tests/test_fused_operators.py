@@ -1,0 +1,513 @@
+"""What surrounds the fused kernels: arguments, autograd, running statistics, compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convmixer_kernels import ops
+
+from . import fused_cases, strided
+from .fused_cases import DEVICE, Arguments, random_arguments
+from .test_fused import (
+    FP16,
+    FP32,
+    FP64,
+    all_but_pytorch,
+    both_functions,
+    dtypes_of,
+    every_implementation,
+    use,
+)
+
+__all__ = ["use"]
+# Triton is interpreted without a GPU, which takes long, and what surrounds the kernels is the same.
+without_triton = pytest.mark.parametrize("name", ["steps", "cuda"])
+pytorch_too = pytest.mark.parametrize("name", ["torch", "steps", "cuda"])
+SHAPE = (2, 3, 8, 7)
+LEAVES = ("input", "weight", "bias", "gamma", "beta", "residual")
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+@both_functions
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.zeros(3, 8, 8)}, r"input: got shape \(3, 8, 8\), expected \(N, C, H, W\)"),
+        ({"input": torch.zeros(2, 3, 8, 0)}, r"input: got shape .*, expected C, H, W of at least"),
+        ({"input": torch.zeros(2, 3, 8, 7).int()}, "input: got dtype torch.int32"),
+        ({"bias": torch.zeros(4)}, r"bias: got shape \(4,\), expected \(3,\)"),
+        ({"gamma": torch.zeros(3, 1)}, r"gamma: got shape \(3, 1\), expected \(3,\)"),
+        ({"beta": torch.zeros(3).int()}, "beta: got dtype torch.int32, expected a floating"),
+        ({"running_mean": torch.zeros(2)}, r"running_mean: got shape \(2,\), expected"),
+        ({"running_var": torch.zeros(3, device="meta")}, "running_var: got device meta, expected"),
+        ({"running_var": None}, "running_var: got None, expected both running statistics or"),
+        ({"running_mean": None}, "running_mean: got None, expected both running statistics or"),
+        ({"momentum": None}, "momentum: got None, expected a number; .* 1 / num_batches_tracked"),
+        ({"eps": 0.0}, "eps: got 0.0, expected a positive number"),
+        ({"activation": "silu"}, "activation: got 'silu', expected one of 'gelu', 'relu', 'ide"),
+        ({"impl": "cudnn"}, "impl: got 'cudnn', expected one of 'auto', 'cuda', 'triton', 'torch'"),
+    ],
+)
+def test_bad_arguments_are_named(k: int | None, change: dict[str, object], message: str) -> None:
+    arguments = random_arguments(SHAPE, k, FP32)
+    if DEVICE != "cpu" and "input" not in change and "meta" in message:
+        message = message.replace("expected", "expected cuda")
+    impl = str(change.get("impl", "auto"))
+    change = {name: value for name, value in change.items() if name != "impl"}
+    with pytest.raises(ValueError, match=message) as raised:
+        fused_cases.call(replace(arguments, **change), impl)  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("residual", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8), r"residual: got shape \(2, 3, 8, 8\), expected \(2, 3, 8, 7\)"),
+        (torch.zeros(SHAPE).half(), "residual: got dtype torch.float16, expected that of input"),
+        (torch.zeros(SHAPE, device="meta"), "residual: got device meta, expected"),
+    ],
+)
+def test_a_bad_residual_is_named(residual: Tensor, message: str) -> None:
+    arguments = random_arguments(SHAPE, None, FP32)
+    with pytest.raises(ValueError, match=message):
+        fused_cases.call(replace(arguments, residual=residual), "torch")
+
+
+def test_a_bad_filter_is_named() -> None:
+    arguments = replace(random_arguments(SHAPE, 5, FP32), weight=torch.zeros(4, 1, 5, 5))
+    with pytest.raises(ValueError, match="weight: got 4 filters, expected one for each of the 3"):
+        fused_cases.call(arguments, "torch")
+    arguments = replace(arguments, weight=torch.zeros(3, 1, 5, 5, device=DEVICE).half())
+    with pytest.raises(ValueError, match=r"weight: got dtype torch.float16, expected that of inp"):
+        fused_cases.call(arguments, "torch")
+
+
+@both_functions
+@pytorch_too
+def test_one_value_per_channel_has_no_variance(
+    name: str, k: int | None, use: Callable[[str], str]
+) -> None:
+    arguments = random_arguments((1, 3, 1, 1), k, dtypes_of(name)[0])
+    with pytest.raises(ValueError, match="more than 1 value per channel when training") as raised:
+        fused_cases.call(arguments, use(name))
+    with pytest.raises(ValueError) as pytorch:
+        F.batch_norm(arguments.input, None, None, training=True)
+    assert str(raised.value).startswith(str(pytorch.value).partition(" torch.Size")[0])
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fused_cases.call(
+            replace(arguments, training=False, running_mean=None, running_var=None), use(name)
+        )
+    fused_cases.check(replace(arguments, training=False), use(name))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@both_functions
+@every_implementation
+def test_empty_batch(name: str, k: int | None, training: bool, use: Callable[[str], str]) -> None:
+    arguments = random_arguments((0, 3, 8, 7), k, dtypes_of(name)[0], training=training)
+    actual = fused_cases.run(arguments, use(name))
+    expected = fused_cases.compose(arguments, FP64)
+    assert actual.keys() == expected.keys()
+    for result, wanted in expected.items():
+        assert torch.equal(actual[result].double(), wanted), result
+
+
+# ---- what may be left out ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "absent", [("bias",), ("gamma",), ("beta",), ("running_mean", "running_var"), LEAVES[2:5]]
+)
+@pytest.mark.sanitizer
+@both_functions
+@every_implementation
+def test_none(name: str, k: int | None, absent: tuple[str, ...], use: Callable[[str], str]) -> None:
+    arguments = random_arguments(SHAPE, k, dtypes_of(name)[0])
+    arguments = replace(arguments, **dict.fromkeys(absent))
+    fused_cases.check(arguments, use(name))
+    fused_cases.check(replace(arguments, training=False), use(name))
+
+
+# ---- running statistics --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [FP16, FP32, FP64])
+@both_functions
+@every_implementation
+def test_running_statistics_of_any_dtype(
+    name: str, k: int | None, dtype: torch.dtype, momentum: float, use: Callable[[str], str]
+) -> None:
+    arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], momentum=momentum)
+    assert arguments.running_mean is not None and arguments.running_var is not None
+    arguments.running_mean = strided.inside(arguments.running_mean, (1,), (1,)).to(dtype)
+    arguments.running_var = arguments.running_var.to(dtype)
+    exact = fused_cases.compose(arguments, FP64)
+    buffers = [arguments.running_mean, arguments.running_var]
+    addresses = [buffer.data_ptr() for buffer in buffers]
+    versions = [buffer._version for buffer in buffers]
+    fused_cases.call(arguments, use(name))
+    assert [buffer.data_ptr() for buffer in buffers] == addresses
+    if name != "torch":  # F.batch_norm does not tell autograd
+        assert all(buffer._version > old for buffer, old in zip(buffers, versions, strict=True))
+    for result in ("running_mean", "running_var"):
+        buffer = getattr(arguments, result)
+        assert buffer.dtype == dtype
+        eps = max(torch.finfo(dtype).eps, 1e-4)
+        torch.testing.assert_close(buffer.double(), exact[result], atol=eps, rtol=eps)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytorch_too
+def test_parameters_of_half_precision(name: str, training: bool, use: Callable[[str], str]) -> None:
+    """As after model.half()."""
+    arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
+    halved = {
+        field: getattr(arguments, field).half()
+        for field in ("bias", "gamma", "beta", "running_mean", "running_var")
+    }
+    actual = fused_cases.run(replace(arguments, **halved), use(name))
+    rounded = {field: tensor.float() for field, tensor in halved.items()}
+    wanted = fused_cases.run(replace(arguments, **rounded), use(name))
+    for result, tensor in wanted.items():
+        expected = tensor.to(FP16) if result in halved else tensor
+        assert torch.equal(actual[result], expected), result
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+STEPS = ("gradient_sums", "value_gradient", "fused_backward")
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operators that are called, in their order, from here on."""
+    calls: list[str] = []
+    for step in ("forward_normalised", "forward_moments", "moments", "normalise", *STEPS):
+        operator = getattr(ops, step)
+
+        def call(*args: object, step: str = step, operator: object = operator) -> object:
+            if step == "fused_backward":
+                gradients = {"input": args[3] is not None, "weight": args[0] is not None}
+                step = " ".join(
+                    ["fused_backward", *(leaf for leaf in gradients if gradients[leaf])]
+                )
+            calls.append(step)
+            return operator(*args)  # type: ignore[operator]
+
+        monkeypatch.setattr(ops, step, call)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("needed", "training", "calls"),
+    [
+        ({"input"}, True, ["gradient_sums", "fused_backward input"]),
+        ({"weight"}, True, ["gradient_sums", "fused_backward weight"]),
+        ({"weight", "bias", "gamma"}, True, ["gradient_sums", "fused_backward weight"]),
+        ({"bias"}, True, ["gradient_sums", "value_gradient"]),
+        ({"gamma"}, True, ["gradient_sums"]),
+        ({"beta"}, False, ["gradient_sums"]),
+        ({"input", "weight"}, False, ["fused_backward input weight"]),
+        ({"input", "gamma"}, False, ["gradient_sums", "fused_backward input"]),
+    ],
+)
+@without_triton
+def test_only_the_gradients_asked_for(
+    name: str,
+    needed: set[str],
+    training: bool,
+    calls: list[str],
+    use: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
+    everything = fused_cases.run(arguments, use(name))
+    leaves = {leaf: getattr(arguments, leaf).clone() for leaf in LEAVES[:5]}
+    for leaf in needed:
+        leaves[leaf].requires_grad_()
+    recorded = record(monkeypatch)
+    output = fused_cases.call(replace(arguments, **leaves), use(name))
+    recorded.clear()
+    output.backward(arguments.grad)
+    assert recorded == calls
+    for leaf, tensor in leaves.items():
+        assert (tensor.grad is not None) == (leaf in needed)
+        if tensor.grad is not None:
+            torch.testing.assert_close(tensor.grad, everything[leaf], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("needed", "training", "calls"),
+    [
+        ({"input"}, True, ["gradient_sums", "value_gradient"]),
+        ({"bias"}, False, ["value_gradient"]),
+        ({"gamma", "beta"}, True, ["gradient_sums"]),
+        ({"residual"}, True, []),
+    ],
+)
+@without_triton
+def test_only_the_gradients_asked_for_alone(
+    name: str,
+    needed: set[str],
+    training: bool,
+    calls: list[str],
+    use: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = random_arguments(SHAPE, None, dtypes_of(name)[0], training=training)
+    leaves = {leaf: getattr(arguments, leaf).clone() for leaf in LEAVES if leaf != "weight"}
+    for leaf in needed:
+        leaves[leaf].requires_grad_()
+    recorded = record(monkeypatch)
+    output = fused_cases.call(replace(arguments, **leaves), use(name))
+    recorded.clear()
+    output.backward(arguments.grad)
+    assert recorded == calls
+    assert {leaf for leaf, tensor in leaves.items() if tensor.grad is not None} == needed
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+@without_triton
+def test_evaluation_is_one_kernel(
+    name: str,
+    differentiable: bool,
+    use: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without gradients: parameters that require grad do not matter where grad mode is off."""
+    arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=False)
+    assert arguments.weight is not None
+    arguments.weight.requires_grad_(differentiable)
+    impl = use(name)
+    recorded = record(monkeypatch)
+    with torch.set_grad_enabled(not differentiable):
+        output = fused_cases.call(arguments, impl)
+    assert recorded == ["forward_normalised"] and not output.requires_grad
+
+
+@both_functions
+@without_triton
+def test_input_and_value_are_all_that_is_kept(
+    name: str, k: int | None, use: Callable[[str], str]
+) -> None:
+    arguments = random_arguments(SHAPE, k, dtypes_of(name)[0])
+    arguments.input.requires_grad_()
+    if arguments.weight is not None:
+        arguments.weight.requires_grad_()
+    output = fused_cases.call(arguments, use(name))
+    assert output.grad_fn is not None
+    kept = [
+        tensor
+        for tensor in output.grad_fn.saved_tensors  # type: ignore[attr-defined]
+        if tensor is not None and tensor.shape == arguments.input.shape
+    ]
+    assert len(kept) == (1 if k is None else 2)
+    assert any(tensor.data_ptr() == arguments.input.data_ptr() for tensor in kept)
+    with torch.no_grad():
+        assert fused_cases.call(arguments, use(name)).grad_fn is None
+
+
+@pytest.mark.parametrize("leaves", [("input",), ("gamma",), ("gamma", "input")])
+@pytest.mark.parametrize("training", [True, False])
+@both_functions
+@without_triton
+def test_a_second_derivative_is_refused(
+    name: str,
+    k: int | None,
+    training: bool,
+    leaves: tuple[str, ...],
+    use: Callable[[str], str],
+) -> None:
+    arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], training=training)
+    for leaf in leaves:
+        getattr(arguments, leaf).requires_grad_()
+    impl = use(name)
+    output = fused_cases.call(arguments, impl)
+    (grad,) = torch.autograd.grad(output.sum(), getattr(arguments, leaves[0]), create_graph=True)
+    assert grad.requires_grad
+    function = "gelu_batch_norm" if k is None else "depthwise_conv2d_gelu_batch_norm"
+    with pytest.raises(
+        RuntimeError, match=rf"^{function}\(impl='{impl}'\) can be differentiated once; use impl="
+    ):
+        grad.sum().backward()
+
+
+@both_functions
+def test_pytorch_gives_second_derivatives(k: int | None) -> None:
+    arguments = random_arguments((2, 2, 3, 3), k, FP64)
+    leaves = {
+        leaf: tensor.double().requires_grad_()
+        for leaf in LEAVES
+        if isinstance(tensor := getattr(arguments, leaf), Tensor)
+    }
+
+    def function(*tensors: Tensor) -> Tensor:
+        return fused_cases.call(
+            replace(arguments, **dict(zip(leaves, tensors, strict=True))), "torch"
+        )
+
+    assert torch.autograd.gradgradcheck(function, tuple(leaves.values()))
+
+
+@all_but_pytorch
+def test_gradient_of_a_sum_is_expanded(name: str, use: Callable[[str], str]) -> None:
+    for k in (5, None):
+        arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], activation="relu")
+        arguments.grad = torch.ones((), dtype=arguments.grad.dtype, device=DEVICE).expand(SHAPE)
+        actual = fused_cases.run(arguments, use(name))
+        dense = fused_cases.run(replace(arguments, grad=arguments.grad.contiguous()), use(name))
+        for result, tensor in dense.items():
+            assert torch.equal(actual[result], tensor), result
+
+
+# ---- autocast ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytorch_too
+def test_autocast_casts_as_the_modules_do(
+    name: str, training: bool, residual: bool, use: Callable[[str], str]
+) -> None:
+    arguments = random_arguments(SHAPE, 5, FP32, training=training, residual=residual)
+    halved = replace(
+        arguments,
+        input=arguments.input.to(FP16),
+        weight=arguments.weight.to(FP16),  # type: ignore[union-attr]
+        residual=False,
+    )
+    expected = fused_cases.call(halved, use(name))
+    with torch.autocast(DEVICE, FP16):
+        output = fused_cases.call(arguments, use(name))
+        already = fused_cases.call(replace(arguments, input=halved.input), use(name))
+    # A residual is added in its own precision, as by a module that adds what it was given.
+    if residual:
+        expected = expected + arguments.input
+    assert output.dtype == (FP32 if residual else FP16)
+    assert torch.equal(output, expected)
+    assert already.dtype == FP16
+
+
+@pytorch_too
+def test_autocast_leaves_a_tensor_alone(name: str, use: Callable[[str], str]) -> None:
+    arguments = random_arguments(SHAPE, None, dtypes_of(name)[0])
+    expected = fused_cases.run(arguments, use(name))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        actual = fused_cases.run(arguments, use(name))
+    assert torch.equal(actual["output"], expected["output"])
+
+
+# ---- operators and compilation -------------------------------------------------------------------
+
+
+def operator_calls(arguments: Arguments, impl: str) -> dict[str, tuple[object, ...]]:
+    """Arguments for every operator."""
+    assert isinstance(arguments.weight, Tensor) and arguments.bias is not None
+    assert arguments.running_mean is not None and arguments.running_var is not None
+    input, weight, bias, grad = (
+        arguments.input,
+        arguments.weight,
+        arguments.bias,
+        arguments.grad,
+    )
+    buffers = (arguments.running_mean, arguments.running_var)
+    affine = (arguments.gamma, arguments.beta)
+    value, moments = ops.forward_moments(input, weight, bias, "gelu", impl)
+    parts = torch.stack([moments, moments])
+    normalisation = ops.running_normalisation(*buffers, *affine, 1e-5, impl)
+    sums = ops.gradient_sums(value, None, grad, normalisation, "gelu", impl)
+    return {
+        "forward_normalised": (input, weight, bias, normalisation, "gelu", True, impl),
+        "forward_moments": (input, weight, bias, "gelu", impl),
+        "moments": (value, bias, "gelu", impl),
+        "batch_normalisation": (parts, *affine, *buffers, 0.1, 1e-5, impl),
+        "running_normalisation": (*buffers, *affine, 1e-5, impl),
+        "normalise": (value, bias, normalisation, input, "gelu", impl),
+        "gradient_sums": (value, bias, grad, normalisation, "gelu", impl),
+        "value_gradient": (value, bias, grad, normalisation, sums, "gelu", True, impl),
+        "fused_backward": (
+            *(input, value, grad, weight, normalisation, sums, "gelu", True, 5, True, impl),
+        ),
+    }
+
+
+@without_triton
+def test_operators_pass_opcheck(name: str, use: Callable[[str], str]) -> None:
+    arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0])
+    calls = operator_calls(arguments, use(name))
+    # Indices of arguments that may be None, those together that are None together.
+    optional = {
+        "forward_normalised": [{2}],
+        "batch_normalisation": [{1}, {2}, {3, 4}],
+        "normalise": [{1}, {3}],
+        "fused_backward": [{0}, {3}],
+    }
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for operator, values in calls.items():
+        for absent in (set(), *optional.get(operator, ())):
+            chosen = tuple(None if i in absent else value for i, value in enumerate(values))
+            torch.library.opcheck(getattr(ops, operator), chosen, test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Tensor.clone,
+        strided.channels_last,
+        strided.channels_outermost,
+        strided.slice_of_rows_and_columns,
+    ],
+)
+@all_but_pytorch
+def test_fake_results_have_the_strides_of_real_ones(
+    name: str, layout: Callable[[Tensor], Tensor], use: Callable[[str], str]
+) -> None:
+    arguments = fused_cases.arranged(random_arguments(SHAPE, 5, dtypes_of(name)[0]), layout)
+    for operator, values in operator_calls(arguments, use(name)).items():
+        with torch._subclasses.FakeTensorMode() as mode:
+            fakes = [mode.from_tensor(v) if isinstance(v, Tensor) else v for v in values]
+            fake = getattr(ops, operator)(*fakes)
+        real = getattr(ops, operator)(*values)
+        if isinstance(real, Tensor):
+            fake, real = [fake], [real]
+        for actual, expected in zip(fake, real, strict=True):
+            assert actual.shape == expected.shape and actual.dtype == expected.dtype, operator
+            # Of one element, any stride will do.
+            strides = zip(actual.shape, actual.stride(), expected.stride(), strict=True)
+            assert all(ours == wanted for size, ours, wanted in strides if size > 1), operator
+
+
+@pytest.mark.parametrize("training", [True, False])
+@both_functions
+@pytorch_too
+def test_compiles_without_graph_breaks(
+    name: str, k: int | None, training: bool, use: Callable[[str], str]
+) -> None:
+    impl = use(name)
+
+    def function(arguments: Arguments) -> Tensor:
+        doubled = replace(arguments, input=arguments.input * 2)
+        return fused_cases.call(doubled, impl).relu()
+
+    def results(arguments: Arguments, function: Callable[[Arguments], Tensor]) -> dict[str, Tensor]:
+        copy = fused_cases._leaves(arguments, {}, None)
+        return fused_cases._results(copy, function(copy))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for images in (2, 3):
+        arguments = random_arguments((images, *SHAPE[1:]), k, dtypes_of(name)[0], training=training)
+        expected, actual = results(arguments, function), results(arguments, compiled)
+        for result, tensor in expected.items():
+            assert torch.equal(actual[result], tensor), result
+    with torch.no_grad():
+        expected, actual = results(arguments, function), results(arguments, compiled)
+        assert torch.equal(actual["output"], expected["output"])
