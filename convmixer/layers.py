@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convmixer_kernels import DepthwiseConv2d
+from convmixer.fused_block import FusedBlock, activated_norm, fused_block, runs_kernels, untouched
+from convmixer_kernels import DepthwiseConv2d, gelu_batch_norm
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -59,15 +60,27 @@ class Block(nn.Sequential):
 
     The children are named as in the implementation of timm: ``0.fn.*`` for the depthwise branch,
     ``1`` for the pointwise convolution and ``3`` for its norm. With `pointwise_residual` the input
-    of the pointwise part is added to its output.
+    of the pointwise part is added to its output. Fused operations compute the same where they can
+    (see `convmixer.fused_block`); the output then is CNHW or, for channels_last input, so itself.
     """
 
     pointwise_residual = False
 
     def forward(self, input: Tensor) -> Tensor:
+        fused = self._fused()
+        if fused is not None and runs_kernels(input, fused.depthwise.weight, fused.depthwise.impl):
+            return fused.forward(input)
         spatial: Tensor = self[0](input)
         mixed: Tensor = self[3](self[2](self[1](spatial)))
         return mixed + spatial if self.pointwise_residual else mixed
+
+    def _fused(self) -> FusedBlock | None:
+        residual, pointwise, activation, norm = self
+        if not untouched(residual, Residual):
+            return None
+        return fused_block(
+            residual.fn, residual.skip, pointwise, activation, norm, self.pointwise_residual
+        )
 
 
 def make_block(
@@ -95,15 +108,32 @@ def make_block(
     return block
 
 
+class PatchStem(nn.Sequential):
+    """Equation 1: patch embedding, activation, norm; the last two are fused where they can be."""
+
+    impl = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        embedding, activation, norm = self
+        value: Tensor = embedding(input)
+        fused = activated_norm(activation, norm)
+        if fused is not None and runs_kernels(value, None, self.impl):
+            return gelu_batch_norm(value, impl=self.impl, **fused.arguments())
+        output: Tensor = norm(activation(value))
+        return output
+
+
 def make_patch_stem(
-    in_chans: int, dim: int, patch_size: int, *, activation: str, norm: str
-) -> nn.Sequential:
-    """Equation 1: patch embedding, activation, norm; H x W become H // p x W // p."""
-    return nn.Sequential(
+    in_chans: int, dim: int, patch_size: int, *, activation: str, norm: str, dw_impl: str
+) -> PatchStem:
+    """A stem that turns H x W into H // p x W // p; the arguments are those of `ConvMixer`."""
+    stem = PatchStem(
         nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size),
         ACTIVATIONS[activation](),
         NORMS[norm](dim),
     )
+    stem.impl = dw_impl
+    return stem
 
 
 def make_resnet_stem(

@@ -49,7 +49,9 @@ class ConvMixer(nn.Module):
             each block of ConvMixer-512/12 without norms of their own give 3,950,568 parameters,
             the table's 3.95 million; with norms they would be 3.98, without biases 3.94.
         dw_impl: implementation of the depthwise convolutions, as in
-            `convmixer_kernels.depthwise_conv2d`.
+            `convmixer_kernels.depthwise_conv2d`. Where it is not PyTorch, activation and BatchNorm
+            are fused with them, module by module as they are configured then (see
+            `convmixer.fused_block`).
 
     `forward` takes (N, in_chans, H, W) with H and W of at least p, and returns (N, n_classes).
     Names and shapes in the state dict of the plain model are those of timm's implementation, and
@@ -103,8 +105,13 @@ class ConvMixer(nn.Module):
         self.patch_size = patch_size
         self.grad_checkpointing = False
 
-        make_stem = make_patch_stem if stem == "patch" else make_resnet_stem
-        self.stem = make_stem(in_chans, dim, patch_size, activation=activation, norm=norm)
+        self.stem = (
+            make_patch_stem(
+                in_chans, dim, patch_size, activation=activation, norm=norm, dw_impl=dw_impl
+            )
+            if stem == "patch"
+            else make_resnet_stem(in_chans, dim, patch_size, activation=activation, norm=norm)
+        )
         self.blocks = nn.Sequential(
             *(
                 make_block(
@@ -129,7 +136,11 @@ class ConvMixer(nn.Module):
         return self.forward_head(self.forward_features(input))
 
     def forward_features(self, input: Tensor) -> Tensor:
-        """The output of the last block, (N, dim, H // p, W // p), for (N, in_chans, H, W)."""
+        """The output of the last block, (N, dim, H // p, W // p), for (N, in_chans, H, W).
+
+        Fused blocks return tensors whose strides are those of (dim, N, H // p, W // p), or
+        channels_last ones where their input was.
+        """
         self._check_input(input)
         features: Tensor = self.stem(input)
         for block in self.blocks:
@@ -186,7 +197,8 @@ class ConvMixer(nn.Module):
 
         Returns:
             The output of the last block that ran, and a list of the (N, dim, H // p, W // p) asked
-            for, from the first block to the last; or the list alone.
+            for, from the first block to the last; or the list alone. Strides are those of
+            `forward_features`.
 
         Raises:
             ValueError: `indices` or `output_fmt` is out of range.

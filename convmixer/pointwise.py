@@ -1,0 +1,33 @@
+"""The 1 x 1 convolution of a block as one matrix product, in layouts that need no copies.
+
+`F.conv2d` and `torch.matmul` on (N, C, H * W) multiply image by image, and with gradients they copy
+whole tensors. With the channels outermost (CNHW: a tensor of shape (N, C, H, W) whose strides are
+H * W, N * H * W, W, 1) or innermost (channels_last), all pixels of all images are one matrix, so
+that output, input gradient and weight gradient are one product each.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from convmixer_kernels import layout
+
+
+def pointwise_product(features: Tensor, weight: Tensor) -> Tensor:
+    """``F.conv2d(features, weight)`` for a weight of shape (out channels, C, 1, 1).
+
+    Args:
+        features: (N, C, H, W), CNHW or channels_last; other layouts cost a copy.
+        weight: under autocast, both are cast to the autocast dtype.
+
+    Returns:
+        (N, out channels, H, W): CNHW, or channels_last for channels_last `features`.
+    """
+    images, channels, height, width = features.shape
+    matrix = weight.flatten(1)
+    if layout.is_channels_last(features):
+        pixels = features.permute(0, 2, 3, 1).reshape(images * height * width, channels)
+        product = (pixels @ matrix.t()).view(images, height, width, len(matrix))
+        return product.permute(0, 3, 1, 2)
+    pixels = features.transpose(0, 1).reshape(channels, images * height * width)
+    return (matrix @ pixels).view(len(matrix), images, height, width).transpose(0, 1)
