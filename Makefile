@@ -23,6 +23,7 @@ CUDA_SOURCES := $(filter-out csrc/emulation/% tests/%,$(CPP_FILES))
 ARCHITECTURES := $(if $(GPU),,90)
 
 .PHONY: demo test gpu report budget lint format clean
+.PHONY: gpu-present gpu-build gpu-test gpu-sanitize gpu-memcheck gpu-racecheck gpu-synccheck gpu-initcheck gpu-benchmark
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
 	@out=runs/digits; run=2; while [ -e $$out ]; do out=runs/digits-$$run; run=$$((run + 1)); done; \
@@ -31,21 +32,49 @@ demo: $(VENV)/$(if $(GPU),cuda,installed)
 test: lint $(VENV)/cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-gpu:
+# Each phase by itself: make gpu-build, gpu-test, gpu-sanitize (or gpu-memcheck and so on) and
+# gpu-benchmark. They use the Python that is there and no network.
+SANITIZERS := memcheck racecheck synccheck initcheck
+COMPUTE_SANITIZER := $(shell command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+# Those whose tensors are on the GPU where there is one; all others need none.
+GPU_TESTS = $(shell grep -lw DEVICE tests/test_*.py)
+# Triton compiles on the CPU.
+PARALLEL = $(shell $(PYTHON) -c 'import xdist' 2> /dev/null && echo -n8)
+
+# Makes every goal, whatever becomes of the one before it, and fails if one of them did.
+make_all = @failed=; for goal in $(1); do \
+	  echo "make $$goal"; \
+	  $(MAKE) --no-print-directory $$goal || failed="$$failed $$goal"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make $@: failed:$$failed"; exit 1; fi
+
+gpu: gpu-present
+	$(call make_all,gpu-build gpu-test gpu-sanitize gpu-benchmark)
+
+gpu-present:
 	@if [ -z "$(GPU)" ]; then echo "make gpu: nvidia-smi finds no NVIDIA GPU on this machine"; exit 2; fi
-	CONVMIXER_KERNELS_BUILD_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+
+gpu-build: gpu-present
+	CONVMIXER_KERNELS_BUILD_CUDA=1 $(PYTHON) -m pip install --no-index --no-build-isolation --no-deps -e .
 	$(PYTHON) -m convmixer_kernels
-	$(PYTHON) -m pytest
-	@if command -v compute-sanitizer > /dev/null; then \
-	  for tool in memcheck racecheck; do \
-	    echo "compute-sanitizer --tool $$tool"; \
-	    compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -m sanitizer; \
-	  done; \
-	else echo "make gpu: there is no compute-sanitizer on PATH, memcheck and racecheck did not run"; fi
-	mkdir -p build
+
+gpu-test: gpu-present
+	$(PYTHON) -m pytest -q $(PARALLEL) $(GPU_TESTS)
+
+gpu-sanitize: gpu-present
+	$(call make_all,$(SANITIZERS:%=gpu-%))
+
+# Out of PyTorch's cache of memory a kernel can read its neighbours unnoticed.
+$(SANITIZERS:%=gpu-%): gpu-%: gpu-present
+	@if [ -z "$(COMPUTE_SANITIZER)" ]; then echo "make $@: there is no compute-sanitizer, $* did not run"; \
+	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 \
+	  $(PYTHON) -m pytest -q -m sanitizer $(GPU_TESTS); fi
+
+gpu-benchmark: gpu-present
+	@mkdir -p build; rm -f build/quick.json
 	@status=0; \
 	$(PYTHON) -m pytest benchmarks --benchmark-only --quick --benchmark-json=build/quick.json || status=$$?; \
-	$(PYTHON) benchmarks/report.py build/quick.json; exit $$status
+	$(PYTHON) benchmarks/report.py build/quick.json || status=$$?; exit $$status
 
 report: $(VENV)/installed
 	@if [ -z "$(RESULTS)" ]; then echo "make report: name results, as in make report RESULTS=build/quick.json"; exit 2; fi

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 # Below this, two measurements of one program on one machine differ for no reason worth a look.
 LEAST_CHANGE = 0.03
+# Tensors that the fused operations read and write, see docs/fused.md: inference reads the input and
+# writes the output. With the statistics of the batch the convolution is written and read again in
+# between. The backward pass reads the convolution and the gradient for two sums, and then both and
+# the input for the gradient of the input.
+BLOCK_PASSES = {"inference": 2, "training_forward": 5, "training": 11}
+# Passes over the filters, and convolutions: the backward pass has those of its two gradients.
+_BLOCK_CONVOLUTIONS = {"inference": 1, "training_forward": 1, "training": 3}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,29 @@ def depthwise_work(
     elements, filters = planes * height * width, channels * kernel_size**2
     products = planes * _meetings(height, kernel_size) * _meetings(width, kernel_size)
     return Work((2 * elements + filters) * element_bytes, 2 * products)
+
+
+def block_work(
+    operation: str,
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    kernel_size: int,
+    element_bytes: int,
+) -> Work:
+    """The work of BN(GELU(depthwise(x))) + x: an operation of `BLOCK_PASSES`.
+
+    Only the convolutions' operations count, and tensors are taken to be too large for a cache: of a
+    small one that stays there between two passes, a fast version moves less.
+    """
+    convolution = depthwise_work(images, channels, height, width, kernel_size, element_bytes)
+    elements, filters = images * channels * height * width, channels * kernel_size**2
+    convolutions = _BLOCK_CONVOLUTIONS[operation]
+    return Work(
+        (BLOCK_PASSES[operation] * elements + convolutions * filters) * element_bytes,
+        convolutions * convolution.operations,
+    )
 
 
 def _meetings(size: int, kernel_size: int) -> int:

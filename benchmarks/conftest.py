@@ -28,8 +28,18 @@ _CEILINGS = pytest.StashKey[Ceilings]()
 _SKIPPED = pytest.StashKey["SkipCounter"]()
 
 _QUICK_MINUTES = 5.5
-# After the kernels on the reference shape; the long rest of the kernels comes last.
-_MODULES = ("test_networks", "test_training", "test_input_size")
+# What matters most first, so that a run that is out of time leaves out the rest: the kernels and
+# the blocks on the reference shape, networks, and then the other shapes.
+_ORDER = (
+    ("test_ceilings", True),
+    ("test_depthwise", True),
+    ("test_blocks", True),
+    ("test_networks", True),
+    ("test_training", True),
+    ("test_input_size", True),
+    ("test_blocks", False),
+    ("test_depthwise", False),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,6 +75,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pairs = [(case, peer) for case in selection.cases for peer in peers.peers(case, selection)]
         ids = [f"{case}-{peer.name}" for case, peer in pairs]
         metafunc.parametrize(("case", "peer"), pairs, ids=ids)
+    elif {"block", "peer"} <= wanted:
+        pairs = [
+            (block, peer)
+            for block in selection.blocks
+            for peer in peers.block_peers(block, selection)
+        ]
+        ids = [f"{block}-{peer.name}" for block, peer in pairs]
+        metafunc.parametrize(("block", "peer"), pairs, ids=ids)
     elif {"kernel_size", "size", "way"} <= wanted:
         figure = selection.input_sizes
         runs = [
@@ -95,14 +113,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _position(item: pytest.Item) -> int:
-    """What matters most first: a run that is out of time leaves out the rest."""
-    module = item.path.stem
-    if module in _MODULES:
-        return 2 + _MODULES.index(module)
-    if module == "test_depthwise":
-        case = item.callspec.params["case"]  # type: ignore[attr-defined]
-        return 1 if case.is_reference else 2 + len(_MODULES)
-    return 0
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    case = parameters.get("case") or parameters.get("block")
+    return _ORDER.index((item.path.stem, case is None or case.is_reference))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -214,11 +227,12 @@ def pytest_terminal_summary(
     write = terminalreporter.write_line
     session = getattr(config, "_benchmarksession", None)
     found = [records.record(each.as_dict()) for each in session.benchmarks] if session else []
-    lines = tables.terminal(found, config.stash.get(_CEILINGS, None))
-    if lines:
-        terminalreporter.section("depthwise convolution, median time")
-        for line in lines:
-            write(line)
+    # Whatever was recorded was held against the ceilings.
+    for kind, title in (("depthwise", "depthwise convolution"), ("block", "block")):
+        if lines := tables.terminal(found, config.stash[_CEILINGS], kind) if found else []:
+            terminalreporter.section(f"{title}, median time")
+            for line in lines:
+                write(line)
     reasons = config.stash[_SKIPPED].reasons
     on_cpu = config.stash[_DEVICE].type == "cpu"
     if reasons or on_cpu:
@@ -239,6 +253,6 @@ def _no_gpu() -> str:
     return (
         f"{why}, so this was the small CPU list: it shows that the benchmarks work and says "
         f"nothing about the kernels. Skipped were the {len(shapes.FULL.cases):,} cases of the GPU "
-        f"list ({len(shapes.QUICK.cases)} with --quick), the {count} networks of tables 1, 2, 3 "
-        "and 5, and figure 4."
+        f"list ({len(shapes.QUICK.cases)} with --quick), {len(shapes.FULL.blocks)} of blocks "
+        f"({len(shapes.QUICK.blocks)}), the {count} networks of tables 1, 2, 3 and 5, and figure 4."
     )

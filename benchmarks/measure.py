@@ -145,6 +145,20 @@ def batch_samples(
     return samples, (queued[-1] - start) / sum(samples)
 
 
+def peak_memory(call: Call, device: torch.device) -> int | None:
+    """Most bytes that a call holds at once beside its inputs; None on a CPU, which does not count.
+
+    What it returns is among them, and so is the workspace of libraries.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def ceiling_samples(device: torch.device) -> dict[str, list[float]]:
     """Seconds of the two ceilings, see `ceilings`."""
     copied, size, dtype = _ceiling_sizes(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from shapes import Case, Selection
 
 # From (input, gradient of the output, filters) to the result of the operation.
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,15 @@ class Peer:
             return _kernel(operation, self.kernels)
         if self.explicit_padding:
             return _explicitly_padded
-        run = _pytorch(operation)
+        return self.tuned(_pytorch(operation))
+
+    def tuned(self, run: Function) -> Function:
+        """What to call for `run`: compiled if this peer is."""
         if not self.compiled:
             return run
         torch.compiler.reset()
-        return torch.compile(run, dynamic=False, options=compile_options(self.keep_layout))
+        compiled: Any = torch.compile(run, dynamic=False, options=compile_options(self.keep_layout))
+        return cast(Function, compiled)
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -134,12 +139,18 @@ def peers(case: Case, selection: Selection) -> list[Peer]:
         found += switched()
         if case.operation == "forward":
             found.append(PADDED)
-        wanted = selection.compiled == "all" or (
-            selection.compiled == "k9" and case.kernel_size == 9
-        )
-        if wanted and case.layout == "contiguous":
-            found += COMPILED
+        found += _compiled(case, selection)
     return [*found, *KERNELS]
+
+
+def block_peers(case: Case, selection: Selection) -> list[Peer]:
+    """The same for a block, without the ways that differ in the convolution alone."""
+    return [EAGER, *_compiled(case, selection), *KERNELS]
+
+
+def _compiled(case: Case, selection: Selection) -> tuple[Peer, ...]:
+    wanted = selection.compiled == "all" or (selection.compiled == "k9" and case.kernel_size == 9)
+    return COMPILED if case.is_reference and wanted and case.layout == "contiguous" else ()
 
 
 def _kernel(operation: str, name: str) -> Run:

@@ -13,13 +13,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 import formats
-from arithmetic import Ceilings, Work, depthwise_work
+from arithmetic import Ceilings
 from records import Record, Run, fastest
-from shapes import ELEMENT_BYTES, LAYOUTS, OPERATIONS
-from tables import KERNELS, TITLES, focus, matching
+from shapes import LAYOUTS, OPERATIONS
+from tables import KERNELS, SWEPT, TITLES, floor, focus, matching
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
-COLOURS = {"PyTorch": "#8C8C8C", "cuda": "#0072B2", "triton": "#E69F00"}
+COLOURS = {
+    "PyTorch": "#8C8C8C",
+    "torch.compile": "#CC79A7",
+    "cuda": "#0072B2",
+    "triton": "#E69F00",
+}
 _SIZE_COLOURS = ("#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#444444")
 _STYLES: dict[str, Literal["-", "--"]] = {"contiguous": "-", "channels_last": "--"}
 _FLOOR = "#333333"
@@ -68,15 +73,13 @@ def _subject(setting: dict[str, Any]) -> str:
 
 
 def _series(records: list[Record], layout: str) -> Iterable[tuple[str, list[Record]]]:
-    """PyTorch's fastest way of each task in a layout, then each kernel."""
+    """The fastest record of each task in a layout, for everybody who has a colour."""
     listed = matching(records, {"layout": layout})
     tasks = dict.fromkeys(each.task for each in listed)
-    pytorch = (
-        fastest(each for each in listed if each.task == task and each.is_pytorch) for task in tasks
-    )
-    yield "PyTorch", [each for each in pytorch if each is not None]
-    for kernel in KERNELS:
-        yield kernel, matching(listed, {"peer": kernel})
+    for name in COLOURS:
+        mine = [each for each in listed if _name_of(each) == name]
+        best = (fastest(each for each in mine if each.task == task) for task in tasks)
+        yield name, [each for each in best if each is not None]
 
 
 def _lines(axes: Axes, records: list[Record], along: str, value: Callable[[Record], float]) -> None:
@@ -97,14 +100,21 @@ def _lines(axes: Axes, records: list[Record], along: str, value: Callable[[Recor
 
 
 def _name_of(found: Record) -> str:
-    """ "PyTorch" or the kernel, without layout and settings."""
-    return "PyTorch" if found.is_pytorch else found.who.split(",")[0]
+    """ "PyTorch" or the kernel, without layout and settings.
+
+    What surrounds a convolution can be fused: for blocks torch.compile stands apart.
+    """
+    name = found.who.split(",")[0]
+    if found.kind == "block" and name == "torch.compile":
+        return name
+    return "PyTorch" if found.is_pytorch else name
 
 
 def _who(records: list[Record]) -> list[Line2D]:
     """The colours of those that are there."""
     present = {_name_of(each) for each in records}
-    labels = {"PyTorch": "PyTorch, fastest of its ways"}
+    apart = "torch.compile" in present
+    labels = {"PyTorch": "PyTorch, eager" if apart else "PyTorch, fastest of its ways"}
     return [
         Line2D([], [], color=colour, linewidth=3, label=labels.get(name, name))
         for name, colour in COLOURS.items()
@@ -131,21 +141,21 @@ def _legend(figure: Figure, records: list[Record], floor: str) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def kernel_sizes(run: Run, path: Path) -> str | None:
+def kernel_sizes(run: Run, kind: str, path: Path) -> str | None:
     """Time against kernel size, a panel an operation, above what the ceilings allow."""
-    records = run.of("depthwise")
+    records = run.of(kind)
     setting = focus(records, "kernel_size")
     if setting is None:
         return None
     listed = matching(records, setting)
     figure = _figure(run, 12.5, 4.4, f"Time by kernel size: {_subject(setting)}")
-    panels = figure.subplots(1, len(OPERATIONS), sharey=True)
-    for axes, operation in zip(panels, OPERATIONS, strict=True):
+    panels = figure.subplots(1, len(SWEPT[kind]), sharey=True)
+    for axes, operation in zip(panels, SWEPT[kind], strict=True):
         found = matching(listed, {"operation": operation})
         _lines(axes, found, "kernel_size", lambda each: each.median)
         sizes = sorted({each.subject["kernel_size"] for each in found})
         if run.ceilings:
-            floors = [run.ceilings.floor_seconds(_work(setting, size)) for size in sizes]
+            floors = [floor(setting, operation, size, run.ceilings) for size in sizes]
             axes.plot(sizes, floors, color=_FLOOR, linestyle=":", linewidth=1.8)
         _tidy(axes, TITLES[operation], "kernel size")
     _logarithmic(panels[0], _plain_time)
@@ -153,14 +163,6 @@ def kernel_sizes(run: Run, path: Path) -> str | None:
     _legend(figure, listed, "ceilings of this machine (copy, matrix product)")
     figure.savefig(path)
     return path.name
-
-
-def _work(setting: dict[str, Any], kernel_size: int) -> Work:
-    plane = setting["plane"]
-    element_bytes = ELEMENT_BYTES[setting["dtype"]]
-    return depthwise_work(
-        setting["images"], setting["channels"], plane, plane, kernel_size, element_bytes
-    )
 
 
 def planes(run: Run, path: Path) -> str | None:

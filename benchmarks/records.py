@@ -15,11 +15,14 @@ Key = tuple[tuple[str, Any], ...]
 # What distinguishes the ways to do one thing, by kind of record.
 _CHOICES = {
     "depthwise": ("layout", "peer"),
+    "block": ("layout", "peer"),
     "inference": ("way",),
     "training": ("way",),
     "input_size": ("way",),
     "ceiling": (),
 }
+# Kinds whose subject is a `shapes.Case` and who runs it.
+SWEEPS = ("depthwise", "block")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Record:
     """One thing that was measured.
 
     Attributes:
-        kind: "ceiling", "depthwise", "inference", "training" or "input_size".
+        kind: "ceiling", "depthwise", "block", "inference", "training" or "input_size".
         subject: what identifies it among records of its kind.
         median, mean: seconds.
         noise: interquartile range over median.
@@ -54,16 +57,21 @@ class Record:
     @property
     def seconds(self) -> float:
         """What counts: the mean of batches of networks, as in the paper, else the median."""
-        return self.median if self.kind in ("ceiling", "depthwise") else self.mean
+        return self.median if self.kind in ("ceiling", *SWEEPS) else self.mean
 
     @property
     def is_pytorch(self) -> bool:
         return bool(self.info.get("is_pytorch"))
 
     @property
+    def operation(self) -> str | None:
+        """Of a `shapes.Case`."""
+        return self.subject.get("operation")
+
+    @property
     def who(self) -> str:
         """Implementation and layout, as tables call them."""
-        if self.kind != "depthwise":
+        if self.kind not in SWEEPS:
             return str(self.subject.get("way", ""))
         layout = self.subject["layout"]
         return self.subject["peer"] + ("" if layout == "contiguous" else f", {layout}")
@@ -176,6 +184,39 @@ def best_pytorch(records: Iterable[Record]) -> dict[Key, Record]:
         if each.is_pytorch and (known is None or each.seconds < known.seconds):
             best[each.task] = each
     return best
+
+
+def backward_passes(blocks: Sequence[Record]) -> list[Record]:
+    """The backward passes of blocks: the time of both passes less that of the forward pass alone.
+
+    They are records of the operation "backward", of whoever has both times in a layout. A
+    difference that noise explains is none.
+    """
+    forward = {_who_and_what(each): each for each in blocks if each.operation == "training_forward"}
+    found = []
+    for both in blocks:
+        alone = forward.get(_who_and_what(both))
+        if both.operation != "training" or alone is None:
+            continue
+        seconds = both.median - alone.median
+        uncertain = both.noise * both.median + alone.noise * alone.median
+        if seconds <= uncertain:
+            continue
+        moved = both.info["bytes"] - alone.info["bytes"]
+        copy_rate = both.info["bytes"] / both.median / both.info["share_of_copy"]
+        info = {
+            "is_pytorch": both.is_pytorch,
+            "bytes": moved,
+            "operations": both.info["operations"] - alone.info["operations"],
+            "share_of_copy": moved / seconds / copy_rate,
+        }
+        subject = {**both.subject, "operation": "backward"}
+        found.append(Record("block", subject, seconds, seconds, uncertain / seconds, info))
+    return found
+
+
+def _who_and_what(block: Record) -> Key:
+    return tuple(entry for entry in block.key if entry[0] != "operation")
 
 
 def add_ratios(benchmarks: list[dict[str, Any]]) -> None:

@@ -14,7 +14,9 @@ import csv
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import networks
 import pictures
@@ -22,8 +24,8 @@ import tables
 from arithmetic import LEAST_CHANGE
 from comparing import compare
 from formats import NOT_MEASURED, markdown
-from records import Run, UsageError, load
-from shapes import KERNEL_SIZES, OPERATIONS
+from records import Record, Run, UsageError, backward_passes, load
+from shapes import BLOCK_OPERATIONS, KERNEL_SIZES, OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,7 +35,17 @@ _PAPER_KERNEL_SIZES = (3, 5, 7, 9)
 _NOTHING_MEASURED = """\
 Not measured yet: so far the kernels have been proved correct and counted, not timed. What can be
 known without a GPU is in [docs/kernels.md](docs/kernels.md): bytes moved, registers, instructions;
-how it will be measured in [docs/benchmarks.md](docs/benchmarks.md)."""
+how it will be measured in [docs/benchmarks.md](docs/benchmarks.md).
+A block is BN(GELU(depthwise(x))) + x."""
+_BLOCKS = """\
+BN(GELU(depthwise(x))) + x, the first half of a ConvMixer block: one fused operation against what
+is composed of PyTorch's. Cells are as above; bandwidth counts the passes over a tensor that are
+needed: 2 in inference, 5 for the forward pass of training, which keeps what the backward pass will
+need, and 11 for both. Of tensors that stay in a cache between two passes the share can exceed
+100 %. Times of the backward pass are differences: both passes less the forward pass, where that is
+more than noise. Memory is what a training step holds at most beside its inputs. ‡ marks where this
+run did not measure torch.compile, which fuses all but the convolution.
+"""
 
 
 def folder_name(run: Run) -> str:
@@ -59,7 +71,8 @@ def write(run: Run, sources: list[Path], results: Path) -> Path:
 def draw(run: Run, folder: Path) -> dict[str, str]:
     """Draws what there is data for; the names of the files by what they show."""
     drawn = {
-        "kernel_sizes": pictures.kernel_sizes(run, folder / "kernel_sizes.png"),
+        "kernel_sizes": pictures.kernel_sizes(run, "depthwise", folder / "kernel_sizes.png"),
+        "blocks": pictures.kernel_sizes(run, "block", folder / "blocks.png"),
         "planes": pictures.planes(run, folder / "planes.png"),
         "roofline": pictures.roofline(run, folder / "roofline.png"),
         "throughput": pictures.throughput(run, networks.rows(), folder / "throughput.png"),
@@ -87,7 +100,7 @@ def render(run: Run, drawn: dict[str, str], sources: list[str]) -> str:
             return f"{caption}: {NOT_MEASURED}.\n"
         return f"![{caption}]({drawn[what]})\n"
 
-    records = run.of("depthwise")
+    convolutions, blocks = run.of("depthwise"), run.of("block")
     parts = [f"# Measured on {run.machine['device']}\n", _provenance(run, sources)]
     if not run.on_gpu:
         parts.append(
@@ -103,17 +116,15 @@ def render(run: Run, drawn: dict[str, str], sources: list[str]) -> str:
         picture("kernel_sizes", "Time by kernel size"),
         picture("planes", "Bandwidth by height and width"),
         picture("roofline", "Roofline"),
-    ]
-    for along, title in (("kernel_size", "k"), ("plane", "height, width")):
-        setting = tables.focus(records, along)
-        for operation in OPERATIONS if setting else ():
-            parts += [
-                f"### {tables.TITLES[operation]}, {_setting(setting)}\n",
-                tables.sweep_table(records, operation, along, title),
-            ]
-    parts += [
+        *_sweeps(convolutions, OPERATIONS),
         "### What PyTorch ran\n",
-        tables.pytorch_table(records),
+        tables.pytorch_table(convolutions, OPERATIONS),
+        "## Blocks\n",
+        _BLOCKS,
+        picture("blocks", "Time of blocks by kernel size"),
+        *_sweeps([*blocks, *backward_passes(blocks)], (*BLOCK_OPERATIONS, "backward")),
+        "### What PyTorch ran for blocks\n",
+        tables.pytorch_table(blocks, BLOCK_OPERATIONS),
         "## Networks of the paper\n",
         "Images a second, mean of the batches; each in its fastest layout. The paper measured on "
         "other GPUs: its numbers say what it saw, not what to beat. † marks numbers of the host: "
@@ -151,13 +162,30 @@ def _provenance(run: Run, sources: list[str]) -> str:
     return markdown(["", ""], rows)
 
 
-def _setting(setting: dict[str, object] | None) -> str:
-    named = dict(setting or {})
+def _sweeps(records: list[Record], operations: Sequence[str]) -> list[str]:
+    """A table for each operation along each setting that has several values."""
+    parts = []
+    for along, title in (("kernel_size", "k"), ("plane", "height, width"), ("dtype", "")):
+        setting = tables.focus(records, along)
+        if setting is None:
+            continue
+        values = {each.subject[along] for each in tables.matching(records, setting)}
+        if len(values) == 1 and along != "kernel_size":
+            continue
+        for operation in operations:
+            if table := tables.sweep_table(records, operation, along, title):
+                parts += [f"### {tables.TITLES[operation]}, {_setting(setting)}\n", table]
+    return parts
+
+
+def _setting(setting: dict[str, Any]) -> str:
+    named = dict(setting)
     plane = named.pop("plane", None)
     shape = [str(named.pop("images")), str(named.pop("channels"))]
     shape += [str(plane)] * 2 if plane else ["H", "W"]
     kernel_size = f", k = {named['kernel_size']}" if "kernel_size" in named else ""
-    return f"{' x '.join(shape)}{kernel_size}, {named['dtype']}"
+    dtype = f", {named['dtype']}" if "dtype" in named else ""
+    return f"{' x '.join(shape)}{kernel_size}{dtype}"
 
 
 def _network_parts(run: Run) -> list[str]:
@@ -215,7 +243,8 @@ def front_page_part(run: Run | None, report: Path | None = None, page: Path = FR
     return (
         f"{machine['device']}, PyTorch {machine['torch']}, commit {run.commits[-1]}, "
         f"{run.dates[-1]}: median time (share of\nthe copy bandwidth) and how many times as fast "
-        f"as the fastest way through PyTorch.\n[All measurements]({link}).\n\n"
+        f"as the fastest way through PyTorch. A block is\nBN(GELU(depthwise(x))) + x. "
+        f"[All measurements]({link}).\n\n"
         f"{tables.headline(run)}"
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
+from typing import Any
 
-from arithmetic import Work, depthwise_work
+from arithmetic import BLOCK_PASSES, Work, block_work, depthwise_work
 
 OPERATIONS = ("forward", "input_gradient", "weight_gradient")
+BLOCK_OPERATIONS = tuple(BLOCK_PASSES)
 LAYOUTS = ("contiguous", "channels_last")
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 15)
 PLANES = (7, 14, 16, 18, 24, 28, 32, 44, 56)
@@ -20,7 +22,11 @@ ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Case:
-    """A depthwise convolution, or one of its gradients, on (images, channels, plane, plane)."""
+    """An operation on (images, channels, plane, plane).
+
+    Of `OPERATIONS`: a depthwise convolution or one of its gradients. Of `BLOCK_OPERATIONS`: the
+    first half of a ConvMixer block.
+    """
 
     operation: str
     images: int
@@ -36,7 +42,12 @@ class Case:
 
     @property
     def work(self) -> Work:
-        return depthwise_work(*self.shape, self.kernel_size, ELEMENT_BYTES[self.dtype])
+        return work_of(self.operation, *self.shape, self.kernel_size, self.dtype)
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """What identifies it among records."""
+        return asdict(self)
 
     @property
     def terms(self) -> int:
@@ -55,6 +66,22 @@ class Case:
         return f"{self.operation}-{shape}-k{self.kernel_size}-{self.dtype}-{self.layout}"
 
 
+def work_of(
+    operation: str,
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    kernel_size: int,
+    dtype: str,
+) -> Work:
+    """Of an operation of either kind."""
+    sizes = (images, channels, height, width, kernel_size, ELEMENT_BYTES[dtype])
+    if operation in BLOCK_OPERATIONS:
+        return block_work(operation, *sizes)
+    return depthwise_work(*sizes)
+
+
 # The tensors between the blocks of ConvMixer-1536/20 with patches of 7 pixels at batch size 64.
 REFERENCE = (64, 1536, 32, 32)
 CPU_REFERENCE = (2, 32, 16, 16)
@@ -64,13 +91,25 @@ def _cases(
     shapes: Iterable[tuple[int, int, int]],
     kernel_sizes: Iterable[int],
     dtypes: Iterable[str] = ("float16",),
+    operations: Iterable[str] = OPERATIONS,
 ) -> list[Case]:
     """All operations and layouts; layouts last, so that they share inputs and exact results."""
     return [
         Case(operation, *shape, kernel_size, dtype, layout)
         for shape, kernel_size, dtype, operation, layout in product(
-            shapes, kernel_sizes, dtypes, OPERATIONS, LAYOUTS
+            shapes, kernel_sizes, dtypes, operations, LAYOUTS
         )
+    ]
+
+
+def _block_cases(kernel_sizes: Iterable[int], planes: Iterable[int]) -> list[Case]:
+    """By kernel size at the reference shape, on other planes at k = 9, and in bfloat16."""
+    images, channels, plane, _ = REFERENCE
+    reference = (images, channels, plane)
+    return [
+        *_cases([reference], kernel_sizes, ("float16",), BLOCK_OPERATIONS),
+        *_cases([(64, 768, other) for other in planes], (9,), ("float16",), BLOCK_OPERATIONS),
+        *_cases([reference], (9,), ("bfloat16",), BLOCK_OPERATIONS),
     ]
 
 
@@ -94,6 +133,14 @@ def quick_cases() -> list[Case]:
     ]
 
 
+def full_blocks() -> list[Case]:
+    return _block_cases(KERNEL_SIZES, PLANES)
+
+
+def quick_blocks() -> list[Case]:
+    return _block_cases((9, 7, 15), (7, 14, 16, 28))
+
+
 def cpu_cases() -> list[Case]:
     images, channels, plane, _ = CPU_REFERENCE
     planes = [(images, channels, other) for other in (8, 24)]
@@ -101,6 +148,12 @@ def cpu_cases() -> list[Case]:
         *_cases([(images, channels, plane)], (3, 9, 15), ("float32",)),
         *_cases(planes, (9,), ("float32",)),
     ]
+
+
+def cpu_blocks() -> list[Case]:
+    images, channels, plane, _ = CPU_REFERENCE
+    shapes = [(images, channels, plane)]
+    return _cases(shapes, (3, 9, 15), ("float32",), BLOCK_OPERATIONS)
 
 
 @dataclass(frozen=True)
@@ -120,7 +173,8 @@ class Selection:
 
     Attributes:
         name: of the list, for the records.
-        cases: for the kernels.
+        cases: for the convolutions.
+        blocks: for the fused operations.
         tables: of the paper whose networks are run; none for the small networks of the CPU list.
         batch, batches: images in a batch, and batches timed for a network.
         training_tables, training_steps: the same for training.
@@ -131,6 +185,7 @@ class Selection:
 
     name: str
     cases: list[Case]
+    blocks: list[Case]
     tables: tuple[int, ...]
     batch: int
     batches: int
@@ -143,6 +198,7 @@ class Selection:
 FULL = Selection(
     name="full",
     cases=full_cases(),
+    blocks=full_blocks(),
     tables=(1, 2, 3, 5),
     batch=64,
     batches=20,
@@ -155,6 +211,7 @@ QUICK = replace(
     FULL,
     name="quick",
     cases=quick_cases(),
+    blocks=quick_blocks(),
     tables=(1,),
     training_tables=(1,),
     training_steps=5,
@@ -164,6 +221,7 @@ QUICK = replace(
 CPU = Selection(
     name="cpu",
     cases=cpu_cases(),
+    blocks=cpu_blocks(),
     tables=(),
     batch=2,
     batches=5,

@@ -6,16 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from arithmetic import Ceilings, depthwise_work, speedup
+from arithmetic import Ceilings, speedup
 from formats import NOT_MEASURED, aligned, digits, markdown, percent, rate, seconds, times
 from records import Key, Record, Run, best_pytorch, fastest
-from shapes import ELEMENT_BYTES, LAYOUTS, OPERATIONS, REFERENCE
+from shapes import BLOCK_OPERATIONS, LAYOUTS, OPERATIONS, REFERENCE, work_of
 
 TITLES = {
     "forward": "Forward",
     "input_gradient": "Input gradient",
     "weight_gradient": "Weight gradient",
+    "inference": "Block in inference",
+    "training_forward": "Block in training, forward",
+    "training": "Block in training, forward and backward",
+    "backward": "Block in training, backward by difference",
 }
+# By kind of record.
+SWEPT = {"depthwise": OPERATIONS, "block": BLOCK_OPERATIONS}
 KERNELS = ("cuda", "triton")
 _THROUGHPUT = ("best of PyTorch", "`cuda`", "`triton`", "faster of these over PyTorch")
 # From this share of the time on, queueing the work is what was measured.
@@ -24,7 +30,7 @@ _HOST_BOUND = 0.9
 
 def focus(records: Iterable[Record], along: str) -> dict[str, Any] | None:
     """The setting with the most values of `along`, the largest of those with equally many."""
-    values: dict[Key, set[int]] = defaultdict(set)
+    values: dict[Key, set[Any]] = defaultdict(set)
     others = ("images", "channels", "plane", "kernel_size", "dtype")
     for each in records:
         setting = tuple((name, each.subject[name]) for name in others if name != along)
@@ -49,11 +55,13 @@ def matching(records: Iterable[Record], wanted: dict[str, Any]) -> list[Record]:
 
 
 def sweep_table(records: list[Record], operation: str, along: str, title: str) -> str:
-    """Time, share of the copy bandwidth and ratio to PyTorch's best, by kernel size or plane."""
+    """Time, share of the copy bandwidth and ratio to PyTorch's best, by what stands `along`."""
     setting = focus(records, along)
     if setting is None:
         return ""
     listed = matching(records, {**setting, "operation": operation})
+    if not listed:
+        return ""
     best = best_pytorch(listed)
     columns = [(kernel, layout) for kernel in KERNELS for layout in LAYOUTS]
     header = [title, "best of PyTorch", *(f"`{kernel}`, {layout}" for kernel, layout in columns)]
@@ -61,7 +69,8 @@ def sweep_table(records: list[Record], operation: str, along: str, title: str) -
     for value in sorted({each.subject[along] for each in listed}):
         found = matching(listed, {along: value})
         baseline = best.get(found[0].task)
-        cells = [str(value), _baseline_cell(baseline)]
+        compiled = any(each.subject["peer"].startswith("torch.compile") for each in found)
+        cells = [str(value), _baseline_cell(baseline, compiled)]
         for kernel, layout in columns:
             mine = fastest(matching(found, {"peer": kernel, "layout": layout}))
             cells.append(_kernel_cell(mine, baseline))
@@ -69,30 +78,39 @@ def sweep_table(records: list[Record], operation: str, along: str, title: str) -
     return markdown(header, rows)
 
 
-def _baseline_cell(baseline: Record | None) -> str:
+def _baseline_cell(baseline: Record | None, compiled: bool) -> str:
     if baseline is None:
         return NOT_MEASURED
-    share = percent(baseline.info["share_of_copy"])
-    return f"{seconds(baseline.median)} ({share}) {baseline.who}"
+    # Compilers fuse what surrounds a convolution, not what is in it.
+    mark = "" if compiled or baseline.kind != "block" else "‡"
+    return f"{_time_cell(baseline)} {baseline.who}{mark}"
 
 
 def _kernel_cell(mine: Record | None, baseline: Record | None) -> str:
     if mine is None:
         return NOT_MEASURED
-    cell = f"{seconds(mine.median)} ({percent(mine.info['share_of_copy'])})"
+    cell = _time_cell(mine)
     if baseline is None:
         return cell
     return f"{cell} **{times(speedup(mine.seconds, baseline.seconds))}**"
 
 
-def pytorch_table(records: list[Record]) -> str:
+def _time_cell(found: Record) -> str:
+    """Time and share of the copy; of training steps, the memory that they take as well."""
+    share = percent(found.info["share_of_copy"])
+    peak = found.info.get("peak_memory_bytes") if found.operation == "training" else None
+    memory = "" if peak is None else f", {peak / 2**20:,.0f} MiB"
+    return f"{seconds(found.median)} ({share}{memory})"
+
+
+def pytorch_table(records: list[Record], operations: Sequence[str]) -> str:
     """Every configuration of PyTorch at the focus of the kernel sizes, and the kernels it ran."""
     setting = focus(records, "kernel_size")
     if setting is None:
         return ""
     rows = []
     listed = [each for each in matching(records, setting) if each.is_pytorch]
-    for operation in OPERATIONS:
+    for operation in operations:
         found = matching(listed, {"operation": operation})
         for each in sorted(found, key=lambda each: (each.subject["kernel_size"], each.median)):
             # A bar would end the cell.
@@ -200,29 +218,15 @@ def headline(run: Run | None) -> str:
     shape = " x ".join(map(str, REFERENCE))
     header = [f"{shape}, float16", "best of PyTorch", "`cuda`", "`triton`"]
     if run is None:
-        labels = [f"{title.lower()}, k = 7, 9, 15" for title in TITLES.values()]
+        labels = [f"{TITLES[operation].lower()}, k = 7, 9, 15" for operation in OPERATIONS]
+        labels += [f"{TITLES[operation].lower()}, k = 9" for operation in BLOCK_OPERATIONS]
         labels.append("ConvMixer-1536/20, images/s")
         return markdown(header, [[label, *[NOT_MEASURED] * 3] for label in labels])
     rows = []
-    records = run.of("depthwise")
-    images, channels, plane, _ = REFERENCE
     for operation in OPERATIONS:
         for kernel_size in (7, 9, 15):
-            wanted = {
-                "operation": operation,
-                "images": images,
-                "channels": channels,
-                "plane": plane,
-                "kernel_size": kernel_size,
-                "dtype": "float16",
-            }
-            found = matching(records, wanted)
-            baseline = fastest(each for each in found if each.is_pytorch)
-            cells = [seconds(baseline.median) if baseline else NOT_MEASURED]
-            for kernel in KERNELS:
-                mine = fastest(matching(found, {"peer": kernel}))
-                cells.append(_kernel_cell(mine, baseline))
-            rows.append([f"{TITLES[operation].lower()}, k = {kernel_size}", *cells])
+            rows.append(_headline_row(run.of("depthwise"), operation, kernel_size))
+    rows += [_headline_row(run.of("block"), operation, 9) for operation in BLOCK_OPERATIONS]
     for kind, label in (("inference", "images/s"), ("training", "images/s in training")):
         found = matching(run.of(kind), {"network": "convmixer_1536_20"})
         cells = throughput_cells(found, "convmixer_1536_20")[:-1]
@@ -230,19 +234,37 @@ def headline(run: Run | None) -> str:
     return markdown(header, rows)
 
 
-def terminal(records: list[Record], ceilings: Ceilings | None) -> list[str]:
-    """The kernels at the focus of the kernel sizes, for the end of a run."""
-    listed = [each for each in records if each.kind == "depthwise"]
+def _headline_row(records: list[Record], operation: str, kernel_size: int) -> list[str]:
+    images, channels, plane, _ = REFERENCE
+    wanted = {
+        "operation": operation,
+        "images": images,
+        "channels": channels,
+        "plane": plane,
+        "kernel_size": kernel_size,
+        "dtype": "float16",
+    }
+    found = matching(records, wanted)
+    baseline = fastest(each for each in found if each.is_pytorch)
+    cells = [seconds(baseline.median) if baseline else NOT_MEASURED]
+    for kernel in KERNELS:
+        mine = fastest(matching(found, {"peer": kernel}))
+        cells.append(_kernel_cell(mine, baseline))
+    return [f"{TITLES[operation].lower()}, k = {kernel_size}", *cells]
+
+
+def terminal(records: list[Record], ceilings: Ceilings, kind: str) -> list[str]:
+    """The records of a kind at the focus of the kernel sizes, for the end of a run."""
+    listed = [each for each in records if each.kind == kind]
     setting = focus(listed, "kernel_size")
     if setting is None:
         return []
     listed = matching(listed, setting)
-    floor = floor_of(setting, ceilings)
     peers = list(dict.fromkeys(each.who for each in listed))
     sizes = sorted({each.subject["kernel_size"] for each in listed})
     shape = f"{setting['images']} x {setting['channels']} x {setting['plane']} x {setting['plane']}"
     lines = [f"{shape}, {setting['dtype']}"]
-    for operation in OPERATIONS:
+    for operation in SWEPT[kind]:
         rows = []
         for peer in peers:
             found = {
@@ -254,22 +276,15 @@ def terminal(records: list[Record], ceilings: Ceilings | None) -> list[str]:
                 cells = [seconds(found[size].median) if size in found else "-" for size in sizes]
                 rows.append([peer, *cells])
         if rows:
-            bounds = [seconds(floor(size)) if floor else "-" for size in sizes]
+            bounds = [seconds(floor(setting, operation, size, ceilings)) for size in sizes]
             rows.append(["(copy or matrix product)", *bounds])
             header = [TITLES[operation], *(f"k = {size}" for size in sizes)]
             lines += ["", *aligned(header, rows)]
     return lines
 
 
-def floor_of(setting: dict[str, Any], ceilings: Ceilings | None) -> Any:
-    """From kernel size to the time below which no version goes."""
-    if ceilings is None:
-        return None
-
-    def floor(kernel_size: int) -> float:
-        plane = setting["plane"]
-        shape = (setting["images"], setting["channels"], plane, plane)
-        element_bytes = ELEMENT_BYTES[setting["dtype"]]
-        return ceilings.floor_seconds(depthwise_work(*shape, kernel_size, element_bytes))
-
-    return floor
+def floor(setting: dict[str, Any], operation: str, kernel_size: int, ceilings: Ceilings) -> float:
+    """The time below which no version of an operation goes."""
+    plane = setting["plane"]
+    shape = (setting["images"], setting["channels"], plane, plane)
+    return ceilings.floor_seconds(work_of(operation, *shape, kernel_size, setting["dtype"]))

@@ -84,16 +84,7 @@ def measure_depthwise(case: Case, peer: Peer, device: torch.device, record: Any)
     samples = measure.kernel_samples(calls, device)
     record(
         "depthwise",
-        {
-            "operation": case.operation,
-            "images": case.images,
-            "channels": case.channels,
-            "plane": case.plane,
-            "kernel_size": case.kernel_size,
-            "dtype": case.dtype,
-            "layout": case.layout,
-            "peer": peer.name,
-        },
+        {**case.subject, "peer": peer.name},
         samples,
         case.work,
         is_pytorch=peer.kernels is None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import peers
+from convmixer.layers import PatchStem
 from convmixer_kernels import DepthwiseConv2d, available_impls, convert_depthwise
 from networks import Network
 from shapes import LAYOUTS, Selection
@@ -49,11 +50,19 @@ class Way:
         return available_impls(device)[self.implementation]
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Puts `model`, in place, on these kernels and this layout, and returns what to call."""
+        """Puts `model`, in place, on these kernels and this layout, and returns what to call.
+
+        Blocks and stem of a ConvMixer are fused operations on the kernels, and modules of PyTorch
+        one by one without them.
+        """
         if self.implementation == "torch":
             use_plain_convolutions(model)
         else:
             convert_depthwise(model, self.implementation)
+        # Stems have no depthwise convolution to tell them.
+        for module in model.modules():
+            if isinstance(module, PatchStem):
+                module.impl = self.implementation
         model.to(memory_format=MEMORY_FORMATS[self.layout])  # type: ignore[call-overload]
         if not self.compiled:
             return model

@@ -1,161 +1,35 @@
-"""The arithmetic, the networks and the reports of benchmarks/, on made-up measurements."""
+"""What benchmarks/ measures and how: arithmetic, lists, peers, blocks, networks, and a run."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-import comparing
-import formats
+import blocks
 import measure
 import networks
 import peers
 import records
 import report
 import shapes
-import tables
+import test_blocks
 import ways
-from arithmetic import Ceilings, Work, change, depthwise_work, noise, speedup
+from arithmetic import Ceilings, Work, block_work, change, depthwise_work, noise, speedup
+from convmixer import ConvMixer
+from convmixer_kernels import dispatch, ops
 from shapes import Case
 
 ROOT = Path(__file__).resolve().parents[1]
-CEILINGS = Ceilings(bytes_per_second=4e12, operations_per_second=6e14, dtype="float16")
-SYNTHETIC = "Synthetic GPU of a test"
-
-
-def entry(kind: str, subject: dict[str, Any], median: float, **info: Any) -> dict[str, Any]:
-    stats = {"median": median, "mean": median, "iqr": 0.01 * median, "rounds": 5}
-    return {"extra_info": {"kind": kind, "subject": subject, **info}, "stats": stats}
-
-
-def depthwise(case: Case, peer: str, median: float) -> dict[str, Any]:
-    subject = {
-        "operation": case.operation,
-        "images": case.images,
-        "channels": case.channels,
-        "plane": case.plane,
-        "kernel_size": case.kernel_size,
-        "dtype": case.dtype,
-        "layout": case.layout,
-        "peer": peer,
-    }
-    return entry(
-        "depthwise",
-        subject,
-        median,
-        bytes=case.work.bytes,
-        operations=case.work.operations,
-        share_of_copy=CEILINGS.share_of_copy(case.work, median),
-        is_pytorch=peer not in tables.KERNELS,
-        kernels=["made_up_kernel<a | b>"] if peer == "PyTorch" else [],
-    )
-
-
-def network(kind: str, name: str, way: str, speed: float, **info: Any) -> dict[str, Any]:
-    subject = {"network": name, "way": way, "batch": 64, "image_size": 224, "dtype": "float16"}
-    is_pytorch = way.startswith(("PyTorch", "torch"))
-    more = {"images_per_second": speed, "is_pytorch": is_pytorch, "host_share": 0.1, **info}
-    return entry(kind, subject, 64 / speed, **more)
-
-
-def input_size(kernel_size: int, size: int, way: str, seconds: float) -> dict[str, Any]:
-    subject = {
-        "network": "ConvMixer-768/32",
-        "kernel_size": kernel_size,
-        "size": size,
-        "way": way,
-        "batch": 32,
-        "dtype": "float16",
-    }
-    return entry("input_size", subject, seconds, is_pytorch=way.startswith("PyTorch"))
-
-
-def synthetic_kernels() -> list[dict[str, Any]]:
-    """PyTorch grows with k^2, the kernels stay near a copy; all of it made up."""
-    found = []
-    for case in shapes.quick_cases():
-        floor, layout = CEILINGS.floor_seconds(case.work), case.layout == "channels_last"
-        small = 1 + 40 / case.plane**1.5
-        slow = {"forward": 1.0, "input_gradient": 1.3, "weight_gradient": 3.0}[case.operation]
-        pytorch = floor * slow * (0.5 + case.kernel_size**2 / (16 if layout else 12))
-        found += [
-            depthwise(case, "PyTorch", pytorch),
-            depthwise(case, "cuda", floor * (1.08 + 0.1 * layout) * small),
-            depthwise(case, "triton", floor * (1.25 + 0.02 * case.kernel_size) * small),
-        ]
-    return found
-
-
-def synthetic_content() -> dict[str, Any]:
-    """What a run on a GPU would leave, with made-up numbers and a device that says so."""
-    benchmarks = synthetic_kernels()
-    for row in networks.rows():
-        speed = 8.0 * row.images_per_second
-        benchmarks.append(network("inference", row.network, "PyTorch", speed))
-        if row.network.startswith("convmixer"):
-            share = 0.95 if row.network == "convmixer_1536_20" else 0.1
-            ours = network("inference", row.network, "cuda", 3 * speed, host_share=share)
-            benchmarks.append(ours)
-            benchmarks.append(network("inference", row.network, "triton", 2 * speed))
-    for way, speed in (("PyTorch", 500.0), ("cuda, channels_last", 900.0)):
-        peak = int(speed * 2**25)
-        benchmarks.append(
-            network("training", "convmixer_1536_20", way, speed, peak_memory_bytes=peak)
-        )
-    for kernel_size in shapes.KERNEL_SIZES:
-        for size in (112, 224, 336, 448):
-            seconds = 2e-7 * size**2
-            slow = seconds * (1 + kernel_size**2 / 20)
-            benchmarks.append(input_size(kernel_size, size, "PyTorch", slow))
-            benchmarks.append(input_size(kernel_size, size, "cuda", seconds))
-    unique = {
-        json.dumps(each["extra_info"]["subject"]) + each["extra_info"]["kind"]: each
-        for each in benchmarks
-    }
-    return {
-        "machine_info": {
-            "device": SYNTHETIC,
-            "kind": "cuda",
-            "driver": "0",
-            "cuda": "0",
-            "torch": "0",
-            "triton": "0",
-            "cudnn": None,
-            "timm": "0",
-            "python": "0",
-            "threads": 1,
-        },
-        "commit_info": {"id": "0123456789abcdef", "dirty": False},
-        "benchmarks": list(unique.values()),
-        "datetime": "2000-01-01T00:00:00+00:00",
-        "selection": "quick",
-        "skipped": {"a reason": 3},
-        "ceilings": vars(CEILINGS),
-    }
-
-
-def store(path: Path, content: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(content))
-    return path
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return store(tmp_path_factory.mktemp("synthetic") / "run.json", synthetic_content())
-
-
-@pytest.fixture(scope="module")
-def run(stored: Path) -> records.Run:
-    return records.load([stored])
 
 
 class TestArithmetic:
@@ -171,6 +45,19 @@ class TestArithmetic:
         reference = Case("forward", 64, 1536, 32, 9)
         assert reference.work.bytes == 2 * (2 * 64 * 1536 * 32 * 32 + 1536 * 81)
         assert reference.work.intensity == pytest.approx(35.1, abs=0.1)
+
+    @pytest.mark.parametrize(
+        ("operation", "passes", "convolutions"),
+        [("inference", 2, 1), ("training_forward", 5, 1), ("training", 11, 3)],
+    )
+    def test_a_block_is_counted_in_passes(
+        self, operation: str, passes: int, convolutions: int
+    ) -> None:
+        work = block_work(operation, 4, 8, 16, 12, kernel_size=9, element_bytes=2)
+        assert work.bytes == 2 * (passes * 4 * 8 * 16 * 12 + convolutions * 8 * 81)
+        alone = depthwise_work(4, 8, 16, 12, 9, 2)
+        assert work.operations == convolutions * alone.operations
+        assert Case(operation, 4, 8, 16, 9).work == block_work(operation, 4, 8, 16, 16, 9, 2)
 
     def test_the_floor_is_the_longer_of_moving_and_computing(self) -> None:
         ceilings = Ceilings(100.0, 1000.0, "float16")
@@ -210,6 +97,22 @@ class TestSelection:
             for selection in (shapes.QUICK, shapes.FULL)
         )
         assert (quick, full) == ({9}, set(shapes.KERNEL_SIZES))
+
+    def test_blocks_are_measured_as_the_kernels_are(self) -> None:
+        quick, full = set(shapes.QUICK.blocks), set(shapes.FULL.blocks)
+        assert len(quick) == len(shapes.QUICK.blocks) and quick <= full
+        reference = [case for case in shapes.QUICK.blocks if case.is_reference]
+        assert {case.kernel_size for case in reference} == {7, 9, 15}
+        assert {case.operation for case in reference} == set(shapes.BLOCK_OPERATIONS)
+        assert any(case.shape == shapes.REFERENCE and case.dtype == "bfloat16" for case in quick)
+        for selection, compiled in ((shapes.QUICK, {9}), (shapes.FULL, set(shapes.KERNEL_SIZES))):
+            found = [
+                case
+                for case in selection.blocks
+                if set(peers.COMPILED) <= set(peers.block_peers(case, selection))
+            ]
+            assert {case.kernel_size for case in found} == compiled
+            assert all(case.is_reference and case.layout == "contiguous" for case in found)
 
     def test_without_a_gpu_nothing_else_is_measured(self) -> None:
         assert shapes.selection(has_gpu=False, quick=False) is shapes.CPU
@@ -266,6 +169,9 @@ class TestMeasuring:
         assert len(samples) >= 5
         assert min(samples) > 0
 
+    def test_memory_of_a_cpu_is_not_counted(self) -> None:
+        assert measure.peak_memory(lambda: None, torch.device("cpu")) is None
+
     def test_batches_after_warming_up(self) -> None:
         calls: list[None] = []
         samples, host_share = measure.batch_samples(
@@ -321,6 +227,113 @@ class TestPeers:
         assert torch.backends.cudnn.depthwise_kernel == "auto"
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# On a GPU PyTorch rounds factors of float32 convolutions to ten bits.
+EAGER_DTYPE = "float32" if DEVICE == "cpu" else "float16"
+
+
+def tiny_block(operation: str, layout: str, dtype: str = EAGER_DTYPE) -> Case:
+    return Case(operation, 2, 3, 8, 5, dtype, layout)
+
+
+def block_error(peer: peers.Peer, case: Case, run: blocks.Run | None = None) -> str | None:
+    torch.manual_seed(0)
+    contiguous = replace(case, operation="training", layout="contiguous")
+    inputs, exact = test_blocks.load.__wrapped__(contiguous, torch.device(DEVICE))
+    run = run or blocks.runner(peer, case.operation)
+    return blocks.error_of(run, case, inputs, exact[case.operation], peer.units)
+
+
+every_operation = pytest.mark.parametrize("operation", shapes.BLOCK_OPERATIONS)
+
+
+class TestBlocks:
+    """Without a GPU kernels are emulated or interpreted: checked as on a GPU, but never timed."""
+
+    @every_operation
+    @pytest.mark.parametrize("layout", shapes.LAYOUTS)
+    @pytest.mark.parametrize(
+        ("peer", "dtype"),
+        [
+            (peers.EAGER, EAGER_DTYPE),
+            (peers.EAGER, "bfloat16"),
+            *((kernel, "float16") for kernel in peers.KERNELS),
+        ],
+        ids=lambda value: getattr(value, "name", value),
+    )
+    def test_passes_its_check(
+        self, peer: peers.Peer, dtype: str, layout: str, operation: str
+    ) -> None:
+        assert block_error(peer, tiny_block(operation, layout, dtype)) is None
+
+    def test_every_result_is_checked(self) -> None:
+        case = tiny_block("training", "contiguous")
+        right = blocks.runner(peers.EAGER, "training")
+        names = list(right(blocks.random_inputs(case, torch.device(DEVICE))))
+        assert len(names) == 7
+        for wrong in names:
+
+            def run(inputs: blocks.Inputs, wrong: str = wrong) -> dict[str, Tensor]:
+                found = right(inputs)
+                found[wrong].view(-1)[-1] += 0.05 * found[wrong].abs().max()
+                return found
+
+            assert (block_error(peers.EAGER, case, run) or "").startswith(f"{wrong}: off by")
+
+    def test_a_second_call_is_checked_from_the_same_statistics(self) -> None:
+        calls = []
+
+        def run(inputs: blocks.Inputs) -> dict[str, Tensor]:
+            calls.append(inputs.running_mean.clone())
+            found = blocks.runner(peers.EAGER, "training")(inputs)
+            if len(calls) == 2:
+                found["running mean"].zero_()
+            return found
+
+        error = block_error(peers.EAGER, tiny_block("training", "contiguous"), run)
+        assert (error or "").startswith("running mean: off by")
+        assert torch.equal(*calls)
+
+    @every_operation
+    def test_the_kernels_run_the_fused_operations(
+        self, operation: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        called = record_calls(monkeypatch, ops)
+        assert block_error(peers.KERNELS[0], tiny_block(operation, "contiguous", "float16")) is None
+        assert ("forward_normalised" in called) is (operation == "inference")
+        assert ("forward_moments" in called) is (operation != "inference")
+        assert ("fused_backward" in called) is (operation == "training")
+        called.clear()
+        assert block_error(peers.EAGER, tiny_block(operation, "contiguous")) is None
+        assert called == set()
+
+    def test_the_forward_pass_of_training_keeps_what_the_backward_pass_needs(self) -> None:
+        inputs = blocks.random_inputs(tiny_block("training", "contiguous"), torch.device(DEVICE))
+        forward = blocks.runner(peers.EAGER, "training_forward")(inputs)["output"]
+        assert forward.requires_grad
+        both = blocks.runner(peers.EAGER, "training")(inputs)
+        assert not any(tensor.requires_grad for tensor in both.values())
+
+
+FUSED = ("forward_normalised", "forward_moments", "moments", "normalise", "fused_backward")
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
+    """The fused operators that are called from now on."""
+    called: set[str] = set()
+
+    def recorded(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            called.add(name)
+            return operator(*arguments)
+
+        return call
+
+    for name in FUSED:
+        monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
+    return called
+
+
 class TestNetworks:
     def test_tables_have_as_many_rows_as_in_the_paper(self) -> None:
         numbers = [row.table for row in networks.rows()]
@@ -367,215 +380,41 @@ class TestNetworks:
         run = ways.Way("torch", "channels_last").prepare(model)
         torch.testing.assert_close(run(images), expected)
 
+    @pytest.mark.parametrize("training", [False, True])
+    def test_only_ways_on_the_kernels_fuse(
+        self, training: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Although `impl="auto"`, with which models are built, stands for kernels on a GPU."""
+        resolve = dispatch.resolve
+        monkeypatch.setattr(
+            dispatch,
+            "resolve",
+            lambda input, weight, impl: resolve(input, weight, impl.replace("auto", "cuda")),
+        )
+        called = record_calls(monkeypatch, ops)
+        torch.manual_seed(0)
+        model = ConvMixer(4, 2, 3, 4, n_classes=3).to(DEVICE).half().train(training)
+        images = torch.randn(2, 3, 16, 16).to(DEVICE).half()
+        logits = {}
+        for layout in shapes.LAYOUTS:
+            for implementation in ("torch", "cuda"):
+                called.clear()
+                run = ways.Way(implementation, layout).prepare(model)
+                batch = images.to(memory_format=ways.MEMORY_FORMATS[layout])
+                with torch.set_grad_enabled(training):
+                    logits[implementation] = run(batch)
+                wanted = {"normalise"} | (
+                    {"forward_moments", "moments"} if training else {"forward_normalised"}
+                )
+                assert called == (wanted if implementation == "cuda" else set())
+                named = [each.impl for each in model.modules() if hasattr(each, "impl")]
+                assert set(named) == {implementation}
+            assert measure.relative_error(logits["cuda"], logits["torch"]) < 0.02
+
 
 def _rounds_to(parameters: int, printed: float) -> bool:
     decimals = len(str(printed).partition(".")[2])
     return abs(parameters / 1e6 - printed) <= 0.5 * 10**-decimals
-
-
-class TestRecords:
-    def test_later_files_win(self, tmp_path: Path) -> None:
-        case = Case("forward", 1, 8, 16, 3)
-        paths = []
-        for number, median in enumerate((5e-5, 4e-5)):
-            content = {**synthetic_content(), "benchmarks": [depthwise(case, "cuda", median)]}
-            paths.append(store(tmp_path / f"{number}.json", content))
-        (merged,) = records.load(paths).records
-        assert merged.median == 4e-5
-
-    def test_results_of_two_machines_are_not_mixed(self, stored: Path, tmp_path: Path) -> None:
-        content = synthetic_content()
-        content["machine_info"]["device"] = "another"
-        other = store(tmp_path / "other.json", content)
-        with pytest.raises(
-            records.UsageError, match=r"other.json: measured on another, .*run.json"
-        ):
-            records.load([stored, other])
-
-    @pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
-    def test_says_what_is_wrong_with_a_file(self, text: str | None, tmp_path: Path) -> None:
-        path = tmp_path / "run.json"
-        if text is not None:
-            path.write_text(text)
-        with pytest.raises(
-            records.UsageError, match=r"run.json: (there is no|not JSON|not written)"
-        ):
-            records.load([path])
-
-    def test_ratio_is_to_the_best_of_pytorch_in_any_layout(self) -> None:
-        contiguous = Case("forward", 1, 8, 16, 3)
-        other = Case("forward", 1, 8, 16, 3, layout="channels_last")
-        smaller = Case("forward", 1, 8, 7, 3)
-        entries = [
-            depthwise(contiguous, "PyTorch", 4e-5),
-            depthwise(other, "PyTorch", 2e-5),
-            depthwise(smaller, "PyTorch", 1e-6),
-            depthwise(contiguous, "cuda", 1e-5),
-        ]
-        records.add_ratios(entries)
-        assert entries[-1]["extra_info"]["speedup_over_best_pytorch"] == pytest.approx(2.0)
-        assert entries[-1]["extra_info"]["best_pytorch"] == "PyTorch, channels_last"
-
-    def test_networks_are_judged_by_their_mean_and_kernels_by_their_median(self) -> None:
-        kernel = depthwise(Case("forward", 1, 8, 16, 3), "cuda", 1.0)
-        batches = network("inference", "resnet50", "PyTorch", 64.0)
-        for each in (kernel, batches):
-            each["stats"] |= {"median": 1.0, "mean": 2.0}
-        assert [records.record(each).seconds for each in (kernel, batches)] == [1.0, 2.0]
-
-
-class TestTables:
-    def test_numbers(self) -> None:
-        assert [formats.seconds(x) for x in (9.42e-5, 0.0012345, 2.0)] == [
-            "94.2 µs",
-            "1.23 ms",
-            "2.00 s",
-        ]
-        assert [formats.digits(x) for x in (9.996, 99.96, 12345.6)] == ["10.0", "100", "12,346"]
-
-    def test_kernel_cells_have_time_share_and_ratio(self, run: records.Run) -> None:
-        found = [each for each in run.of("depthwise") if each.subject["kernel_size"] == 9]
-        wanted = {"images": 64, "channels": 1536, "plane": 32, "dtype": "float16"}
-        found = tables.matching(found, {**wanted, "operation": "forward"})
-        (ours,) = tables.matching(found, {"peer": "cuda", "layout": "contiguous"})
-        best = records.best_pytorch(found)[ours.task]
-        cell = (
-            f"{formats.seconds(ours.median)} ({100 * ours.info['share_of_copy']:.0f} %) "
-            f"**{best.median / ours.median:.2f}x**"
-        )
-        table = tables.sweep_table(run.of("depthwise"), "forward", "kernel_size", "k")
-        (line,) = [line for line in table.splitlines() if line.startswith("| 9 |")]
-        assert cell in line
-        assert "PyTorch, channels_last" in line
-
-    def test_what_was_not_measured_says_so(self, run: records.Run) -> None:
-        without = [each for each in run.of("depthwise") if each.subject["peer"] != "triton"]
-        table = tables.sweep_table(without, "forward", "kernel_size", "k")
-        assert table.count(formats.NOT_MEASURED) == 2 * len(shapes.KERNEL_SIZES)
-        assert "triton, contiguous" in table.replace("`", "")
-
-    def test_networks_stand_beside_the_paper(self, run: records.Run) -> None:
-        rows = [row for row in networks.rows() if row.table == 1]
-        table = tables.network_table(run, rows)
-        # 8 times the paper's 134 images/s; the record of `cuda` says that the host was the limit.
-        expected = "| 134 | 1,072 PyTorch | 3,216† | 2,144 | **3.00x** |"
-        assert expected in table
-        assert "| ResNet-152 | 828 | 6,624 PyTorch | - | - | - |" in table
-
-    def test_training_has_memory(self, run: records.Run) -> None:
-        table = tables.training_table(run, ["convmixer_1536_20"])
-        assert "| 500 PyTorch | 900 | not measured yet | **1.80x** | 15.6 GiB | 28.1 GiB |" in table
-
-    def test_headline(self, run: records.Run) -> None:
-        headline = tables.headline(run)
-        assert formats.NOT_MEASURED in headline  # nothing was trained with triton
-        assert headline.count("%") == 2 * 9
-        assert "| ConvMixer-1536/20, images/s | 1,072 PyTorch | 3,216† | 2,144 |" in headline
-
-    def test_the_terminal_has_a_line_for_each_way(self, run: records.Run) -> None:
-        lines = tables.terminal(run.records, CEILINGS)
-        assert lines[0] == "64 x 1536 x 32 x 32, float16"
-        assert [line.split("  ")[0] for line in lines].count("cuda, channels_last") == 3
-        assert sum(line.startswith("(copy or matrix product)") for line in lines) == 3
-
-
-class TestComparing:
-    def test_only_what_noise_does_not_explain(self, run: records.Run, tmp_path: Path) -> None:
-        content = synthetic_content()
-        for entry, factor in zip(content["benchmarks"], (1.5, 0.5, 1.02), strict=False):
-            entry["stats"]["median"] *= factor  # the first are depthwise convolutions
-        del content["benchmarks"][-1]
-        after = records.load([store(tmp_path / "after.json", content)])
-        lines = comparing.compare(run, after)
-        changes = [line for line in lines if re.search(r"[+-]\d+\.\d %", line)]
-        assert [re.search(r"[+-]\d+\.\d %", line).group() for line in changes] == [  # type: ignore[union-attr]
-            "+50.0 %",
-            "-50.0 %",
-        ]
-        total = len(content["benchmarks"])
-        assert lines[-1] == (
-            f"{total} in both: 1 slower, 1 faster, {total - 2} within noise; "
-            "1 only before, 0 only after"
-        )
-
-    def test_results_against_themselves(
-        self, stored: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert report.main(["--compare", str(stored), str(stored)]) == 0
-        assert "0 slower, 0 faster" in capsys.readouterr().out
-
-
-PICTURES = {"kernel_sizes", "planes", "roofline", "throughput", "figure_4", "figure_4_large"}
-
-
-class TestReport:
-    def test_tables_and_pictures(self, run: records.Run, stored: Path, tmp_path: Path) -> None:
-        path = report.write(run, [stored], tmp_path)
-        assert path.parent.name == "synthetic-gpu-of-a-test"
-        text = path.read_text()
-        assert SYNTHETIC in text
-        assert "0123456789ab" in text and "2000-01-01" in text
-        assert "This is a CPU" not in text
-        links = re.findall(r"\]\(([^)]+)\)", text)
-        assert {f"{name}.png" for name in PICTURES} | {"run.json", "input_size.csv"} <= set(links)
-        for link in links:
-            assert (path.parent / link).stat().st_size > 500, link
-        # Tables have as many cells in every line as in their first.
-        for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
-            assert len({line.count("|") for line in table.splitlines()}) == 1, table
-
-    def test_results_of_a_cpu_say_so_and_leave_the_front_page(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        content = synthetic_content()
-        content["machine_info"] |= {"kind": "cpu"}
-        content["benchmarks"] = [
-            each for each in content["benchmarks"] if each["extra_info"].get("is_pytorch")
-        ]
-        source = store(tmp_path / "run.json", content)
-        page = tmp_path / "page.md"
-        page.write_text("untouched")
-        monkeypatch.setattr(report, "FRONT_PAGE", page)
-        monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-        assert report.main([str(source)]) == 0
-        text = (tmp_path / "results" / "cpu" / "README.md").read_text()
-        assert "**This is a CPU.**" in text
-        assert page.read_text() == "untouched"
-
-    def test_refreshes_what_stands_between_the_markers(
-        self, run: records.Run, tmp_path: Path
-    ) -> None:
-        page, written = tmp_path / "page.md", tmp_path / "results" / "README.md"
-        page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-        for _ in range(2):
-            report.refresh_front_page(run, written, page)
-        text = page.read_text()
-        assert text.startswith(f"before\n{report.BEGIN}\n{SYNTHETIC}, ")
-        assert text.endswith(f"|\n{report.END}\nafter\n")
-        assert "old" not in text and "[All measurements](results/README.md)" in text
-
-    def test_a_page_without_markers_is_left_alone(self, run: records.Run, tmp_path: Path) -> None:
-        page = tmp_path / "page.md"
-        page.write_text("no markers")
-        with pytest.raises(records.UsageError, match="there is no <!-- headline:begin -->"):
-            report.refresh_front_page(run, tmp_path / "README.md", page)
-
-    def test_the_front_page_has_the_markers(self) -> None:
-        """And claims nothing as long as there are no results of a GPU."""
-        text = report.FRONT_PAGE.read_text()
-        part = text.partition(report.BEGIN)[2].partition(report.END)[0]
-        assert part
-        measured = [
-            path for path in report.RESULTS.glob("*/README.md") if path.parent.name != "cpu"
-        ]
-        if not measured:
-            assert part.strip() == report.front_page_part(None).strip()
-
-    def test_bad_input_is_one_line(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert report.main([str(tmp_path / "none.json")]) == 2
-        assert re.fullmatch(r"report: .*there is no such file\n", capsys.readouterr().err)
 
 
 def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
@@ -584,7 +423,7 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-p", "no:xdist"]
     command += [
         "-k",
-        "ceiling or (depthwise and k3) or convmixer_32_2",
+        "ceiling or ((depthwise or block) and k3) or (forward and 8x8) or convmixer_32_2",
         f"--benchmark-json={result}",
     ]
     # What says that this test runs in a worker of its own suite is not for the run that it starts.
@@ -599,16 +438,26 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     assert "so this was the small CPU list" in run.stdout
     assert "impl='cuda' needs a GPU" in run.stdout
     found = records.load([result])
-    assert {each.kind for each in found.records} == {
-        "ceiling",
-        "depthwise",
-        "inference",
-        "training",
-    }
     assert not found.on_gpu
-    assert found.ceilings is not None
-    for each in found.of("depthwise"):
-        work = depthwise_work(2, 32, 16, 16, 3, 4)
+    # In the order of their importance.
+    order = [(each.kind, each.subject.get("plane", 16)) for each in found.records]
+    assert list(dict.fromkeys(order)) == [
+        ("ceiling", 16),
+        ("depthwise", 16),
+        ("block", 16),
+        ("inference", 16),
+        ("training", 16),
+        ("depthwise", 8),
+    ]
+    assert {each.operation for each in found.of("block")} == set(shapes.BLOCK_OPERATIONS)
+    for each in [*found.of("depthwise"), *found.of("block")]:
+        size = each.subject["plane"]
+        sizes = (2, 32, size, size, {16: 3, 8: 9}[size], 4)
+        work = depthwise_work(*sizes)
+        if each.kind == "block":
+            work = block_work(str(each.operation), *sizes)
+            assert each.info["peak_memory_bytes"] is None
+        assert found.ceilings is not None
         expected = found.ceilings.share_of_copy(work, each.median)
         assert each.info["share_of_copy"] == pytest.approx(expected)
         assert each.info["kernels"]
