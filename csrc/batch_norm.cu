@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(channel_threads) batch_normalisation(Normalisa
     const Moments all = merged(p.moments, p.parts, p.channels, channel);
     const bool any = all.count > 0;
     mean = all.mean, variance = any ? all.squares / all.count : 0, count = all.count;
-    if (p.running_mean && any) {
+    if (p.running_mean && p.running_variance && any) {
       float& running_mean = p.running_mean[channel];
       float& running_variance = p.running_variance[channel];
       running_mean += p.momentum * (mean - running_mean);
