@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -139,6 +140,23 @@ def test_channels_last_gives_every_warp_a_channel(size: int) -> None:
                 assert candidate.channels == candidate.num_warps == (8 if size > 9 else 16)
                 assert candidate.registers is not None
                 assert candidate.registers * 32 * candidate.num_warps <= 65536
+
+
+@pytest.mark.parametrize("images", [1, 64])
+@pytest.mark.parametrize("width", [5, 7, 8, 17, 18])
+@pytest.mark.parametrize("size", KERNEL_SIZES)
+def test_two_warps_share_the_addresses_of_single_elements(
+    size: int, width: int, images: int
+) -> None:
+    """Where one would spill: an epilogue, or several tiles and the largest filter."""
+    for dtype in (FP16, FP32):
+        plain = problem((images, 8, 24, width, size), dtype)
+        fused = dataclasses.replace(plain, fused=True)
+        single = dtype == FP16 and size > 9 and width % 2 == 1
+        largest = size == 15 and width > 8
+        for each, two in ((plain, single and largest), (fused, single)):
+            for candidate in configurations.forward_candidates(each, HOPPER):
+                assert candidate.num_warps == (2 if two else 1)
 
 
 def test_few_images_are_cut_into_bands() -> None:

@@ -83,7 +83,7 @@ def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configurat
     if problem.channels_last:
         yield from _channels_last_candidates(problem, device, forward=True)
         return
-    size, height = problem.kernel_size, problem.height
+    size, height, warps = problem.kernel_size, problem.height, _forward_warps(problem)
     if not problem.tensor_cores:
         strips_choices, rows_choices = [16], [1]
     elif problem.wide:
@@ -99,12 +99,14 @@ def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configurat
             registers = _forward_registers(problem, strips, mask_rows)
             if registers is not None:
                 shared = rows * strips * (48 if problem.wide else 32)
-                resident = _resident_programs(device, registers, shared)
+                resident = _resident_programs(device, registers * warps, shared)
                 turns = math.ceil(height / rows)
                 yield _share_strips(
                     problem,
                     device.multiprocessors * resident,
-                    Configuration(strips, rows, mask_rows, 1, height, 1, registers),
+                    Configuration(
+                        strips, rows, mask_rows, 1, height, 1, registers, num_warps=warps
+                    ),
                     program_cost=2 * size,
                     block_cost=_walk_cost(strips, turns, rows, 1.2 if mask_rows else 1.0),
                 )
@@ -114,7 +116,7 @@ def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configurat
         if registers is None:
             continue
         shared = rows * strips * (48 if problem.wide else 32)
-        slots = device.multiprocessors * _resident_programs(device, registers, shared)
+        slots = device.multiprocessors * _resident_programs(device, registers * warps, shared)
         for turns in _coarse_range(
             math.ceil(size / rows), math.ceil((height + size - 1) / rows) - 1
         ):
@@ -124,7 +126,9 @@ def _forward_candidates(problem: Problem, device: Device) -> Iterator[Configurat
                 yield _share_strips(
                     problem,
                     slots,
-                    Configuration(strips, rows, True, bands, band_rows, 1, registers),
+                    Configuration(
+                        strips, rows, True, bands, band_rows, 1, registers, num_warps=warps
+                    ),
                     program_cost=2 * size,
                     block_cost=_walk_cost(strips, turns, rows, 1.5),
                 )
@@ -185,6 +189,19 @@ def _channels_last_limits(
     if problem.fused and masked and problem.kernel_size >= 8:
         return 8, 168
     return 16, 128
+
+
+def _forward_warps(problem: Problem) -> int:
+    """The warps of a planar program with which nothing spills.
+
+    A second warp takes half of the elements that are addressed one by one, and repeats the matrix
+    products: 16 strips are one. Wide windows need it for an epilogue, or for the largest filter on
+    images of several tiles.
+    """
+    if not (problem.tensor_cores and problem.wide and problem.alignment == 1):
+        return 1
+    largest = problem.kernel_size == 15 and problem.width > COLUMNS
+    return 2 if problem.fused or largest else 1
 
 
 def _forward_registers(problem: Problem, strips: int, masked: bool) -> int | None:
