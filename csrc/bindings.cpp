@@ -102,8 +102,8 @@ void forward_at(const Place& place, const Sizes& sizes, int filter_size, bool fl
         p.shape, filter_size);
 }
 
-int shares(const Place& place, const Sizes& sizes) {
-  return weight_gradient_shares(shape_of(sizes), chip_of(place));
+int shares(const Place& place, const Sizes& sizes, int filter_size) {
+  return weight_gradient_shares(shape_of(sizes), filter_size, chip_of(place));
 }
 int shares_channels_last(const Place& place, const Sizes& sizes, int filter_size) {
   return channels_last_weight_gradient_shares(shape_of(sizes), filter_size, chip_of(place));
@@ -157,9 +157,9 @@ void fused_forward_at(const Place& place, const Sizes& sizes, int filter_size, b
         filter_size);
 }
 
-int shares_of_whole_planes(const Place& place, const Sizes& sizes) {
-  const Shape shape = shape_of(sizes);
-  return whole_planes(shape) ? whole_plane_shares(shape, chip_of(place)) : 0;
+int shares_of_whole_planes(const Place& place, const Sizes& sizes, int filter_size, bool backward) {
+  return whole_plane_shares(shape_of(sizes), filter_size, backward ? Pass::backward : Pass::forward,
+                            chip_of(place));
 }
 
 void moments_forward_at(const Place& place, const Sizes& sizes, int filter_size,

@@ -41,11 +41,6 @@ struct BackwardLayout {
   }
 };
 
-// Registers decide; see backward_with_weight.
-constexpr int backward_blocks(int size, bool with_weight) {
-  return size > 9 ? 2 : with_weight ? 3 : 4;
-}
-
 // Grid: x counts channels by the warps of a block, y shares of the items. All alignments are 16 bytes.
 template <class T, int Size, int Step, int Tiles, bool WithWeight>
 __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWeight))

@@ -98,11 +98,6 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
   take.finish(lane);
 }
 
-// Registers decide: sums and bands alone are 32 + 18 at size 9 and 32 + 45 at size 15.
-constexpr int forward_blocks(int size, int tiles, bool whole) {
-  return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;
-}
-
 // Grid: x counts channels by the warps of a block, y shares of the items. With Whole, planes are
 // those of WholePlane and everything is aligned to 16 bytes.
 template <class T, int Size, int Step, int Tiles, bool Whole>

@@ -30,11 +30,6 @@ struct WeightGradientLayout {
   }
 };
 
-// With 3, 6 and 7 tiles, 168 registers do not hold the sums of larger sizes and what is on its way.
-constexpr int weight_gradient_blocks(int size, int tiles) {
-  return size >= 9 && (tiles == 3 || tiles > 4) ? 2 : 3;
-}
-
 // Grid: x counts channels by the warps of a block, y shares of the items. Whole as in
 // depthwise_forward.
 template <class T, int Size, int Step, int Tiles, bool Whole>

@@ -28,20 +28,20 @@ cudaError_t sum_shares(Arguments p, int shares, float* weight_gradient, float* b
 }  // namespace
 
 cudaError_t forward(const ForwardArguments& p, Type type, const Chip& chip, cudaStream_t stream) {
-  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);
   return with_size(p.filter_size, [&](auto size) {
     return launch_forward<decltype(size)::value>(p, type, chosen, stream);
   });
 }
 
-int weight_gradient_shares(const Shape& shape, const Chip& chip) {
-  return checked(plan(shape, chip), shape).shares;
+int weight_gradient_shares(const Shape& shape, int filter_size, const Chip& chip) {
+  return checked(plan(shape, filter_size, Pass::weight_gradient, chip), shape).shares;
 }
 
 cudaError_t weight_gradient(WeightGradientArguments p, Type type, const Chip& chip,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t stream) {
-  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::weight_gradient, chip), p.shape);
   const auto launch = [&](const WeightGradientArguments& arguments) {
     return with_size(p.filter_size, [&](auto size) {
       return launch_weight_gradient<decltype(size)::value>(arguments, type, chosen, stream);

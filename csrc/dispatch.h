@@ -12,7 +12,7 @@ cudaError_t forward(const ForwardArguments&, Type, const Chip&, cudaStream_t);
 // How many shares of the items weight_gradient sums apart. With more than one it needs room for the
 // sums of each, shares * channels * (size * size + 1) floats. Throws std::invalid_argument where the
 // shape is too large.
-int weight_gradient_shares(const Shape&, const Chip&);
+int weight_gradient_shares(const Shape&, int filter_size, const Chip&);
 
 // The results are weight_gradient [channel][size][size] and, unless null, bias_gradient [channel].
 cudaError_t weight_gradient(WeightGradientArguments, Type, const Chip&, float* weight_gradient,

@@ -7,7 +7,7 @@ namespace depthwise {
 
 cudaError_t fused_forward(const FusedForwardArguments& p, Type type, const Chip& chip,
                           cudaStream_t stream) {
-  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);
   return with_size(p.filter_size, [&](auto size) {
     return launch_fused_forward<decltype(size)::value>(p, type, chosen, stream);
   });
@@ -22,18 +22,13 @@ cudaError_t fused_forward(const ChannelsLastFusedForwardArguments& p, Type type,
   });
 }
 
-bool whole_planes(const Shape& shape) {
-  return shape.height == shape.width &&
-         (shape.width == 8 || shape.width == 16 || shape.width == 32);
-}
-
-int whole_plane_shares(const Shape& shape, const Chip& chip) {
-  return checked(plan(shape, chip), shape).shares;
+int whole_plane_shares(const Shape& shape, int filter_size, Pass pass, const Chip& chip) {
+  return checked(plan(shape, filter_size, pass, chip), shape).shares;
 }
 
 cudaError_t moments_forward(const MomentsForwardArguments& p, Type type, const Chip& chip,
                             float* merged, cudaStream_t stream) {
-  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);
   const cudaError_t status = with_size(p.filter_size, [&](auto size) {
     return launch_moments_forward<decltype(size)::value>(p, type, chosen, stream);
   });
@@ -47,7 +42,7 @@ bool backward_gives_weight_gradient(int filter_size) {
 
 cudaError_t backward(BackwardArguments p, Type type, const Chip& chip, float* weight_gradient,
                      float* bias_gradient, float* workspace, cudaStream_t stream) {
-  const Plan chosen = checked(plan(p.shape, chip), p.shape);
+  const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::backward, chip), p.shape);
   const int shares = chosen.shares, channels = p.shape.channels;
   const ptrdiff_t weights = ptrdiff_t(channels) * p.filter_size * p.filter_size;
   const bool several = shares > 1;

@@ -13,10 +13,8 @@ cudaError_t fused_forward(const FusedForwardArguments&, Type, const Chip&, cudaS
 cudaError_t fused_forward(const ChannelsLastFusedForwardArguments&, Type, const Chip&,
                           cudaStream_t);
 
-// Whether planes of this size are whole ones, which the next two take if everything lies on 16-byte
-// boundaries, and how many shares of them are summed apart.
-bool whole_planes(const Shape&);
-int whole_plane_shares(const Shape&, const Chip&);
+// How many shares the next two sum apart. They take whole planes on 16-byte boundaries.
+int whole_plane_shares(const Shape&, int filter_size, Pass, const Chip&);
 
 // The moments [3][channel] of the activation go to `merged`; `p.moments` is room for those of the
 // shares.

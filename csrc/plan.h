@@ -48,9 +48,6 @@ struct Plan {
   int shares;  // of the items of a channel, each worked through by one warp
 };
 
-// Enough warps to hide the latency of memory: 16 on each multiprocessor.
-constexpr int warps_wanted(const Chip& chip) { return 16 * chip.multiprocessors; }
-
 // `items` is -1 where they would not fit an int.
 constexpr Tiling tiling_of(Shape shape, TileShape tile) {
   Tiling tiling{};
@@ -68,14 +65,68 @@ constexpr Tiling tiling_of(Shape shape, TileShape tile) {
   return tiling;
 }
 
-constexpr Plan plan(Shape shape, const Chip& chip) {
+// ---- how many blocks a multiprocessor runs at a time ---------------------------------------------
+//
+// Registers decide. The kernels are compiled for these numbers.
+
+enum class Pass { forward, weight_gradient, backward };
+
+// Sums and bands alone are 32 + 18 at size 9 and 32 + 45 at size 15.
+constexpr int forward_blocks(int size, int tiles, bool whole) {
+  return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;
+}
+
+// With 3, 6 and 7 tiles, 168 registers do not hold the sums of larger sizes and what is on its way.
+constexpr int weight_gradient_blocks(int size, int tiles) {
+  return size >= 9 && (tiles == 3 || tiles > 4) ? 2 : 3;
+}
+
+// Whether one kernel gives the gradients of input and weight. In registers it holds bands, input
+// gradient and weight sums, 18 + 32 + 36 at size 9; at size 13, 39 + 32 + 80 leave no room for what is
+// on its way, and the weight gradient takes a pass of its own.
+constexpr bool backward_with_weight(int size) { return size <= 11; }
+
+constexpr int backward_blocks(int size, bool with_weight) {
+  return size > 9 ? 2 : with_weight ? 3 : 4;
+}
+
+// Square planes that one item covers, and that move as straight runs where everything lies on 16-byte
+// boundaries.
+constexpr bool whole_planes(const Shape& shape) {
+  return shape.height == shape.width &&
+         (shape.width == 8 || shape.width == 16 || shape.width == 32);
+}
+
+constexpr int blocks_of_planes(const Shape& shape, int size, int tiles, Pass pass) {
+  if (pass == Pass::forward) return forward_blocks(size, tiles, whole_planes(shape));
+  if (pass == Pass::weight_gradient) return weight_gradient_blocks(size, tiles);
+  return backward_blocks(size, backward_with_weight(size));
+}
+
+// Blocks come and go in waves, and a share takes as long as its items and about half an item to
+// begin. The number of shares that takes the least time by that count.
+constexpr int image_shares(int64_t blocks, int image_tiles, int64_t at_a_time) {
+  if (at_a_time < 1) at_a_time = 1;
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int shares = 1; shares <= image_tiles && shares <= 1024; ++shares) {
+    if (shares > 1 && blocks * shares > 16 * at_a_time) break;  // as good as even
+    const int64_t time =
+        divide_up(blocks * shares, at_a_time) * (2 * divide_up(image_tiles, shares) + 1);
+    if (time < least) least = time, best = shares;
+  }
+  return best;
+}
+
+constexpr Plan plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {
+  const int size = odd_size(filter_size);
   Plan result{};
   result.tile = tile_shape(shape.width);
   result.tiling = tiling_of(shape, result.tile);
-  const int64_t wanted = divide_up(warps_wanted(chip), shape.channels);
-  const int64_t most = result.tiling.items < 65535 ? result.tiling.items : 65535;  // grid.y
-  result.shares = int(wanted < 1 ? 1 : wanted < most ? wanted : most);
-  if (result.shares < 1) result.shares = 1;
+  if (result.tiling.items < 0) return result;
+  result.shares = image_shares(
+      divide_up(shape.channels, most_warps), result.tiling.items,
+      int64_t(chip.multiprocessors) * blocks_of_planes(shape, size, result.tile.tiles, pass));
   return result;
 }
 
@@ -85,11 +136,6 @@ constexpr Tiling whole_tiling(int groups, int items) {
   while (1 << groups_log2 < groups) ++groups_log2;
   return {groups_log2, 1, 1, items};
 }
-
-// Whether one kernel gives the gradients of input and weight. In registers it holds bands, input
-// gradient and weight sums, 18 + 32 + 36 at size 9; at size 13, 39 + 32 + 80 leave no room for what is
-// on its way, and the weight gradient takes a pass of its own.
-constexpr bool backward_with_weight(int size) { return size <= 11; }
 
 // Shared memory that a block may have on every architecture from sm_80 on; sm_86 has the least.
 constexpr size_t most_shared_bytes = 99 * 1024;
@@ -106,8 +152,6 @@ constexpr int alignment(uintptr_t address, int width, Strides strides) {
 //
 // A block stages the planes of several channels at once and keeps to one section of the images: a
 // strip in a window. Its shares are shares of the images.
-
-enum class Pass { forward, weight_gradient };
 
 constexpr int sections(const Tiling& tiling) { return tiling.strips * tiling.windows; }
 
@@ -149,19 +193,6 @@ constexpr TileShape channels_last_tile(int width, int size, Pass pass, const Chi
 constexpr size_t channels_last_shared_limit(TileShape tile, Pass pass) {
   const bool two_wide_tensors = tile.tiles > 4 && pass == Pass::weight_gradient;
   return two_wide_tensors && tile.step == 2 ? two_row_shared_bytes : most_shared_bytes;
-}
-
-// Blocks come and go in waves, and a share takes as long as its items and about half an item to
-// begin. The number of shares that takes the least time by that count.
-constexpr int image_shares(int64_t blocks, int image_tiles, int64_t at_a_time) {
-  int best = 1;
-  int64_t least = INT64_MAX;
-  for (int shares = 1; shares <= image_tiles && shares <= 256; ++shares) {
-    const int64_t time =
-        divide_up(blocks * shares, at_a_time) * (2 * divide_up(image_tiles, shares) + 1);
-    if (time < least) least = time, best = shares;
-  }
-  return best;
 }
 
 constexpr Plan channels_last_plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {

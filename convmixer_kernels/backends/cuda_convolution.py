@@ -44,7 +44,7 @@ def weight_gradient(
         shares = kernels.weight_gradient_shares_channels_last(where, sizes, kernel_size)
     else:
         run, strides = kernels.weight_gradient, PLANE_STRIDES
-        shares = kernels.weight_gradient_shares(where, sizes)
+        shares = kernels.weight_gradient_shares(where, sizes, kernel_size)
     per_share = channels * (kernel_size * kernel_size + 1)
     workspace = grad_weight.new_empty(shares * per_share if shares > 1 else 0)
     with current(where):

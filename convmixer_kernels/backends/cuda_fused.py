@@ -54,7 +54,7 @@ def forward_moments(
     if bias is not None:
         bias = bias.to(torch.float32).contiguous()
     where, sizes, kernels = place(input), tuple(input.shape), module(input.device)
-    shares = kernels.whole_plane_shares(where, sizes)
+    shares = kernels.whole_plane_shares(where, sizes, weight.shape[-1], False)
     tables = input.new_empty((shares + 1, 3, input.shape[1]), dtype=torch.float32)
     with current(where):
         kernels.moments_forward(
@@ -244,7 +244,7 @@ def _whole_backward(
         grad_weight = torch.empty_like(weight, dtype=torch.float32)
     if with_bias:
         grad_bias = weight.new_empty(channels, dtype=torch.float32)
-    shares = kernels.whole_plane_shares(where, sizes)
+    shares = kernels.whole_plane_shares(where, sizes, kernel_size, True)
     per_share = channels * (kernel_size * kernel_size + 1)
     workspace = weight.new_empty(shares * per_share if shares > 1 else 0, dtype=torch.float32)
     with current(where):

@@ -79,8 +79,8 @@ bool forward_is_right(const Case& each, int size, bool flipped, bool with_bias) 
   return report.right();
 }
 
-int shares_of(const Strides&, const Shape& shape, int, const Chip& chip) {
-  return weight_gradient_shares(shape, chip);
+int shares_of(const Strides&, const Shape& shape, int size, const Chip& chip) {
+  return weight_gradient_shares(shape, size, chip);
 }
 int shares_of(const PixelStrides&, const Shape& shape, int size, const Chip& chip) {
   return channels_last_weight_gradient_shares(shape, size, chip);

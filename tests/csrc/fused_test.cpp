@@ -153,7 +153,7 @@ bool moments_forward_is_right(const Case& each, int size) {
                             filter = numbers.draw(channels * taps);
   Tensor<T, Strides> x(shape, each.input, input), y(shape, each.output);
   const std::vector<T> weight = as_weights<T>(filter);
-  const int shares = whole_plane_shares(shape, each.chip());
+  const int shares = whole_plane_shares(shape, size, Pass::forward, each.chip());
   std::vector<float> moments(size_t(shares) * 3 * channels, NAN), merged(3 * channels, NAN);
 
   Report report("forward with moments", shape, size, name_of<T>);
@@ -201,7 +201,7 @@ bool backward_is_right(const Case& each, int size, bool with_weight) {
   Tensor<T, Strides> x(shape, each.input, input), c(shape, each.output, values),
       g(shape, each.input, gradients), dx(shape, each.output), dc(shape, each.output);
   const std::vector<T> weight = as_weights<T>(filter);
-  const int shares = whole_plane_shares(shape, each.chip());
+  const int shares = whole_plane_shares(shape, size, Pass::backward, each.chip());
   std::vector<float> weight_gradient(channels * taps, NAN), bias_gradient(channels, NAN);
   std::vector<float> workspace(shares > 1 ? size_t(shares) * channels * (taps + 1) : 0, NAN);
 

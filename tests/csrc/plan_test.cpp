@@ -54,13 +54,20 @@ static_assert(has_tile(sm_120, 56, 15, Pass::forward, {2, 7}));
 static_assert(has_tile(sm_90, 32, 9, Pass::weight_gradient, {2, 4}));
 static_assert(has_tile(sm_90, 7, 9, Pass::weight_gradient, {4, 1}));
 
-// Shares: 16 warps for each multiprocessor, of contiguous planes a channel each.
-static_assert(plan({64, 1536, 32, 32}, sm_90.chip).shares == 2);
-static_assert(plan({64, 2112, 32, 32}, sm_90.chip).shares == 1);
-static_assert(plan({64, 96, 32, 32}, sm_90.chip).shares == 22);
-static_assert(plan({64, 96, 32, 32}, sm_120.chip).shares == 29);
-static_assert(plan({1, 96, 32, 32}, sm_90.chip).shares == 1);
-static_assert(plan({2147483647, 1, 40000, 40000}, sm_90.chip).tiling.items == -1);
+// Shares: whole waves of blocks, which a multiprocessor runs four, three or two of at a time.
+constexpr int shares(const Shape& shape, int size, Pass pass, const Chip& chip) {
+  return plan(shape, size, pass, chip).shares;
+}
+static_assert(shares({64, 1536, 32, 32}, 9, Pass::forward, sm_90.chip) == 4);
+static_assert(shares({64, 2112, 32, 32}, 9, Pass::forward, sm_90.chip) == 1);
+static_assert(shares({64, 1536, 32, 32}, 9, Pass::weight_gradient, sm_90.chip) == 1);
+static_assert(shares({64, 1536, 32, 32}, 9, Pass::backward, sm_90.chip) == 1);
+static_assert(shares({64, 96, 32, 32}, 9, Pass::forward, sm_90.chip) == 22);
+static_assert(shares({64, 96, 32, 32}, 15, Pass::forward, sm_90.chip) == 16);
+static_assert(shares({64, 96, 32, 32}, 9, Pass::forward, sm_120.chip) == 22);
+static_assert(shares({1, 96, 32, 32}, 9, Pass::forward, sm_90.chip) == 1);
+static_assert(shares({100000, 1, 8, 8}, 9, Pass::forward, {0, 0}) == 1);
+static_assert(plan({2147483647, 1, 40000, 40000}, 9, Pass::forward, sm_90.chip).tiling.items == -1);
 
 // Of channels-last tensors: whole waves of blocks.
 constexpr int channels_last_shares(const Shape& shape, int size, Pass pass, const Chip& chip) {
@@ -117,7 +124,7 @@ void check_contiguous_block(const Architecture& on, const Shape& shape, int grou
 
 template <int Size>
 void check_contiguous(const Architecture& on, const Shape& shape) {
-  const Plan chosen = plan(shape, on.chip);
+  const Plan chosen = plan(shape, Size, Pass::weight_gradient, on.chip);
   const Tiling& tiling = chosen.tiling;
   const auto hold = [&](bool holds, const char* what) { require(holds, what, on, shape); };
   hold(tiling.groups_log2 >= 0 && tiling.groups_log2 <= 4, "groups");
