@@ -112,20 +112,20 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
       const int lane = int(mine % 32), c = int(mine / 32) + i * warps;
       if (c >= channels) continue;
       T* const plane = planes + Planes::at(staged.pitch, c);
+      // Read anew for each item: registers are scarcer than reads that hit the cache.
+      const auto take = epilogue.of(channel + c);
       float sum[Step][Tiles][4] = {};
       multiply<T, Size, Step, Tiles, Rows, false, ahead>(
           sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
           bands[i], lane);
       __syncwarp();
-      const int job = device::opaque(lane) / 4;
+      const int job = lane / 4;
       T* const first_job = plane + Rows::job(job, tiling.groups_log2, staged.image);
       T* const second_job = plane + Rows::job(job + 8, tiling.groups_log2, staged.image);
-      // Read anew for each item: registers are scarcer than reads that hit the cache. Each sum takes
-      // the place of the input that is its residual.
-      epilogue.of(channel + c)
-          .template operator()<T, Size, Outputs>(
-              first_job, second_job, sum, Residual<T, Outputs>{{first_job, second_job}, residual},
-              number, lane);
+      // Each sum takes the place of the input that is its residual.
+      take.template operator()<T, Size, Outputs>(
+          first_job, second_job, sum, Residual<T, Outputs>{{first_job, second_job}, residual},
+          number, lane);
     }
     __syncthreads();
     const int image = number * images;
