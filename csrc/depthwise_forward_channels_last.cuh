@@ -114,6 +114,7 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
       T* const plane = planes + Planes::at(staged.pitch, c);
       // Read anew for each item: registers are scarcer than reads that hit the cache.
       const auto take = epilogue.of(channel + c);
+      load_no_further();
       float sum[Step][Tiles][4] = {};
       multiply<T, Size, Step, Tiles, Rows, false, ahead>(
           sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
