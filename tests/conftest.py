@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 
+import pytest
+
 
 def _gpu_present() -> bool:
     if shutil.which("nvidia-smi") is None:
@@ -20,3 +22,8 @@ def _gpu_present() -> bool:
 if not _gpu_present():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CONVMIXER_KERNELS_EMULATE", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: else one worker waits for compilers after the others have finished."""
+    items.sort(key=lambda item: item.path.name != "test_sanitizers.py")
