@@ -291,6 +291,8 @@ PYBIND11_MODULE(MODULE_NAME, extension) {
   extension.def("fused_forward", &fused_forward_at<Strides>, without_gil);
   extension.def("fused_forward_channels_last", &fused_forward_at<PixelStrides>, without_gil);
   extension.def("whole_plane_shares", &shares_of_whole_planes);
+  extension.def("whole_planes",
+                [](int height, int width) { return whole_planes({1, 1, height, width}); });
   extension.def("moments_forward", &moments_forward_at, without_gil);
   extension.def("backward_gives_weight_gradient", &backward_gives_weight_gradient);
   extension.def("backward", &backward_at, without_gil);

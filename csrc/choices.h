@@ -2,11 +2,12 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
-#include "plan.h"
+#include "launch.h"
 
 namespace depthwise {
 
@@ -34,6 +35,27 @@ cudaError_t with_size(int filter_size, Launch launch) {
     default:
       throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
   }
+}
+
+// Calls `launch` with the arguments, in which sums now go to their place: the results themselves, or
+// a workspace if there are several shares, which are added afterwards. Either result may be null.
+template <class Arguments, class Launch>
+cudaError_t sum_shares(Arguments p, int shares, float* weight_gradient, float* bias_gradient,
+                       float* workspace, cudaStream_t stream, Launch launch) {
+  const ptrdiff_t weights = ptrdiff_t(p.shape.channels) * p.filter_size * p.filter_size;
+  const bool several = shares > 1;
+  const auto place = [&](float* result, ptrdiff_t offset) {
+    return result == nullptr ? nullptr : several ? workspace + offset : result;
+  };
+  p.weight_sums = place(weight_gradient, 0);
+  p.bias_sums = place(bias_gradient, shares * weights);
+  cudaError_t status = launch(p);
+  if (!several) return status;
+  if (status == cudaSuccess && weight_gradient != nullptr)
+    status = launch_add_shares(weight_gradient, p.weight_sums, shares, weights, stream);
+  if (status == cudaSuccess && bias_gradient != nullptr)
+    status = launch_add_shares(bias_gradient, p.bias_sums, shares, p.shape.channels, stream);
+  return status;
 }
 
 }  // namespace depthwise

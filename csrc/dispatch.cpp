@@ -1,31 +1,8 @@
 #include "dispatch.h"
 
 #include "choices.h"
-#include "launch.h"
 
 namespace depthwise {
-namespace {
-
-// Calls `launch` with the arguments, in which sums now go to their place: the results themselves, or
-// a workspace if there are several shares, which are added afterwards.
-template <class Arguments, class Launch>
-cudaError_t sum_shares(Arguments p, int shares, float* weight_gradient, float* bias_gradient,
-                       float* workspace, cudaStream_t stream, Launch launch) {
-  const ptrdiff_t weights = ptrdiff_t(p.shape.channels) * p.filter_size * p.filter_size;
-  const bool several = shares > 1;
-  p.weight_sums = several ? workspace : weight_gradient;
-  p.bias_sums = bias_gradient == nullptr ? nullptr
-                : several                ? workspace + shares * weights
-                                         : bias_gradient;
-  const cudaError_t status = launch(p);
-  if (status != cudaSuccess || !several) return status;
-  const cudaError_t added =
-      launch_add_shares(weight_gradient, p.weight_sums, shares, weights, stream);
-  if (added != cudaSuccess || bias_gradient == nullptr) return added;
-  return launch_add_shares(bias_gradient, p.bias_sums, shares, p.shape.channels, stream);
-}
-
-}  // namespace
 
 cudaError_t forward(const ForwardArguments& p, Type type, const Chip& chip, cudaStream_t stream) {
   const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);

@@ -1,7 +1,6 @@
 #include "dispatch_fused.h"
 
 #include "choices.h"
-#include "launch.h"
 
 namespace depthwise {
 
@@ -43,22 +42,12 @@ bool backward_gives_weight_gradient(int filter_size) {
 cudaError_t backward(BackwardArguments p, Type type, const Chip& chip, float* weight_gradient,
                      float* bias_gradient, float* workspace, cudaStream_t stream) {
   const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::backward, chip), p.shape);
-  const int shares = chosen.shares, channels = p.shape.channels;
-  const ptrdiff_t weights = ptrdiff_t(channels) * p.filter_size * p.filter_size;
-  const bool several = shares > 1;
-  if (weight_gradient) p.weight_sums = several ? workspace : weight_gradient;
-  if (bias_gradient) p.bias_sums = several ? workspace + shares * weights : bias_gradient;
-  const cudaError_t status = with_size(p.filter_size, [&](auto size) {
-    return launch_backward<decltype(size)::value>(p, type, chosen, stream);
-  });
-  if (status != cudaSuccess || !several) return status;
-  if (weight_gradient) {
-    const cudaError_t added =
-        launch_add_shares(weight_gradient, p.weight_sums, shares, weights, stream);
-    if (added != cudaSuccess) return added;
-  }
-  if (bias_gradient == nullptr) return cudaSuccess;
-  return launch_add_shares(bias_gradient, p.bias_sums, shares, channels, stream);
+  const auto launch = [&](const BackwardArguments& arguments) {
+    return with_size(p.filter_size, [&](auto size) {
+      return launch_backward<decltype(size)::value>(arguments, type, chosen, stream);
+    });
+  };
+  return sum_shares(p, chosen.shares, weight_gradient, bias_gradient, workspace, stream, launch);
 }
 
 int stream_shares(const StreamArguments& p, bool channels_last, const Chip& chip) {

@@ -211,10 +211,8 @@ def _fused_forward(
 
 def _is_whole(tensor: Tensor) -> bool:
     """Whether its planes are those that one item of a kernel covers, on 16-byte boundaries."""
-    height, width = tensor.shape[2:]
     return (
-        height == width
-        and width in (8, 16, 32)
+        module(tensor.device).whole_planes(*tensor.shape[2:])
         and layout.is_planar(tensor)
         and tensor.data_ptr() % 16 == 0
         and tensor.stride(0) % 8 == 0
