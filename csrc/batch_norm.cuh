@@ -14,8 +14,7 @@ namespace depthwise {
 template <class T, int Vector>
 struct Pack {
   static_assert(Vector == 8 || Vector == 4 || Vector == 1);
-  using Bits = std::conditional_t<Vector == 8, uint4,
-                                  std::conditional_t<Vector == 4, uint2, unsigned short>>;
+  using Bits = depthwise::Bits<Vector>;
   uint32_t word[(Vector + 1) / 2] = {};
 
   __device__ __forceinline__ void read(const T* from) {
@@ -151,6 +150,7 @@ __device__ __forceinline__ float or_zero(const float* from, int channel) {
 }
 
 constexpr int stream_batch = 4;
+static_assert(stream_batch * 32 <= INT32_MAX - most_outer);
 
 // Grid of all passes: x counts channels by those of a block, y shares of the outer index.
 #define DEPTHWISE_STREAM                                          \

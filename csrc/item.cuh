@@ -12,7 +12,7 @@ namespace depthwise {
 template <int Step, int Columns>
 struct ItemLayout {
   static_assert(Columns % 8 == 0);
-  static constexpr int columns = Columns;
+  static constexpr int step = Step, columns = Columns;
   static constexpr int group = Step * Columns + (Step * Columns / 8 % 2 ? 0 : 8);
 
   __host__ __device__ static constexpr int at(int row, int column) {

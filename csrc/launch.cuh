@@ -37,10 +37,9 @@ cudaError_t with_tile(Type type, TileShape tile, bool whole, Launch launch) {
   }
 }
 
-// Whether planes are square, exactly as large as an item, and move in pieces of 16 bytes.
-constexpr bool whole_planes(const Shape& shape, TileShape tile, int alignment, int other) {
-  return shape.width == 8 * tile.tiles && shape.height == shape.width && alignment == 8 &&
-         other == 8;
+// Whether planes are whole and all of them move in pieces of 16 bytes.
+constexpr bool move_whole(const Shape& shape, int alignment, int other) {
+  return whole_planes(shape) && alignment == 8 && other == 8;
 }
 
 // A block has as many warps, each with a channel, as find room in shared memory.
@@ -70,7 +69,7 @@ cudaError_t launch_forward(const ForwardArguments& p, Type type, const Plan& pla
   const int width = p.shape.width;
   const int input = alignment(uintptr_t(p.input), width, p.input_strides);
   const int output = alignment(uintptr_t(p.output), width, p.output_strides);
-  const bool whole = whole_planes(p.shape, plan.tile, input, output);
+  const bool whole = move_whole(p.shape, input, output);
   return with_tile(type, plan.tile, whole, [&](auto element, auto step, auto tiles, auto is_whole) {
     using T = decltype(element);
     constexpr int Step = decltype(step)::value, Tiles = decltype(tiles)::value;
@@ -86,7 +85,7 @@ cudaError_t launch_weight_gradient(const WeightGradientArguments& p, Type type, 
   const int width = p.shape.width;
   const int input = alignment(uintptr_t(p.input), width, p.input_strides);
   const int gradient = alignment(uintptr_t(p.output_gradient), width, p.gradient_strides);
-  const bool whole = whole_planes(p.shape, plan.tile, input, gradient);
+  const bool whole = move_whole(p.shape, input, gradient);
   return with_tile(type, plan.tile, whole, [&](auto element, auto step, auto tiles, auto is_whole) {
     using T = decltype(element);
     constexpr int Step = decltype(step)::value, Tiles = decltype(tiles)::value;

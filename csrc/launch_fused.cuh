@@ -13,7 +13,7 @@ cudaError_t launch_fused_forward(const FusedForwardArguments& p, Type type, cons
   const int input = alignment(uintptr_t(p.input), width, p.input_strides);
   // What is added has the output's strides, and moves in the same pieces.
   const int output = alignment(uintptr_t(p.output) | uintptr_t(p.added), width, p.output_strides);
-  const bool whole = whole_planes(p.shape, plan.tile, input, output);
+  const bool whole = move_whole(p.shape, input, output);
   return with_tile(type, plan.tile, whole, [&](auto element, auto step, auto tiles, auto is_whole) {
     using T = decltype(element);
     constexpr int Step = decltype(step)::value, Tiles = decltype(tiles)::value;
@@ -27,7 +27,7 @@ cudaError_t launch_fused_forward(const FusedForwardArguments& p, Type type, cons
 template <class Launch>
 cudaError_t with_whole_tile(Type type, const Shape& shape, TileShape tile, int alignment,
                             Launch launch) {
-  if (!whole_planes(shape, tile, alignment, alignment)) return cudaErrorInvalidValue;
+  if (!move_whole(shape, alignment, alignment)) return cudaErrorInvalidValue;
   return with_tile(type, tile, true, [&](auto element, auto step, auto tiles, auto is_whole) {
     if constexpr (decltype(is_whole)::value) return launch(element, step, tiles);
     else return cudaErrorInvalidValue;

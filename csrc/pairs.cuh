@@ -25,17 +25,27 @@ __device__ __forceinline__ float2 unpack(uint32_t bits) {
   else return __bfloat1622float2(both);
 }
 
-// Element by element, rounded once.
-template <class T>
-__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
-  const float2 left = unpack<T>(a), right = unpack<T>(b);
-  return pack<T>(left.x + right.x, left.y + right.y);
-}
+// 8, 4, 2 or 1 neighbours, as one access moves them.
+template <int Elements>
+using Bits = std::conditional_t<
+    Elements == 8, uint4,
+    std::conditional_t<Elements == 4, uint2,
+                       std::conditional_t<Elements == 2, uint32_t, unsigned short>>>;
 
-template <class T>
-__device__ __forceinline__ uint4 add_pairs(uint4 a, uint4 b) {
-  return make_uint4(add_pairs<T>(a.x, b.x), add_pairs<T>(a.y, b.y), add_pairs<T>(a.z, b.z),
-                    add_pairs<T>(a.w, b.w));
+// Element by element, rounded once.
+template <class T, class Bits>
+__device__ __forceinline__ Bits add_elements(Bits a, Bits b) {
+  constexpr int words = (sizeof(Bits) + 3) / 4;
+  uint32_t left[words] = {}, right[words] = {};
+  memcpy(left, &a, sizeof(Bits));
+  memcpy(right, &b, sizeof(Bits));
+#pragma unroll
+  for (int i = 0; i < words; ++i) {
+    const float2 x = unpack<T>(left[i]), y = unpack<T>(right[i]);
+    left[i] = pack<T>(x.x + y.x, x.y + y.y);
+  }
+  memcpy(&a, left, sizeof(Bits));
+  return a;
 }
 
 // A tensor of the same strides as another is found by the distance between the two; none is 0.

@@ -243,8 +243,8 @@ __device__ __forceinline__ void planes_to_memory(T* to, ptrdiff_t added, const T
       uint4 unit = make_uint4(r[0], r[1], r[2], r[3]);
       if constexpr (Adds)
         if (added != 0)
-          unit =
-              add_pairs<T>(unit, device::load_global(reinterpret_cast<const uint4*>(at + added)));
+          unit = add_elements<T>(unit,
+                                 device::load_global(reinterpret_cast<const uint4*>(at + added)));
       device::store_global(reinterpret_cast<uint4*>(at), unit);
     });
   } else {
@@ -252,14 +252,13 @@ __device__ __forceinline__ void planes_to_memory(T* to, ptrdiff_t added, const T
 #pragma unroll
       for (int i = 0; i < 8; ++i)
         if (i < channels) {
-          uint32_t element = r[i / 2] >> i % 2 * 16 & 0xffffu;
+          auto element = static_cast<unsigned short>(r[i / 2] >> i % 2 * 16);
           if constexpr (Adds)
             if (added != 0)
-              element = add_pairs<T>(
+              element = add_elements<T>(
                   element,
                   device::load_global(reinterpret_cast<const unsigned short*>(at + added) + i));
-          device::store_global(reinterpret_cast<unsigned short*>(at) + i,
-                               static_cast<unsigned short>(element));
+          device::store_global(reinterpret_cast<unsigned short*>(at) + i, element);
         }
     });
   }

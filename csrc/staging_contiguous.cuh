@@ -4,6 +4,9 @@
 // straight runs of 16 bytes a lane. Any other plane moves row by row, in the widest pieces that its
 // alignment allows, with zeros for what lies outside.
 #pragma once
+#include <algorithm>
+#include <bit>
+#include <numeric>
 #include <type_traits>
 
 #include "item.cuh"
@@ -62,114 +65,129 @@ struct WholePlane {
 
 // ---- any plane -----------------------------------------------------------------------------------
 
-// Brings columns [left, left + 8 * Tiles) of `rows` rows of a plane, from `top` on, to shared memory
-// at column `shift`, a warp together.
-template <class Layout, int Tiles, int Shift, int Piece, bool Async, class T>
-__device__ __forceinline__ void fetch_rows(T* to, const T* plane, int first_row, int rows, int top,
-                                           int left, int height, int width, bool exists, int lane) {
-  constexpr int per_row = 8 * Tiles / Piece;
-  int row = lane / per_row, piece = lane % per_row;
-  // Not unrolled in full, or the compiler keeps every address in a register of its own.
-#pragma unroll 2
-  for (; row < rows; row += 32 / per_row) {
-    const int y = top + row, x = left + piece * Piece;
-    const bool row_exists = exists && unsigned(y) < unsigned(height);
-    T* const target = to + Layout::at(first_row + row, Shift + piece * Piece);
-    const T* const source = plane + ptrdiff_t(y) * width + x;
-    if constexpr (Async) {
-      device::copy_async<2 * Piece>(target, source, row_exists && x < width);
-    } else {
-      // Rows that are not aligned to 4 bytes go through registers.
-      static_assert(Piece == 4);
-      const unsigned short* const bits = reinterpret_cast<const unsigned short*>(source);
-      uint32_t element[4];
+// Calls visit(where a piece lies in the plane, where in shared memory, its row and column) for the
+// pieces of `rows` rows that fall to this lane, in columns [begin, end). `plane` is where the first of
+// these rows begins. As many lanes lie side by side as a row has pieces, rounded up to a power of two:
+// then a lane keeps its column, and its rows follow each other at constant distances.
+template <class Layout, int Tiles, int Piece, class T, class Visit>
+__device__ __forceinline__ void each_piece(T* plane, int width, int first_row, int rows, int begin,
+                                           int end, int lane, Visit visit) {
+  constexpr int across = std::min(32u, std::bit_ceil(unsigned(8 * Tiles / Piece)));
+  constexpr int down = 32 / across, turn = std::lcm(down, Layout::step);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        element[i] = row_exists && x + i < width ? device::load_global(bits + i) : 0u;
-      device::store_shared(
-          target, make_uint2(element[0] | element[1] << 16, element[2] | element[3] << 16));
-    }
-    if constexpr (32 % per_row != 0) {
-      piece += 32 % per_row;
-      if (piece >= per_row) piece -= per_row, ++row;
-    }
-  }
-}
-
-// Reads up to 8 elements of a row, of which `width` exist, in loads of Piece elements.
-template <int Piece, class T>
-__device__ __forceinline__ uint4 load_pieces(const T* from, int width) {
-  uint32_t word[4] = {};
-  if constexpr (Piece == 8) {
-    return device::load_global(reinterpret_cast<const uint4*>(from));
-  } else if constexpr (Piece == 4) {
+  for (int first = 0; first < 8 * Tiles; first += across * Piece) {
+    const int column = first + lane % across * Piece;
+    if (column < begin || column >= end) continue;
+    int in_shared[turn / down];
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if (4 * i < width) {
-        const uint2 two = device::load_global(reinterpret_cast<const uint2*>(from + 4 * i));
-        word[2 * i] = two.x, word[2 * i + 1] = two.y;
+    for (int i = 0; i < turn / down; ++i)
+      in_shared[i] = Layout::at(first_row + lane / across + i * down, column);
+    T* in_plane = plane + ptrdiff_t(lane / across) * width + column;
+#pragma unroll 1
+    for (int row = lane / across; row < rows; row += turn)
+#pragma unroll
+      for (int i = 0; i < turn / down; ++i) {
+        if (row + i * down < rows) visit(in_plane, in_shared[i], row + i * down, column);
+        in_plane += down * width;
+        in_shared[i] += turn / Layout::step * Layout::group;
       }
-  } else if constexpr (Piece == 2) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (2 * i < width)
-        word[i] = device::load_global(reinterpret_cast<const uint32_t*>(from + 2 * i));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (i < width)
-        word[i / 2] |=
-            uint32_t(device::load_global(reinterpret_cast<const unsigned short*>(from) + i))
-            << i % 2 * 16;
   }
-  return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-// Writes the finished rows of an item, 8 columns a lane at a time in stores of Piece elements. With
-// Adds it adds the tensor that lies `added` bytes from them in memory, unless that is zero.
-template <class Layout, int Piece, bool Adds, int Step, int Tiles, class T>
-__device__ __forceinline__ void store_pieces(T* planes, ptrdiff_t image_stride, ptrdiff_t added,
-                                             const T* from, const Item<Step, Tiles>& item,
-                                             const Shape& shape, const Tiling& tiling,
-                                             int image_pitch, int lane) {
-  constexpr int per_job = Step * Tiles;
-  const int first_tile = item.first_tile(), last_tile = item.last_tile(tiling);
-#pragma unroll 2
-  for (int n = lane; n < jobs * per_job; n += 32) {
-    const int job = n / per_job, s = n % per_job / Tiles, q = n % Tiles;
-    const int image = item.image() + (job >> tiling.groups_log2);
-    const int y = item.top(tiling) + (job & ((1 << tiling.groups_log2) - 1)) * Step + s;
-    const int x = item.left() + 8 * q;
-    if (image >= shape.images || y >= shape.height || x >= shape.width || q < first_tile ||
-        q >= last_tile)
-      continue;
-    uint4 value = *reinterpret_cast<const uint4*>(
-        from + Layout::job(job, tiling.groups_log2, image_pitch) + Layout::at(s, 8 * q));
-    T* const to = planes + image * image_stride + ptrdiff_t(y) * shape.width + x;
-    if constexpr (Adds)
-      if (added != 0)
-        value = add_pairs<T>(value, load_pieces<Piece>(offset_by(to, added), shape.width - x));
-    const uint32_t word[4] = {value.x, value.y, value.z, value.w};
-    if constexpr (Piece == 8) {
-      device::store_global(reinterpret_cast<uint4*>(to), value);
-    } else if constexpr (Piece == 4) {
+// The part of the planes that an item covers with its halo, and where it goes.
+struct Span {
+  int images;     // of the item
+  int existing;   // of these, since the last item may have more than are left
+  int first_row;  // in shared memory
+  int rows;       // of an image, from `top` on
+  int top, left;  // in the plane
+};
+
+// Brings a span of planes to shared memory at column Shift, `from` and `to` being those of the item's
+// first image; zeros for what lies outside.
+template <class Layout, int Tiles, int Shift, int Piece, class T>
+__device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* from, ptrdiff_t image_stride,
+                                           const Span& span, const Shape& shape, int lane) {
+  from += ptrdiff_t(span.top) * shape.width + span.left;
+#pragma unroll 1
+  for (int image = 0; image < span.images; ++image) {
+    const int height = image < span.existing ? shape.height : 0;
+    each_piece<Layout, Tiles, Piece>(
+        from, shape.width, span.first_row, span.rows, 0, 8 * Tiles, lane,
+        [&](const T* in_plane, int in_shared, int row, int column) {
+          device::copy_async<2 * Piece>(
+              to + Shift + in_shared, in_plane,
+              unsigned(span.top + row) < unsigned(height) && span.left + column < shape.width);
+        });
+    to += pitch, from += image_stride;
+  }
+}
+
+// The same for rows that are not aligned to 4 bytes, which no asynchronous copy takes: they go through
+// registers, four pieces of a lane at a time, so that it waits for memory once and not four times.
+template <class Layout, int Tiles, int Shift, class T>
+__device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
+                                               ptrdiff_t image_stride, const Span& span,
+                                               const Shape& shape, int lane) {
+  constexpr int piece = 4, per_row = 8 * Tiles / piece, at_once = 4;
+  int image = 0, row = lane / per_row, column = lane % per_row * piece;
+  const auto settle = [&] {
+    while (row >= span.rows) row -= span.rows, ++image;
+  };
+  settle();
+  while (image < span.images) {
+    uint2 bits[at_once];
+    int target[at_once];
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (x + 4 * i < shape.width)
-          device::store_global(reinterpret_cast<uint2*>(to + 4 * i),
-                               make_uint2(word[2 * i], word[2 * i + 1]));
-    } else if constexpr (Piece == 2) {
+    for (int i = 0; i < at_once; ++i) {
+      const int y = span.top + row, x = span.left + column;
+      const bool exists = image < span.existing && unsigned(y) < unsigned(shape.height);
+      const unsigned short* const source = reinterpret_cast<const unsigned short*>(
+          from + image * image_stride + ptrdiff_t(y) * shape.width + x);
+      uint32_t element[piece];
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (x + 2 * i < shape.width)
-          device::store_global(reinterpret_cast<uint32_t*>(to + 2 * i), word[i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (x + i < shape.width)
-          device::store_global(reinterpret_cast<unsigned short*>(to) + i,
-                               static_cast<unsigned short>(word[i / 2] >> i % 2 * 16));
+      for (int e = 0; e < piece; ++e)
+        element[e] = exists && x + e < shape.width ? device::load_global(source + e) : 0u;
+      bits[i] = make_uint2(element[0] | element[1] << 16, element[2] | element[3] << 16);
+      target[i] = image < span.images
+                      ? image * pitch + Layout::at(span.first_row + row, Shift + column)
+                      : -1;
+      row += 32 / per_row;
+      column += 32 % per_row * piece;
+      if (column >= 8 * Tiles) column -= 8 * Tiles, ++row;
+      settle();
     }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (target[i] >= 0) device::store_shared(to + target[i], bits[i]);
+  }
+}
+
+// Writes the outputs of an item to the planes. With Adds it adds the tensor that lies `added` bytes
+// from them in memory, unless that is zero.
+template <class Layout, int Piece, bool Adds, int Step, int Tiles, class T>
+__device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, ptrdiff_t added,
+                                           const T* from, const Item<Step, Tiles>& item,
+                                           const Shape& shape, const Tiling& tiling, int pitch,
+                                           int lane) {
+  using Value = Bits<Piece>;
+  const int images = min(jobs >> tiling.groups_log2, shape.images - item.image());
+  const int top = item.top(tiling), rows = min(Step << tiling.groups_log2, shape.height - top);
+  const int first = 8 * item.first_tile();
+  const int end = min(8 * item.last_tile(tiling), shape.width - item.left());
+  T* to = planes + item.image() * image_stride + ptrdiff_t(top) * shape.width + item.left();
+#pragma unroll 1
+  for (int image = 0; image < images; ++image) {
+    each_piece<Layout, Tiles, Piece>(
+        to, shape.width, 0, rows, first, end, lane, [&](T* in_plane, int in_shared, int, int) {
+          Value value = *reinterpret_cast<const Value*>(from + in_shared);
+          Value* const target = reinterpret_cast<Value*>(in_plane);
+          if constexpr (Adds)
+            if (added != 0)
+              value = add_elements<T>(value, device::load_global(offset_by(target, added)));
+          device::store_global(target, value);
+        });
+    to += image_stride, from += pitch;
   }
 }
 
@@ -192,30 +210,31 @@ class Reader {
   __device__ __forceinline__ void fetch_next(T* to, int lane) {
     // Each of the ways below would keep its addresses in registers of its own.
     lane = device::opaque(lane);
+    const bool one_strip = tiling_.strips == 1;
+    const int images = jobs >> tiling_.groups_log2;
+    const Span span{images,
+                    min(images, shape_.images - item_.image()),
+                    one_strip ? Pad : 0,
+                    one_strip ? shape_.height : (Step << tiling_.groups_log2) + 2 * Pad,
+                    one_strip ? 0 : item_.top(tiling_) - Pad,
+                    item_.left()};
+    const T* const from = planes_.first + item_.image() * planes_.image_stride;
+    const auto fetch = [&](auto piece) {
+      fetch_rows<Layout, Tiles, Shift, decltype(piece)::value>(
+          to, pitch_, from, planes_.image_stride, span, shape_, lane);
+    };
     using std::integral_constant;
     constexpr int widest = Shift % 8 == 0 ? 8 : 4;
-    if (planes_.alignment >= widest) fetch<widest, true>(to, lane);
-    else if (planes_.alignment == 4) fetch<4, true>(to, lane);
-    else if (planes_.alignment == 2) fetch<2, true>(to, lane);
-    else fetch<4, false>(to, lane);
+    if (planes_.alignment >= widest) fetch(integral_constant<int, widest>());
+    else if (widest > 4 && planes_.alignment == 4) fetch(integral_constant<int, 4>());
+    else if (planes_.alignment == 2) fetch(integral_constant<int, 2>());
+    else
+      fetch_elements<Layout, Tiles, Shift>(to, pitch_, from, planes_.image_stride, span, shape_,
+                                           lane);
     item_.advance(tiling_);
   }
 
  private:
-  template <int Piece, bool Async>
-  __device__ __forceinline__ void fetch(T* to, int lane) const {
-    const bool one_strip = tiling_.strips == 1;
-    const int first_row = one_strip ? Pad : 0, top = one_strip ? 0 : item_.top(tiling_) - Pad;
-    const int rows = one_strip ? shape_.height : (Step << tiling_.groups_log2) + 2 * Pad;
-#pragma unroll 1
-    for (int i = 0; i < jobs >> tiling_.groups_log2; ++i) {
-      const int image = item_.image() + i;
-      fetch_rows<Layout, Tiles, Shift, Piece, Async>(
-          to + i * pitch_, planes_.first + image * planes_.image_stride, first_row, rows, top,
-          item_.left(), shape_.height, shape_.width, image < shape_.images, lane);
-    }
-  }
-
   const Planes<const T>& planes_;
   const Shape& shape_;
   const Tiling& tiling_;
@@ -283,8 +302,8 @@ class Writer {
   __device__ __forceinline__ void store_next(const T* from, int lane) {
     lane = device::opaque(lane);
     const auto store = [&](auto piece) {
-      store_pieces<Layout, decltype(piece)::value, Adds>(
-          planes_.first, planes_.image_stride, added_, from, item_, shape_, tiling_, pitch_, lane);
+      store_rows<Layout, decltype(piece)::value, Adds>(planes_.first, planes_.image_stride, added_,
+                                                       from, item_, shape_, tiling_, pitch_, lane);
     };
     using std::integral_constant;
     if (planes_.alignment == 8) store(integral_constant<int, 8>());
@@ -330,7 +349,7 @@ class Writer<T, Step, Tiles, Layout, true, Adds> {
       uint4 value = *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared);
       if constexpr (Adds)
         if (added_ != 0)
-          value = add_pairs<T>(
+          value = add_elements<T>(
               value, device::load_global(reinterpret_cast<const uint4*>(offset_by(to, added_))));
       device::store_global(reinterpret_cast<uint4*>(to), value);
     });

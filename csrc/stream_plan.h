@@ -25,6 +25,9 @@ constexpr int stream_vector(const StreamArguments& p, bool channels_last) {
   return all % 8 == 0 ? 8 : all % 4 == 0 && !channels_last ? 4 : 1;
 }
 
+// The largest outer index: a thread goes up to a batch of warps beyond the last one.
+constexpr int most_outer = INT32_MAX - 128;
+
 struct StreamPlan {
   int vector;
   int blocks;  // of channels

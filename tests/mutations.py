@@ -31,6 +31,13 @@ HALO_ROW_OFF = Mutation(
     "halo one row off", PIXELS_STAGING, "item.top(tiling) - pad", "item.top(tiling)"
 )
 
+# Where kernels are instantiated for bfloat16.
+SECOND_TYPE = {
+    "launch.cuh": "launch(__nv_bfloat16(), step, tiles, is_whole)",
+    "launch_channels_last.cuh": "launch(__nv_bfloat16(), step, tiles)",
+    "batch_norm.cu": "launch_for<which, __nv_bfloat16>(p, channels_last, plan, on)",
+}
+
 # By the kernel that has the fault and the sanitizer that it is run under.
 MUTATIONS = {
     ("forward", "thread"): [
@@ -40,10 +47,17 @@ MUTATIONS = {
         Mutation("wait for too few copies", FORWARD, "copy_wait<1>", "copy_wait<2>"),
         Mutation("no zeros around planes", FORWARD, "clear(input, input_elements, lane);"),
         Mutation("halo one row off", STAGING, "item_.top(tiling_) - Pad", "item_.top(tiling_)"),
-        Mutation("more rows written than there are", STAGING, "y >= shape.height ||"),
+        Mutation(
+            "more rows written than there are", STAGING, ", shape.height - top);", ", 1 << 20);"
+        ),
     ],
     ("forward", "address"): [
-        Mutation("more images read than there are", STAGING, "image < shape_.images", "true"),
+        Mutation(
+            "more images read than there are",
+            STAGING,
+            "image < span.existing ? shape.height : 0",
+            "shape.height",
+        ),
     ],
     ("weight_gradient", "thread"): [
         Mutation("no barrier after zeros", GRADIENT, WARP),
@@ -105,7 +119,7 @@ MUTATIONS = {
 
 
 def copy_sources(csrc: Path, copy: Path, mutation: Mutation | None = None) -> Path:
-    """A copy of `csrc` whose barriers are those that correctness asks for, with the mutation.
+    """A copy of `csrc` with the mutation, for half alone and with no more barriers than it takes.
 
     Raises:
         LookupError: the sources have changed so that the mutation does not apply any more.
@@ -113,6 +127,8 @@ def copy_sources(csrc: Path, copy: Path, mutation: Mutation | None = None) -> Pa
     shutil.copytree(csrc, copy, ignore=shutil.ignore_patterns("build_tools", "__pycache__"))
     # It limits what ptxas does early. In the emulation it would stand in for missing barriers.
     _apply(Mutation("", CORE, "load_no_further() { __syncwarp(); }", "load_no_further() {}"), copy)
+    for file, call in SECOND_TYPE.items():
+        _apply(Mutation("", file, call, "cudaErrorInvalidValue"), copy)
     if mutation is not None:
         _apply(mutation, copy)
     return copy

@@ -43,7 +43,9 @@ def files(role: str, sizes: tuple[int, ...]) -> list[str]:
     return [f"instantiations/{role}_{size}.cu" for size in sizes]
 
 
-def build(name: str, program: str, sanitizer: str, kernels: list[str], csrc: Path) -> Path:
+def build(
+    name: str, program: str, sanitizer: str, kernels: list[str], csrc: Path, *flags: str
+) -> Path:
     """A test program with these files of kernels, from the sources in `csrc`."""
     around = ["dispatch.cpp", "add_shares.cu"]
     if program == "fused_test":
@@ -53,7 +55,8 @@ def build(name: str, program: str, sanitizer: str, kernels: list[str], csrc: Pat
         *(CSRC / file for file in around if file not in kernels),
         *(csrc / file for file in kernels),
     ]
-    return emulation_build.build_executable(name, sources, sanitizer=sanitizer, flags=INCOMPLETE)
+    flags = (*INCOMPLETE, *flags)
+    return emulation_build.build_executable(name, sources, sanitizer=sanitizer, flags=flags)
 
 
 def sizes(role: str, sanitizer: str) -> tuple[int, ...]:
@@ -95,7 +98,8 @@ def test_planted_faults_are_caught(role: str, sanitizer: str, tmp_path: Path) ->
     def outputs(csrc: Path) -> str:
         # Only what is mutated is compiled again: the name of the program decides the folder.
         program = PROGRAM_OF[role]
-        built = build(f"mutated_{role}", program, sanitizer, files(role, (9,)), csrc)
+        kernels = files(role, (9,))
+        built = build(f"mutated_{role}", program, sanitizer, kernels, csrc, "-DONE_TYPE")
         runs = [
             run_program(built, role, "9", order=order, copies=copies)
             for order, copies in (("forward", "late"), ("reverse", "early"))

@@ -130,10 +130,10 @@ bool run(const std::string& role, int size, std::span<const Case> cases) {
   bool right = true, other = size == 9;
   for (const Case& each : cases) {
     if (role.ends_with("forward"))
-      right &= other ? forward_is_right<__nv_bfloat16, Layout>(each, size, true, false)
+      right &= other ? forward_is_right<Brain, Layout>(each, size, true, false)
                      : forward_is_right<__half, Layout>(each, size, false, true);
     else
-      right &= other ? weight_gradient_is_right<__nv_bfloat16, Layout>(each, size, false)
+      right &= other ? weight_gradient_is_right<Brain, Layout>(each, size, false)
                      : weight_gradient_is_right<__half, Layout>(each, size, true);
     other = !other;
   }

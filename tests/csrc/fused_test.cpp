@@ -331,22 +331,22 @@ bool run(const std::string& role, int size) {
   if (role == "batch_norm") {
     for (const Case& each : streams) right &= streams_are_right<__half, Strides>(each);
     for (const Case& each : channels_last_streams)
-      right &= streams_are_right<__nv_bfloat16, PixelStrides>(each);
+      right &= streams_are_right<Brain, PixelStrides>(each);
   } else if (role == "channels_last_fused_forward") {
     for (const Case& each : channels_last_cases) {
-      right &= other ? forward_is_right<__nv_bfloat16, PixelStrides>(each, size, true)
+      right &= other ? forward_is_right<Brain, PixelStrides>(each, size, true)
                      : forward_is_right<__half, PixelStrides>(each, size, false);
       other = !other;
     }
   } else {
     for (const Case& each : contiguous_cases) {
       if (role == "fused_forward") {
-        right &= other ? forward_is_right<__nv_bfloat16, Strides>(each, size, true)
+        right &= other ? forward_is_right<Brain, Strides>(each, size, true)
                        : forward_is_right<__half, Strides>(each, size, false);
-        right &= moments_forward_is_right<__nv_bfloat16>(each, size);
+        right &= moments_forward_is_right<Brain>(each, size);
       } else {
         right &= backward_is_right<__half>(each, size, size <= 11);
-        right &= backward_is_right<__nv_bfloat16>(each, size, false);
+        right &= backward_is_right<Brain>(each, size, false);
       }
       other = !other;
     }
