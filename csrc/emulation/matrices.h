@@ -14,6 +14,8 @@ namespace emulation {
 // Eight neighbours of a row, as vectors of the compiler.
 typedef uint32_t Words __attribute__((vector_size(32)));
 typedef float Floats __attribute__((vector_size(32)));
+typedef double Doubles __attribute__((vector_size(64)));
+typedef uint64_t DoubleWords __attribute__((vector_size(64)));
 
 // Floats of 16-bit values, without branches and without computing with subnormal floats.
 template <class T>
@@ -33,7 +35,16 @@ inline void widen(Floats& to, const Words& bits) {
   to = reinterpret_cast<Floats>(floats);
 }
 
-// d = a b + c of a warp, see device::mma. The registers are put down so that they form rows of
+// What a tensor core keeps of a sum: bits beyond those of a float are cut off, not rounded, so errors
+// of many sums of one sign add up (Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA
+// tensor cores", 2021).
+inline Floats cut_off(const Doubles& sum) {
+  constexpr uint64_t beyond = (uint64_t{1} << (52 - 23)) - 1;
+  const DoubleWords kept = reinterpret_cast<const DoubleWords&>(sum) & ~beyond;
+  return __builtin_convertvector(reinterpret_cast<const Doubles&>(kept), Floats);
+}
+
+// d = a b + c of a warp, see device::mma. Eight products and what they are added to make one sum. The registers are put down so that they form rows of
 // matrices: a as it comes, lane after lane; b by columns of lanes; c and d as 16 x 8 floats.
 template <class T, int Chunks>
 inline void mma(float (&d)[4], const uint32_t* a, const uint32_t* b, const float (&c)[4],
@@ -47,12 +58,15 @@ inline void mma(float (&d)[4], const uint32_t* a, const uint32_t* b, const float
     memcpy(&warp.in[added + 2 * lane + 64], &c[2], 8);
   };
   const auto combine = [](Warp& warp) {
-    Floats b[8 * Chunks];
+    Doubles b[8 * Chunks];
     for (unsigned k = 0; k < 8 * Chunks; k += 2) {
       Words both;
       memcpy(&both, &warp.in[right + 4 * k], sizeof(both));
-      widen<T>(b[k], both & 0xffff);
-      widen<T>(b[k + 1], both >> 16);
+      Floats upper, lower;
+      widen<T>(upper, both & 0xffff);
+      widen<T>(lower, both >> 16);
+      b[k] = __builtin_convertvector(upper, Doubles);
+      b[k + 1] = __builtin_convertvector(lower, Doubles);
     }
     for (unsigned row = 0; row < 16; ++row) {
       Floats sum;
@@ -62,7 +76,9 @@ inline void mma(float (&d)[4], const uint32_t* a, const uint32_t* b, const float
         memcpy(&halves, &warp.in[(2 * q + row / 8) * warp_size + row % 8 * 4], sizeof(halves));
         Floats a;
         widen<T>(a, __builtin_convertvector(halves, Words));
-        for (unsigned k = 0; k < 8; ++k) sum += a[k] * b[8 * q + k];
+        Doubles exact = __builtin_convertvector(sum, Doubles);
+        for (unsigned k = 0; k < 8; ++k) exact += double(a[k]) * b[8 * q + k];
+        sum = cut_off(exact);
       }
       memcpy(&warp.out[2 * row], &sum, sizeof(sum));
     }

@@ -20,7 +20,7 @@ static_assert(tile_shape(32).tiles == 4 && tile_shape(33).tiles == 6 && tile_sha
 static_assert(tile_shape(1000).tiles == 7);
 static_assert(alignment(32, 16, {256, 256}) == 8 && alignment(8, 16, {256, 256}) == 4);
 static_assert(alignment(32, 14, {196, 196}) == 2 && alignment(32, 7, {49, 49}) == 1);
-static_assert(alignment(32, 8, {256, 196}) == 4 && alignment(31, 8, {64, 64}) == 0);
+static_assert(alignment(32, 8, {256, 196}) == 4 && alignment(30, 8, {64, 64}) == 1);
 
 namespace {
 
@@ -62,6 +62,9 @@ static_assert(shares({64, 1536, 32, 32}, 9, Pass::forward, sm_90.chip) == 4);
 static_assert(shares({64, 2112, 32, 32}, 9, Pass::forward, sm_90.chip) == 1);
 static_assert(shares({64, 1536, 32, 32}, 9, Pass::weight_gradient, sm_90.chip) == 1);
 static_assert(shares({64, 1536, 32, 32}, 9, Pass::backward, sm_90.chip) == 1);
+static_assert(shares({256, 1536, 32, 32}, 9, Pass::forward, {1, 0}) == 1);
+static_assert(shares({256, 1536, 32, 32}, 9, Pass::weight_gradient, {1, 0}) == 4);
+static_assert(shares({256, 1536, 32, 32}, 9, Pass::backward, {1, 0}) == 4);
 static_assert(shares({64, 96, 32, 32}, 9, Pass::forward, sm_90.chip) == 22);
 static_assert(shares({64, 96, 32, 32}, 15, Pass::forward, sm_90.chip) == 16);
 static_assert(shares({64, 96, 32, 32}, 9, Pass::forward, sm_120.chip) == 22);
