@@ -14,8 +14,8 @@ struct Slope {
 // x Phi(x) = max(x, 0) - |x| Phi(-|x|): nothing cancels, and there is no division. In the lower tail,
 // log2 Phi(-t) is nearly a parabola. The polynomial was fitted on [0, 5.8] by the largest error in
 // units in the last place of a half: GELU is off by 0.01 of them at most, and by 1e-6. It takes one
-// instruction of the special function unit, of which a multiprocessor starts a quarter of a warp a
-// clock where it starts four warps of others; erff takes 27 to 32 instructions.
+// instruction of the special function unit, of which a multiprocessor starts half a warp a clock
+// where it starts four warps of others; erff takes 27 to 32 instructions.
 struct Gelu {
   // Phi(-t), 0 <= t <= 8.
   __device__ __forceinline__ static float tail(float t) {

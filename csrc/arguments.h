@@ -105,8 +105,8 @@ struct BackwardArguments {
                                // activation(value) - mean
   void* input_gradient;
   void* value_gradient;  // or null
-  float* weight_sums;    // [share][channel][size][size]
-  float* bias_sums;      // [share][channel]
+  float* weight_sums;    // [share][channel][size][size], or null
+  float* bias_sums;      // [share][channel], or null
   Shape shape;
   Strides input_strides, value_strides, output_gradient_strides;
   Strides input_gradient_strides, value_gradient_strides;

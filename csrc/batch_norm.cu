@@ -50,9 +50,18 @@ unsigned channel_blocks(int channels) { return unsigned(divide_up(channels, chan
 
 __device__ __forceinline__ Moments merged(const float* moments, int parts, int channels,
                                           int channel) {
+  // Several are on their way from memory at a time; beyond the last they are empty.
+  constexpr int at_once = 8;
   Moments all;
-  for (int part = 0; part < parts; ++part)
-    all.merge(Moments::read(moments + ptrdiff_t(part) * 3 * channels + channel, channels));
+  for (int first = 0; first < parts; first += at_once) {
+    Moments some[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (first + i < parts)
+        some[i] = Moments::read(moments + ptrdiff_t(first + i) * 3 * channels + channel, channels);
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) all.merge(some[i]);
+  }
   return all;
 }
 

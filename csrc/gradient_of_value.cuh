@@ -18,7 +18,7 @@ struct GradientOfValue {
   __device__ __forceinline__ GradientOfValue(const Normalisation& normalisation,
                                              const float* gradient_sums, int channel) {
     const float rstd = __ldg(normalisation.rstd() + channel);
-    const float each = 1.f / __ldg(normalisation.count() + channel);
+    const float each = device::reciprocal(__ldg(normalisation.count() + channel));
     mean = __ldg(normalisation.mean() + channel);
     of_gradient = __ldg(normalisation.scale() + channel);
     constant = -of_gradient * __ldg(gradient_sums + channel) * each;

@@ -20,9 +20,9 @@ struct Moments {
   }
 
   __device__ __forceinline__ void merge(const Moments& other) {
-    const float total = count + other.count;
-    if (total == 0) return;
-    const float part = other.count / total, apart = other.mean - mean;
+    const float total = count + other.count, apart = other.mean - mean;
+    // Exactly 1 for the first set, whose mean is taken over as it is; 0 of 0 counts as 0.
+    const float part = count == 0 ? fminf(total, 1) : other.count * device::reciprocal(total);
     mean = fmaf(apart, part, mean);
     squares += fmaf(apart * apart, count * part, other.squares);
     count = total;
