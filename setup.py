@@ -4,6 +4,7 @@ CONVMIXER_KERNELS_BUILD_CUDA      0 skips the extension, 1 demands it; unset: wh
 CONVMIXER_KERNELS_ARCHITECTURES   such as "90" or "80;90;120+PTX"; unset: the GPUs in this machine,
                                   or all supported ones if there is none
 CONVMIXER_KERNELS_NO_SYSTEM_CUDA  1 ignores a system-wide nvcc in favour of the one from PyPI
+CUDA_HOME, CUDA_PATH, CXX         where to look for nvcc first, and the host compiler (g++)
 MAX_JOBS                          how many files to compile at a time
 """
 

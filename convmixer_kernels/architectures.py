@@ -20,11 +20,13 @@ class Chip(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Args:
-    name: as nvcc writes it.
-    capability: compute capability, major and minor.
-    shared_bytes: the most dynamic shared memory that a block may have (CUDA C++ Programming
-        Guide, "Technical Specifications per Compute Capability").
+    """What the choice of kernels depends on of a compute capability.
+
+    Args:
+        name: as nvcc writes it.
+        capability: compute capability, major and minor.
+        shared_bytes: the most dynamic shared memory that a block may have (CUDA C++ Programming
+            Guide, "Technical Specifications per Compute Capability").
     """
 
     name: str

@@ -149,10 +149,16 @@ def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Under autocast they are cast to its dtype; double precision is left alone.
     """
-    if not torch.is_autocast_enabled(input.device.type):
-        return input, weight
-    dtype = torch.get_autocast_dtype(input.device.type)
-    return _cast(input, dtype), _cast(weight, dtype)
+    dtype = autocast_dtype(input.device)
+    return (input, weight) if dtype is None else (_cast(input, dtype), _cast(weight, dtype))
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast makes of the operands of a convolution on `device`; None where it is off."""
+    # There is no autocast of meta tensors: PyTorch refuses to be asked.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

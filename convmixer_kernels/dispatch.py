@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from convmixer_kernels import architectures, layout, preference
+from convmixer_kernels import architectures, arguments, devices, layout, preference
 from convmixer_kernels.preference import IMPLEMENTATIONS, Plane, Preference, Problem
 
 
@@ -106,12 +106,11 @@ def _resolve_once(
     return impl, None
 
 
-@functools.cache
 def _architecture(device: torch.device) -> architectures.Architecture | None:
     """None where no kernel of ours runs under "auto"."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    capability = torch.cuda.get_device_capability(device)
+    capability = devices.capability(devices.index_of(device))
     return architectures.find(capability) if capability >= architectures.LEAST_CAPABILITY else None
 
 
@@ -139,14 +138,21 @@ def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
     """Says which implementation `depthwise_conv2d` would run, and why not the others.
 
     Args:
-        input: (N, C, H, W), any dtype; only its metadata is looked at.
+        input: (N, C, H, W), any dtype; under autocast it counts as cast.
         weight: (C, 1, k, k).
         impl: as in `depthwise_conv2d`.
 
     Returns:
         A line for the choice, then one for each implementation that was passed over: it cannot
-        serve the input, or the other was measured faster on this architecture.
+        serve the input, has no tensor-core path for its dtype, or another was measured faster.
+
+    Raises:
+        ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
+        RuntimeError: `impl` is not available here; the message says why and what helps.
     """
+    arguments.check_convolution(input, weight, None)
+    input, weight = arguments.autocast(input, weight)
+    arguments.check_same_dtype(input, weight)
     chosen = resolve(input, weight, impl)
     kernel_size = weight.shape[-1]
     shape = "x".join(str(size) for size in input.shape)

@@ -1,6 +1,6 @@
 """Builds the CUDA sources with a host compiler and `csrc/emulation`, to run them without a GPU.
 
-The module takes about a minute of processor time, once; afterwards ninja rebuilds what has
+The module takes about two minutes of processor time, once; afterwards ninja rebuilds what has
 changed. It goes to `build/` beside `csrc/`, or to CONVMIXER_KERNELS_EMULATION_DIR.
 """
 

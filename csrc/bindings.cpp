@@ -41,6 +41,8 @@ using Tensor = std::pair<uintptr_t, std::array<ptrdiff_t, sizeof(Layout) / sizeo
 
 template <class Layout>
 void* data(const Tensor<Layout>& tensor) {
+  if (tensor.first % 2 != 0)
+    throw std::invalid_argument("a tensor of 16-bit elements begins at an odd address");
   return reinterpret_cast<void*>(tensor.first);
 }
 template <class Layout>
@@ -60,11 +62,21 @@ void use_device(const Place& place) {
                              cudaGetErrorString(status));
 }
 
+// Why a device does not take the kernels, or nothing if it does.
+std::string refusal(int device) {
+  cudaError_t status = cudaSetDevice(device);
+  if (status == cudaSuccess) status = find_kernels();
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+
+std::ostream& operator<<(std::ostream& text, const Shape& shape) {
+  return text << shape.images << "x" << shape.channels << "x" << shape.height << "x" << shape.width;
+}
+
 void check(cudaError_t status, const char* operation, const Shape& shape, int filter_size = 0) {
   if (status == cudaSuccess) return;
   std::ostringstream text;
-  text << operation << " of " << shape.images << "x" << shape.channels << "x" << shape.height << "x"
-       << shape.width;
+  text << operation << " of " << shape;
   if (filter_size) text << " with kernel size " << filter_size;
   text << " could not be launched: " << cudaGetErrorString(status);
   throw std::runtime_error(text.str());
@@ -218,8 +230,12 @@ StreamArguments stream_arguments(const Sizes& sizes, bool last, const Tensor<Ste
                                  const Tensor<Steps>& other, const Tensor<Steps>& output,
                                  int activation) {
   const int64_t pixels = int64_t(sizes[2]) * sizes[3], outer = last ? sizes[0] * pixels : sizes[0];
-  if (outer > INT32_MAX || pixels > INT32_MAX)
-    throw std::invalid_argument("more than 2^31 - 1 pixels: split the batch");
+  if (outer > most_outer || pixels > INT32_MAX) {
+    std::ostringstream text;
+    text << "input of shape " << shape_of(sizes) << " has more than " << most_outer
+         << " pixels; split the batch";
+    throw std::invalid_argument(text.str());
+  }
   StreamArguments p{};
   p.value = data<Steps>(value);
   p.other = data<Steps>(other);
@@ -281,6 +297,7 @@ PYBIND11_MODULE(MODULE_NAME, extension) {
   extension.doc() =
       "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
   const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
+  extension.def("refusal", &refusal);
   extension.def("forward", &forward_at<Strides>, without_gil);
   extension.def("forward_channels_last", &forward_at<PixelStrides>, without_gil);
   extension.def("weight_gradient_shares", &shares);

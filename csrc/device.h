@@ -10,8 +10,9 @@
 // of what emulation/cuda_names.h lists mean the same in both builds.
 //
 // A "lane" is a thread's place in its warp. Where a function says "the whole warp", all 32 lanes
-// must call it together. Instructions are those of the PTX ISA, section "Warp Level Matrix
-// Instructions" and "Data Movement"; compute capability 8.0 or newer.
+// must call it together. Instructions are those of the PTX ISA, sections "Warp Level Matrix
+// Multiply-Accumulate Instructions" and "Data Movement and Conversion Instructions"; compute capability
+// 8.0 or newer.
 #pragma once
 
 #ifdef __CUDACC__
@@ -22,7 +23,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <mutex>
+#include <set>
 #include <type_traits>
+#include <utility>
 
 namespace device {
 
@@ -216,6 +220,32 @@ class SharedMemory {
   size_t used_ = 0;
 };
 
+// Lets a kernel have as much dynamic shared memory as a block of the current device can. The
+// permission belongs to the kernel, not to a launch: it is given once and never lowered, since other
+// threads may be launching the kernel with more.
+inline cudaError_t allow_shared_memory(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int index = 0, most = 0;
+  cudaError_t status = cudaGetDevice(&index);
+  if (status != cudaSuccess) return status;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, index})) return cudaSuccess;
+  status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (status != cudaSuccess) return status;
+  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (status == cudaSuccess) allowed.emplace(kernel, index);
+  return status;
+}
+
+// Whether the current device has code of a kernel: cudaErrorNoKernelImageForDevice where it was built
+// for others.
+template <class... Parameters>
+cudaError_t find_code(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, kernel);
+}
+
 // Starts a kernel on a stream; arguments are converted to the kernel's parameters. Returns what
 // CUDA says to the launch: cudaErrorInvalidValue for more shared memory than a block can have,
 // cudaErrorInvalidConfiguration for an empty or too large grid or block.
@@ -224,8 +254,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    cudaStream_t stream, std::type_identity_t<Parameters>... arguments) {
   // Up to 48 KB need no permission.
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    const cudaError_t status = allow_shared_memory(reinterpret_cast<const void*>(kernel));
     if (status != cudaSuccess) return status;
   }
   cudaLaunchConfig_t config{};

@@ -7,6 +7,9 @@
 
 namespace depthwise {
 
+// Whether the current device and its driver take the kernels of this build.
+cudaError_t find_kernels();
+
 cudaError_t forward(const ForwardArguments&, Type, const Chip&, cudaStream_t);
 
 // How many shares of the items weight_gradient sums apart. With more than one it needs room for the

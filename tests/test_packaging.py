@@ -230,8 +230,8 @@ def test_architectures_that_cannot_be(
         (["9.0"], ["90"]),
         (["9.0", "8.0", "9.0"], ["80", "90"]),
         (["12.0", "7.5"], ["120"]),
-        (["13.0"], ["80", "90", "100", "120+PTX"]),
-        (["No devices were found"], ["80", "90", "100", "120+PTX"]),
+        (["13.0"], ["80+PTX", "90", "100", "120"]),
+        (["No devices were found"], ["80+PTX", "90", "100", "120"]),
     ],
 )
 def test_architectures_of_the_gpus_here(
@@ -247,12 +247,12 @@ def test_a_gpu_that_is_too_old(toolkit: toolchain.Toolkit, bare_machine: Path) -
         toolchain.architectures(toolkit)
 
 
-def test_the_newest_architecture_of_an_older_nvcc_leaves_ptx(
+def test_an_older_nvcc_leaves_ptx_for_what_it_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvcc(tmp_path / "old", release="12.4", architectures="sm_90")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "old"))
-    assert toolchain.architectures(toolchain.find_toolkit()) == ["80", "90+PTX"]
+    assert toolchain.architectures(toolchain.find_toolkit()) == ["80+PTX", "90"]
 
 
 def test_gencode_flags() -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from convmixer_kernels import architectures, build_information, emulation_build
+from convmixer_kernels import architectures, build_information, devices, emulation_build
 
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1}
@@ -39,12 +39,13 @@ def unavailable(device: torch.device) -> str | None:
         return f"it takes CUDA tensors, not tensors on {device}"
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
-    capability = _capability(_index(device))
+    index = devices.index_of(device)
+    capability = devices.capability(index)
     if capability < architectures.LEAST_CAPABILITY:
         major, minor = capability
         return f"it needs compute capability 8.0 or newer; {device} has {major}.{minor}"
     extension = _extension()
-    return extension if isinstance(extension, str) else None
+    return extension if isinstance(extension, str) else _refusal(index)
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
@@ -72,7 +73,7 @@ def place(tensor: Tensor) -> Place:
 def place_on(device: torch.device, dtype: torch.dtype = torch.float16) -> Place:
     if device.type == "cpu":
         return (-1, 0, _TYPES[dtype], *EMULATED_CHIP)
-    index = _index(device)
+    index = devices.index_of(device)
     stream = torch.cuda.current_stream(device).cuda_stream
     return (index, stream, _TYPES[dtype], *_chip(index))
 
@@ -113,17 +114,20 @@ def _emulated() -> ModuleType | str:
 
 
 @functools.cache
-def _capability(index: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
+def _refusal(index: int) -> str | None:
+    """Why this GPU or its driver does not take the extension, which others may."""
+    error = importlib.import_module("convmixer_kernels._cuda").refusal(index)
+    if not error:
+        return None
+    return (
+        f"cuda:{index} does not take the CUDA extension ({error}), which was "
+        f"{build_information.summary()}; build it on this machine: pip install -e ."
+    )
 
 
 @functools.cache
 def _chip(index: int) -> architectures.Chip:
     return architectures.Chip(
-        torch.cuda.get_device_properties(index).multi_processor_count,
-        architectures.find(_capability(index)).shared_bytes,
+        devices.multiprocessors(index),
+        architectures.find(devices.capability(index)).shared_bytes,
     )
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index

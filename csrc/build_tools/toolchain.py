@@ -23,7 +23,7 @@ OLDEST_NVCC = (12, 4)
 # mma.sync on bfloat16 and cp.async begin with compute capability 8.0.
 OLDEST_ARCHITECTURE = 80
 SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
-DEFAULT_ARCHITECTURES = ("80", "90", "100", "120+PTX")
+DEFAULT_ARCHITECTURES = (80, 90, 100, 120)
 
 _PROBE = """
 #include <concepts>
@@ -127,11 +127,9 @@ def architectures(toolkit: Toolkit) -> list[str]:
     wanted = {gpu for gpu in present if gpu >= OLDEST_ARCHITECTURE}
     if wanted and wanted <= known:
         return [str(gpu) for gpu in sorted(wanted)]
-    # No GPU, or one newer than this nvcc, which PTX may still serve.
-    chosen = [entry for entry in DEFAULT_ARCHITECTURES if int(entry.removesuffix("+PTX")) in known]
-    return [entry.removesuffix("+PTX") for entry in chosen[:-1]] + [
-        chosen[-1].removesuffix("+PTX") + "+PTX"
-    ]
+    # No GPU, or one newer than this nvcc. PTX of the oldest serves those in between as well.
+    oldest, *newer = (str(each) for each in DEFAULT_ARCHITECTURES if each in known)
+    return [f"{oldest}+PTX", *newer]
 
 
 def gpus() -> set[int]:

@@ -117,6 +117,11 @@ class SharedMemory {
 };
 
 template <class... Parameters>
+cudaError_t find_code(void (*)(Parameters...)) {
+  return cudaSuccess;
+}
+
+template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t, std::type_identity_t<Parameters>... arguments) {
   const auto body = [&] { kernel(arguments...); };
