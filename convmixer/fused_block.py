@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
-import torch
 import torch.distributed as dist
 import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from convmixer.pointwise import pointwise_product
 from convmixer_kernels import (
     DepthwiseConv2d,
+    arguments,
     depthwise_conv2d,
     depthwise_conv2d_gelu_batch_norm,
     dispatch,
@@ -150,8 +150,7 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
     """Whether `impl` stands for kernels here, and modules would compute in the dtype of `input`."""
     if input.dim() != 4:
         return False
-    device = input.device.type
-    if torch.is_autocast_enabled(device) and input.dtype != torch.get_autocast_dtype(device):
+    if arguments.autocast_dtype(input.device) not in (None, input.dtype):
         # Residual sums in another dtype than that of the convolutions are for PyTorch to promote.
         return False
     return dispatch.resolve(input, weight, impl) != "torch"

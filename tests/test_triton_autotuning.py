@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from convmixer_kernels.backends.triton import autotuning, configurations
 from convmixer_kernels.backends.triton.autotuning import MOST_CANDIDATES, Tuner
@@ -70,6 +71,18 @@ def test_the_fastest_is_chosen_kept_and_logged_once(
     assert gpu.ran == CHOICES and len(caplog.messages) == 1
     (file,) = (tmp_path / "new").iterdir()
     assert file.name == "triton-NVIDIA-H100-80GB.json"
+
+
+@pytest.mark.parametrize("error", [OutOfResources(1, 2, "shared memory"), torch.OutOfMemoryError()])
+def test_a_candidate_that_does_not_fit_is_passed_over(tmp_path: Path, error: Exception) -> None:
+    gpu = Gpu()
+
+    def run(configuration: Configuration) -> None:
+        gpu.run(configuration)
+        if configuration == CHOICES[-1]:
+            raise error
+
+    assert tuner(tmp_path, gpu).choose("forward", problem(), CANDIDATES, run) == CHOICES[-2]
 
 
 @pytest.mark.parametrize("what", ["operation", "problem", "versions", "gpu"])

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from convmixer_kernels import devices
 from convmixer_kernels.backends import triton as backend
 
 from .python_process import run_python
@@ -68,11 +69,23 @@ def test_interpreted_kernels_refuse_the_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backend, "_capability", lambda device: (7, 5))
+    monkeypatch.setattr(backend, "_launcher_problem", lambda: None)
+    monkeypatch.setattr(devices, "capability", lambda index: (7, 5))
     reason = backend.unavailable(torch.device("cuda", 0))
     assert reason == "it needs compute capability 8.0 or newer; cuda:0 has 7.5"
-    monkeypatch.setattr(backend, "_capability", lambda device: (8, 0))
+    monkeypatch.setattr(devices, "capability", lambda index: (8, 0))
     assert backend.unavailable(torch.device("cuda", 0)) is None
+
+
+def test_a_missing_c_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        @property
+        def active(self) -> None:
+            raise RuntimeError("Failed to find C compiler.\nPlease specify it.")
+
+    monkeypatch.setattr("triton.runtime.driver", Driver())
+    reason = backend._launcher_problem.__wrapped__()
+    assert reason is not None and "(Failed to find C compiler.); install gcc" in reason
 
 
 def test_what_is_supported() -> None:

@@ -1,4 +1,4 @@
-"""Triton kernels: no compiler needed to install them, and CPU tensors in Triton's interpreter.
+"""Triton kernels: no nvcc needed, and CPU tensors in Triton's interpreter.
 
 Triton itself is imported with the first tensor, so that the package works where it is missing.
 """
@@ -6,16 +6,40 @@ Triton itself is imported with the first tensor, so that the package works where
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from convmixer_kernels import architectures, devices
 from convmixer_kernels.backends.triton.problem import KERNEL_SIZES
 
-_LEAST_CAPABILITY = (8, 0)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _REMEDY_INTERPRETER = "set TRITON_INTERPRET=1 before Triton is first imported"
+# The module of each step.
+_STEPS = {
+    "forward": "depthwise_forward",
+    "input_gradient": "depthwise_forward",
+    "weight_gradient": "depthwise_weight_gradient",
+    "forward_normalised": "depthwise_forward",
+    "forward_moments": "fused",
+    "moments": "statistics",
+    "batch_normalisation": "statistics",
+    "running_normalisation": "statistics",
+    "normalise": "batch_norm",
+    "gradient_sums": "batch_norm",
+    "value_gradient": "batch_norm",
+    "fused_backward": "fused",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _STEPS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    step = getattr(importlib.import_module(f"{__name__}.{_STEPS[name]}"), name)
+    globals()[name] = step
+    return step
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -37,11 +61,11 @@ def unavailable(device: torch.device) -> str | None:
         return "PyTorch finds no CUDA device"
     if torch.version.hip is not None:
         return "it is written for NVIDIA GPUs, and this is PyTorch for AMD GPUs"
-    capability = _capability(device)
-    if capability < _LEAST_CAPABILITY:
+    capability = devices.capability(devices.index_of(device))
+    if capability < architectures.LEAST_CAPABILITY:
         major, minor = capability
         return f"it needs compute capability 8.0 or newer; {device} has {major}.{minor}"
-    return None
+    return _launcher_problem()
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
@@ -54,145 +78,6 @@ def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | Non
     if dtype == torch.bfloat16 and _interpreted():
         return "Triton's interpreter computes wrong values in bfloat16; use float16 or float32"
     return None
-
-
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    from convmixer_kernels.backends.triton import depthwise_forward
-
-    return depthwise_forward.forward(input, weight, bias)
-
-
-def input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
-    from convmixer_kernels.backends.triton import depthwise_forward
-
-    return depthwise_forward.input_gradient(grad_output, weight)
-
-
-def weight_gradient(
-    input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    from convmixer_kernels.backends.triton import depthwise_weight_gradient
-
-    return depthwise_weight_gradient.weight_gradient(input, grad_output, kernel_size, with_bias)
-
-
-def forward_normalised(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    activation: str,
-    residual: bool,
-) -> Tensor:
-    from convmixer_kernels.backends.triton import depthwise_forward
-
-    return depthwise_forward.forward_normalised(
-        input, weight, bias, normalisation, activation, residual
-    )
-
-
-def forward_moments(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
-) -> tuple[Tensor, Tensor]:
-    from convmixer_kernels.backends.triton import fused
-
-    return fused.forward_moments(input, weight, bias, activation)
-
-
-def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    from convmixer_kernels.backends.triton import statistics
-
-    return statistics.moments(value, bias, activation)
-
-
-def batch_normalisation(
-    moments: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    from convmixer_kernels.backends.triton import statistics
-
-    return statistics.batch_normalisation(
-        moments, gamma, beta, running_mean, running_var, momentum, eps
-    )
-
-
-def running_normalisation(
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> Tensor:
-    from convmixer_kernels.backends.triton import statistics
-
-    return statistics.running_normalisation(running_mean, running_var, gamma, beta, eps)
-
-
-def normalise(
-    value: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    from convmixer_kernels.backends.triton import batch_norm
-
-    return batch_norm.normalise(value, bias, normalisation, residual, activation)
-
-
-def gradient_sums(
-    value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
-) -> Tensor:
-    from convmixer_kernels.backends.triton import batch_norm
-
-    return batch_norm.gradient_sums(value, bias, grad, normalisation, activation)
-
-
-def value_gradient(
-    value: Tensor,
-    bias: Tensor | None,
-    grad: Tensor,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    with_bias: bool,
-) -> tuple[Tensor, Tensor | None]:
-    from convmixer_kernels.backends.triton import batch_norm
-
-    return batch_norm.value_gradient(value, bias, grad, normalisation, sums, activation, with_bias)
-
-
-def fused_backward(
-    input: Tensor | None,
-    value: Tensor,
-    grad: Tensor,
-    weight: Tensor | None,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    residual: bool,
-    kernel_size: int,
-    with_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    from convmixer_kernels.backends.triton import fused
-
-    return fused.fused_backward(
-        input,
-        value,
-        grad,
-        weight,
-        normalisation,
-        sums,
-        activation,
-        residual,
-        kernel_size,
-        with_bias,
-    )
 
 
 @functools.cache
@@ -217,5 +102,16 @@ def _interpreted() -> bool | str:
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _launcher_problem() -> str | None:
+    """Why Triton cannot launch anything: it compiles its launchers as C, once for all processes."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        return (
+            f"Triton cannot build its launcher ({line}); install gcc and the headers of Python, "
+            "or set CC"
+        )
+    return None

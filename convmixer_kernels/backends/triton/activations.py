@@ -12,8 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ACTIVATIONS = ("gelu", "relu", "identity")
-
 
 @triton.jit
 def _lower_tail(t):

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 
+from convmixer_kernels import devices
 from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.problem import Problem
 
@@ -45,9 +47,10 @@ def choose(
     """The best of `candidates`, of which the model's choice is the first."""
     if os.environ.get("CONVMIXER_KERNELS_AUTOTUNE") != "1" or device.type != "cuda":
         return candidates[0]
-    index = device.index if device.index is not None else torch.cuda.current_device()
     capturing = torch.cuda.is_current_stream_capturing()
-    return _tuner(index).choose(operation, problem, candidates, run, may_measure=not capturing)
+    return _tuner(devices.index_of(device)).choose(
+        operation, problem, candidates, run, may_measure=not capturing
+    )
 
 
 @functools.cache
@@ -109,7 +112,7 @@ class Tuner:
         if not may_measure:
             return candidates[0]
         chosen = distinct(candidates)
-        times = [self._timer(functools.partial(run, candidate)) for candidate in chosen]
+        times = [self._time(functools.partial(run, candidate)) for candidate in chosen]
         best = min(range(len(chosen)), key=times.__getitem__)
         _logger.info(
             "tuned %s of %s on %s: %.3f ms, the model's choice %.3f ms, %d candidates",
@@ -123,6 +126,15 @@ class Tuner:
         self._found[key] = chosen[best]
         self._save(key, chosen[best])
         return chosen[best]
+
+    def _time(self, call: Callable[[], Any]) -> float:
+        """Infinite for a candidate that needs more than this GPU has at the moment."""
+        from triton.runtime.errors import OutOfResources
+
+        try:
+            return self._timer(call)
+        except (OutOfResources, torch.OutOfMemoryError):
+            return math.inf
 
     def _load(self) -> dict[str, Configuration]:
         try:

@@ -287,6 +287,7 @@ def _convolve(
     tensors = (source, output) if addend is None else (source, output, addend)
     fused = addend is not None or normalisation is not None
     problem = Problem.of(tensors, weight.shape[-1], fused)
+    bias = None if bias is None else bias.contiguous()
     arguments = (source, weight.contiguous(), bias, normalisation, addend, output)
 
     def run(configuration: Configuration) -> None:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from convmixer_kernels import devices
 from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.problem import COLUMNS, Device, Problem
 
@@ -19,13 +20,12 @@ def device(device: torch.device) -> Device:
     """What configurations depend on; a small made-up GPU for the interpreter."""
     if device.type != "cuda":
         return _INTERPRETER
-    return _cuda_device(device.index if device.index is not None else torch.cuda.current_device())
+    return _cuda_device(devices.index_of(device))
 
 
 @functools.cache
 def _cuda_device(index: int) -> Device:
-    properties = torch.cuda.get_device_properties(index)
-    return Device((properties.major, properties.minor), properties.multi_processor_count)
+    return Device(devices.capability(index), devices.multiprocessors(index))
 
 
 def run_time_sizes(*tensors: str) -> tuple[str, ...]:

@@ -9,16 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convmixer_kernels import layout
+from convmixer_kernels import architectures, layout
 
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 # Output columns of a strip: the smallest N of the tensor cores' matrix products.
 COLUMNS = 8
 _VECTOR_BYTES = 16
-# Bytes that a multiprocessor can lend as shared memory, of which a block takes 1024 for itself.
-_SHARED_BYTES = {(8, 0): 164 << 10, (8, 6): 100 << 10, (8, 7): 164 << 10, (8, 9): 100 << 10}
-_SHARED_BYTES |= {(9, 0): 228 << 10, (10, 0): 228 << 10, (10, 3): 228 << 10}
-_LEAST_SHARED_BYTES = 100 << 10
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,8 @@ class Device:
 
     @property
     def shared_bytes(self) -> int:
-        return _SHARED_BYTES.get(self.capability, _LEAST_SHARED_BYTES)
+        """Of a multiprocessor, 1 KB more than a block may have: what a block takes for itself."""
+        return architectures.find(self.capability).shared_bytes + 1024
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,8 @@ class Problem:
     Args:
         row_strides, pixel_strides: of each tensor, in elements.
         alignment: the largest power of two, in elements and up to 16 bytes, that divides the width
-            and every stride of all; 1 where neighbours in a row are not neighbours in memory.
+            and every stride and address of all; 1 where neighbours in a row are not neighbours in
+            memory.
         channels_last: whether all can be accessed by eight neighbouring channels at a time.
         fused: whether the kernel does more to its sums than to round them.
     """
@@ -64,7 +62,8 @@ class Problem:
         pixel_strides = tuple(_stride(tensor, 3, 1) for tensor in tensors)
         alignment = math.gcd(width, _VECTOR_BYTES // tensors[0].element_size(), *row_strides)
         for tensor in tensors:
-            alignment = math.gcd(alignment, _stride(tensor, 0, 0), _stride(tensor, 1, 0))
+            position = _address(tensor) // tensor.element_size()
+            alignment = math.gcd(alignment, _stride(tensor, 0, 0), _stride(tensor, 1, 0), position)
         if any(stride != 1 for stride in pixel_strides):
             alignment = 1
         return cls(
@@ -110,9 +109,13 @@ def _vectors_of_channels(tensor: Tensor) -> bool:
     if tensor.element_size() != 2 or not layout.is_channels_last(tensor):
         return False
     strides = (_stride(tensor, dimension, 0) for dimension in (0, 2, 3))
-    # Tensors that only describe a problem have no address.
-    address = 0 if tensor.is_meta else tensor.data_ptr()
-    return math.gcd(8, tensor.shape[1], *strides) == 8 and address % _VECTOR_BYTES == 0
+    aligned = _address(tensor) % _VECTOR_BYTES == 0
+    return math.gcd(8, tensor.shape[1], *strides) == 8 and aligned
+
+
+def _address(tensor: Tensor) -> int:
+    """0 for tensors that only describe a problem."""
+    return 0 if tensor.is_meta else tensor.data_ptr()
 
 
 def _stride(tensor: Tensor, dimension: int, of_one: int) -> int:
