@@ -23,7 +23,7 @@ def convert_depthwise(module: nn.Module, impl: str = "auto") -> list[str]:
 
     Returns:
         The names of the layers that now run under `impl`, in the order of `module.named_modules()`.
-        `unconverted_convolutions` tells why the others do not.
+        `convmixer_kernels.convert.unconverted_convolutions` tells why the others do not.
 
     Raises:
         ValueError: `impl` is unknown, or `module` is itself a convolution.

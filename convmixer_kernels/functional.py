@@ -31,17 +31,18 @@ def depthwise_conv2d(
         weight: (C, 1, k, k), the dtype of `input`. ``"cuda"`` and ``"triton"`` take k = 3, 5, 7, 8,
             9, 11, 13, 15.
         bias: (C,) of any floating dtype, or None.
-        impl: ``"auto"`` (the fastest that can serve the input, see `explain`), ``"cuda"``,
-            ``"triton"`` or ``"torch"``. A named implementation runs or raises; no other takes its
-            place.
+        impl: ``"auto"`` (on a GPU in half precision the first that can serve the input, else
+            PyTorch; see `explain`), ``"cuda"``, ``"triton"`` or ``"torch"``. A named implementation
+            runs or raises; no other takes its place.
 
     Returns:
         (N, C, H, W) in the dtype and memory format of `input`.
 
     Under autocast, `input` and `weight` are cast to the autocast dtype and `bias` is left as it is.
     Gradients are computed only for what requires them; ``"cuda"`` and ``"triton"`` are
-    differentiable once. In those two, an input that is not finite may reach outputs of its plane
-    that the filter does not (zeros of a banded matrix are multiplied by it as well).
+    differentiable once, backward: `torch.func` and forward-mode derivatives take ``"torch"``. In
+    those two, an input that is not finite may reach outputs of its plane that the filter does not
+    (zeros of a banded matrix are multiplied by it as well).
 
     Raises:
         ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
@@ -107,7 +108,8 @@ def depthwise_conv2d_gelu_batch_norm(
     Under autocast, `input` and `weight` are cast to the autocast dtype; a residual that has another
     dtype is added as PyTorch adds it, and decides the dtype of the output. Sums, statistics and
     normalisation are in float32. Gradients are computed only for what requires them, and, for
-    batches of several processes and for ``"cuda"`` and ``"triton"``, are differentiable once.
+    batches of several processes and for ``"cuda"`` and ``"triton"``, are differentiable once, as
+    those of `depthwise_conv2d`.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype or device, `impl` cannot serve it, or a
@@ -174,7 +176,7 @@ def gelu_batch_norm(
 
     Like ``F.batch_norm`` it leaves dtypes alone under autocast. Gradients are computed only for
     what requires them, and, for batches of several processes and for ``"cuda"`` and ``"triton"``,
-    are differentiable once.
+    are differentiable once, as those of `depthwise_conv2d`.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype or device, `impl` cannot serve it, or a

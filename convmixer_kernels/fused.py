@@ -246,7 +246,10 @@ def _arranged(grad: Tensor, value: Tensor) -> Tensor:
     """`grad` as kernels read it beside `value`: copied here once rather than by each of them."""
     if not layout.is_channels_last(value):
         return layout.planar(grad)
-    return grad if grad.stride(1) == 1 else grad.contiguous(memory_format=torch.channels_last)
+    expanded = 0 in grad.stride()
+    if grad.stride(1) == 1 and not expanded:
+        return grad
+    return grad.contiguous(memory_format=torch.channels_last)
 
 
 def _normalisation_of_batch(moments: Tensor, norm: BatchNorm, impl: str) -> Tensor:
@@ -273,5 +276,5 @@ def _of_all_processes(moments: Tensor, process_group: ProcessGroup | None) -> Te
     if process_group is None:
         return moments.unsqueeze(0)
     parts = moments.new_empty((process_group.size(), *moments.shape))
-    dist.all_gather(list(parts.unbind()), moments, group=process_group)
+    dist.all_gather_into_tensor(parts, moments, group=process_group)
     return parts

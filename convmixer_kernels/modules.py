@@ -94,6 +94,8 @@ def why_ineligible(module: nn.Module) -> str | None:
         return f"a {type(module).__name__} is no nn.Conv2d"
     if type(module) not in (nn.Conv2d, DepthwiseConv2d):
         return f"{type(module).__name__} is a subclass of nn.Conv2d and may compute something else"
+    if "forward" in module.__dict__ or module._compiled_call_impl is not None:
+        return "its forward has been replaced or compiled, which would go on running"
     for reason in (
         _channels_reason(module),
         _kernel_reason(module),

@@ -3,7 +3,8 @@
 The operators take the name of a resolved implementation and, but for the running statistics of
 `batch_normalisation`, change nothing. Autograd lives outside (`autograd.py`, `fused.py`): an
 operator with no autograd formula of its own is opaque and cheap to call. What an operator is not
-asked for it returns as a tensor without elements, and tensors without images do not reach a kernel.
+asked for it returns as a tensor without elements. Batches of no images do not reach a kernel: those
+of a convolution end in the backends, those of the fused steps here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from convmixer_kernels import dispatch, layout
 
 _library = torch.library.Library("convmixer_kernels", "DEF")
-# The layout of an output follows that of the input, so a compiler must not change it in between.
+# The layout of an output follows that of the input, so a compiler must not change it in between; and
+# every operator has a fake implementation, so that it may trace them.
 _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
 
 
@@ -107,6 +109,8 @@ def _forward_normalised(
     residual: bool,
     impl: str,
 ) -> Tensor:
+    if input.shape[0] == 0:
+        return layout.empty_like_input(input)
     output: Tensor = dispatch.backend(impl).forward_normalised(
         input, weight, bias, normalisation, activation, residual
     )
@@ -155,7 +159,7 @@ def _batch_normalisation(
         moments, gamma, beta, running_mean, running_var, momentum, eps
     )
     for buffer in (running_mean, running_var):
-        if buffer is not None and not buffer.is_inference():
+        if buffer is not None:
             # Kernels write through addresses, which autograd does not see.
             torch.autograd.graph.increment_version(buffer)
     return normalisation

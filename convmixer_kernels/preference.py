@@ -20,8 +20,10 @@ Layout = Literal["planar", "channels_last"]
 
 
 class Plane(NamedTuple):
-    """Args:
-    layout: "channels_last", or "planar" for what the kernels read plane by plane.
+    """What the order may depend on of an image.
+
+    Args:
+        layout: "channels_last", or "planar" for what the kernels read plane by plane.
     """
 
     layout: Layout

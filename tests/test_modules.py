@@ -149,6 +149,17 @@ def test_ineligible_layers_are_refused_with_the_reason(module, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_patched_or_compiled_forward_is_left_alone():
+    patched, compiled = plain(4, 7), plain(4, 7)
+    patched.forward = lambda input: input
+    compiled.compile(backend="eager")
+    model = nn.Sequential(patched, compiled)
+    assert convert_depthwise(model) == []
+    reasons = unconverted_convolutions(model)
+    assert set(reasons) == {"0", "1"}
+    assert all("its forward has been replaced or compiled" in reason for reason in reasons.values())
+
+
 class Model(nn.Module):
     """Eligible: spelled, spelled_out, inner.0 and its alias, one."""
 

@@ -289,7 +289,9 @@ def _stream(
     where, sizes, kernels = place(value), tuple(value.shape), module(value.device)
     rows = _ROWS[which] if with_sums else 0
     shares = kernels.stream_shares(where, sizes, channels_last, *tensors) if rows else 0
-    tables = value.new_empty((shares + 1, rows, value.shape[1]), dtype=torch.float32)
+    # Apart from each other: what is returned may live on as the gradient of a bias.
+    merged = value.new_empty((rows, value.shape[1]), dtype=torch.float32)
+    parts = merged.new_empty((shares, *merged.shape))
     with current(where):
         kernels.stream(
             which,
@@ -301,10 +303,10 @@ def _stream(
             address(bias),
             address(normalisation),
             address(sums),
-            tables[1:].data_ptr() if rows else 0,
-            tables.data_ptr(),
+            parts.data_ptr(),
+            merged.data_ptr(),
         )
-    return tables[0]
+    return merged
 
 
 def _even_pixels(tensor: Tensor) -> Tensor:
