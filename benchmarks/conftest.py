@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--quick",
         action="store_true",
-        help="a short list instead of every combination, in at most 5.5 minutes",
+        help="a short list instead of every combination; begins none after 5.5 minutes",
     )
     group.addoption(
         "--minutes",
@@ -57,7 +58,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # What has been measured is written in the end, also when a time limit ends the run.
+    signal.signal(signal.SIGTERM, _interrupt)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config.stash[_DEVICE] = device
     config.stash[_SELECTION] = shapes.selection(device.type == "cuda", config.getoption("quick"))
@@ -126,6 +133,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"out of time after {minutes:g} minutes")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
+    """After an illegal access nothing runs on the GPU any more: ends, and keeps what there is."""
+    report = yield
+    if report.failed and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            item.session.shouldstop = f"{item.nodeid} lost the GPU: {error}"
+    return report
+
+
 class SkipCounter:
     """How many measurements were skipped, by reason."""
 
@@ -140,7 +159,6 @@ class SkipCounter:
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> torch.device:
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.benchmark_limit = 0
     return pytestconfig.stash[_DEVICE]
 
 

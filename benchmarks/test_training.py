@@ -19,8 +19,8 @@ from networks import Network
 from shapes import Selection
 from ways import MEMORY_FORMATS, Way
 
-# Of the gradient of the stem, behind all layers, in half precision.
-_MOST_RELATIVE_ERROR = 0.1
+# Beside twice PyTorch's own error, which behind many layers in half precision is 0.4 and more.
+_LEAST_RELATIVE_ERROR = 0.01
 
 
 def test_training(
@@ -32,10 +32,13 @@ def test_training(
         model = network.build().train()
         images = torch.randn(selection.batch, 3, network.image_size, network.image_size)
         labels = torch.randint(1000, (selection.batch,))
-    expected = _stem_gradient(Way("torch", "contiguous"), model, images, labels)
-    gradient = _stem_gradient(way, model, images, labels)
-    error = measure.relative_error(gradient, expected)
-    assert error <= _MOST_RELATIVE_ERROR, f"{way}: relative error of the gradient {error:.2e}"
+    pytorch = Way("torch", "contiguous")
+    exact = _stem_gradient(pytorch, model, images, labels, half=False)
+    allowed = _LEAST_RELATIVE_ERROR + 2 * measure.relative_error(
+        _stem_gradient(pytorch, model, images, labels), exact
+    )
+    error = measure.relative_error(_stem_gradient(way, model, images, labels), exact)
+    assert error <= allowed, f"{way}: error of the gradient {error:.2e}, allowed {allowed:.2e}"
 
     step = _training_step(way, model, images, labels)
     if device.type == "cuda":
@@ -58,13 +61,15 @@ def test_training(
     )
 
 
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
+def _autocast(device: torch.device, half: bool = True) -> torch.autocast:
+    return torch.autocast(device.type, torch.float16, enabled=half and device.type == "cuda")
 
 
-def _stem_gradient(way: Way, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _stem_gradient(
+    way: Way, model: nn.Module, images: Tensor, labels: Tensor, half: bool = True
+) -> Tensor:
     run = way.prepare(model)
-    with _autocast(images.device):
+    with _autocast(images.device, half):
         loss = F.cross_entropy(run(images), labels)
     # Scaled by hand, or half precision rounds gradients behind many layers to zero.
     parameter = next(model.parameters())

@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -27,3 +30,20 @@ os.environ.setdefault("CONVMIXER_KERNELS_EMULATE", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: else one worker waits for compilers after the others have finished."""
     items.sort(key=lambda item: item.path.name != "test_sanitizers.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
+    """After an illegal access every test of the process would fail: xdist starts another one."""
+    report = yield
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ:
+        import torch  # not before the switches above are set
+
+        if torch.cuda.is_initialized():
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                text = f"{item.nodeid} lost the GPU\n{report.longreprtext}"
+                print(text, file=sys.__stderr__, flush=True)
+                os._exit(1)
+    return report

@@ -17,7 +17,8 @@ COMMANDS = {
     **{f"--tool {tool}": tool for tool in SANITIZERS},
     "--benchmark-only": "benchmark",
     "report.py": "benchmark",
-    "-m pytest -q -n8": "test",
+    "-m pytest -q benchmarks --quick -n": "benchmark",
+    "-m pytest -q -n": "test",
 }
 
 
@@ -61,14 +62,17 @@ def phases(commands: list[str]) -> list[str]:
     return [next(name for part, name in COMMANDS.items() if part in line) for line in commands]
 
 
-ALL = ["build", "build", "test", *SANITIZERS, "benchmark", "benchmark"]
+# Kernels of CUDA, then those of Triton.
+TWICE = [tool for tool in SANITIZERS for _ in range(2)]
+ALL = ["build", "build", "test", *TWICE, "benchmark", "benchmark", "benchmark"]
 
 
 def test_phases_run_in_their_order(tmp_path: Path) -> None:
     outcome, commands = make(tmp_path, "gpu")
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert phases(commands) == ALL
-    assert all("test_on_a_gpu.py" in line for line in commands if "pytest -q" in line)
+    of_tests = [line for line in commands if "pytest -q" in line and " benchmarks " not in line]
+    assert of_tests and all("test_on_a_gpu.py" in line for line in of_tests)
     assert not any("test_elsewhere.py" in line for line in commands)
 
 
@@ -76,7 +80,7 @@ def test_phases_run_in_their_order(tmp_path: Path) -> None:
     ("failing", "named", "left_out"),
     [
         ("pip install", "gpu-build", 1),
-        ("-n8", "gpu-test", 0),
+        ("test_on_a_gpu.py", "gpu-test gpu-sanitize", 0),
         ("racecheck", "gpu-sanitize", 0),
         ("--benchmark-only", "gpu-benchmark", 0),
         ("report.py", "gpu-benchmark", 0),
@@ -96,9 +100,9 @@ def test_a_failing_phase_hides_no_other(
     [
         ("gpu-build", ["build", "build"]),
         ("gpu-test", ["test"]),
-        ("gpu-sanitize", SANITIZERS),
-        ("gpu-synccheck", ["synccheck"]),
-        ("gpu-benchmark", ["benchmark", "benchmark"]),
+        ("gpu-sanitize", TWICE),
+        ("gpu-synccheck", ["synccheck", "synccheck"]),
+        ("gpu-benchmark", ["benchmark", "benchmark", "benchmark"]),
     ],
 )
 def test_each_phase_by_itself(goal: str, wanted: list[str], tmp_path: Path) -> None:
