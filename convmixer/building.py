@@ -68,10 +68,16 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def depthwise_implementation(config: Config, device: torch.device) -> str:
-    """Return the implementation that runs the depthwise convolutions: what "auto" comes to."""
+    """Return the implementation that runs the depthwise convolutions: what "auto" comes to.
+
+    The answer may depend on precision, memory format and size of the planes, so these are the run's
+    own.
+    """
     model = config.model
     dtype = AMP_DTYPES.get(effective_amp(config, device), torch.float32)
-    input = torch.empty(1, model.dim, 1, 1, dtype=dtype, device=device)
+    side = config.data.image_size // model.patch_size
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    input = torch.empty(1, model.dim, side, side, dtype=dtype, device=device, memory_format=layout)
     weight = torch.empty(
         model.dim, 1, model.kernel_size, model.kernel_size, dtype=dtype, device=device
     )

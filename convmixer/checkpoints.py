@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer.errors import UsageError
+from convmixer.files import replacing
 
 ACCEPTED_FORMATS = (
     "a state dict of this package or timm (stem.*, blocks.*, head.*), of the paper's nn.Sequential "
@@ -26,6 +26,8 @@ ACCEPTED_FORMATS = (
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Put before names by DataParallel, DistributedDataParallel and AveragedModel, and by torch.compile.
 _PREFIX = re.compile(r"^module\.|_orig_mod\.")
+_HEAD = ("head.weight", "head.bias")
+_STEM = "stem.0.weight"
 _NAMES_IN_MESSAGE = 3
 
 _Rule = tuple[str, Callable[[re.Match[str]], str]]
@@ -60,24 +62,56 @@ _FORMATS: tuple[tuple[set[str], tuple[_Rule, ...]], ...] = (
 )
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_checkpoint(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    other_classes: bool = False,
+    other_channels: bool = False,
+) -> None:
     """Load the weights in a file into `model`, strictly: every name and shape must agree.
 
     Args:
-        model: a `ConvMixer`, on any device.
+        model: a `ConvMixer` on any device; it may be compiled, or inside DataParallel,
+            DistributedDataParallel or AveragedModel.
         path: a file written by `torch.save` (read with ``weights_only=True``) or, with the suffix
             ``.safetensors``, by safetensors. What it may hold is listed in `ACCEPTED_FORMATS`.
+        other_classes: to fine-tune: where the head in the file is for another number of classes,
+            the model keeps its own head.
+        other_channels: to fine-tune: where the filters of the stem are for another number of
+            channels, they are adapted as in timm. For one channel they are summed over theirs; for
+            more they are repeated, channel by channel, and divided by how often that is.
 
     Raises:
         FileNotFoundError: there is no such file.
         UsageError: the file is damaged, holds something else, or does not fit the model.
     """
-    path = Path(path)
+    state_dict = read_weights(path)
+    present = model.state_dict()
+    # AveragedModel has a counter of its own.
+    names = {_without_prefixes(name): name for name in present if name != "n_averaged"}
+    target = {name: present[prefixed] for name, prefixed in names.items()}
+    if other_classes:
+        state_dict = _with_fitting_head(state_dict, target)
+    if other_channels:
+        state_dict = _with_fitting_stem(state_dict, target)
+    if problems := _misfits(state_dict, target):
+        raise UsageError(f"{path}: does not fit the model; {'; '.join(problems)}")
+    model.load_state_dict(
+        {names[name]: tensor for name, tensor in state_dict.items()}, strict=False
+    )
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a file, under the names of `ConvMixer`; raises like `load_checkpoint`."""
     try:
-        state_dict = convert_state_dict(read_file(path))
+        return convert_state_dict(read_file(Path(path)))
     except UsageError as error:
         raise UsageError(f"{path}: {error}; accepted is {ACCEPTED_FORMATS}") from error
-    target = model.state_dict()
+
+
+def _misfits(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state_dict` from taking the place of `target`, a few names for each reason."""
     shapes = [
         f"{name} is {tuple(tensor.shape)} in the file and {tuple(target[name].shape)} in the model"
         for name, tensor in state_dict.items()
@@ -90,7 +124,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if name not in state_dict and not name.endswith("num_batches_tracked")
     ]
     unexpected = [name for name in state_dict if name not in target]
-    problems = [
+    return [
         f"{title}: {_first(names)}"
         for title, names in (
             ("shapes differ", shapes),
@@ -99,9 +133,34 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         )
         if names
     ]
-    if problems:
-        raise UsageError(f"{path}: does not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(state_dict)
+
+
+def _with_fitting_head(
+    state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    def shapes(tensors: Mapping[str, Tensor]) -> list[torch.Size | None]:
+        return [tensors[name].shape if name in tensors else None for name in _HEAD]
+
+    if shapes(state_dict) == shapes(target):
+        return dict(state_dict)
+    body = {name: tensor for name, tensor in state_dict.items() if name not in _HEAD}
+    return body | {name: target[name] for name in _HEAD if name in target}
+
+
+def _with_fitting_stem(
+    state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    weight = state_dict[_STEM]
+    if _STEM not in target or not weight.dim() == target[_STEM].dim() == 4:
+        return dict(state_dict)
+    old, new = weight.shape[1], target[_STEM].shape[1]
+    if new == old:
+        return dict(state_dict)
+    if new == 1:
+        adapted = weight.double().sum(1, keepdim=True)
+    else:
+        adapted = weight.double()[:, torch.arange(new) % old] * (old / new)
+    return {**state_dict, _STEM: adapted}
 
 
 def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -128,35 +187,16 @@ def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write `state` with `torch.save`; `path` is always the whole old file or the whole new one.
 
-    The data goes to a temporary file in the same folder, is flushed to the disk, and takes the
-    place of `path` in one step. If writing fails, `path` is untouched and nothing else is left.
-
     Raises:
         FileNotFoundError: the folder does not exist.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        # The new name itself is on the disk only once the folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with replacing(Path(path).expanduser()) as file:
+        torch.save(dict(state), file)
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
     """What a checkpoint file holds, read without running code of its; errors name what is wrong."""
+    path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint")
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)

@@ -36,23 +36,52 @@ def block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]:
 
 
 class FeatureInfo:
-    """What the feature maps of a `FeatureExtractor` are, in the order in which it returns them."""
+    """What the feature maps of a `FeatureExtractor` are, in the order in which it returns them.
 
-    def __init__(self, info: list[dict[str, Any]], out_indices: Sequence[int]) -> None:
-        self.info = info
+    As in timm, `len` and indexing go over all blocks of the model, and so does an index or sequence
+    of indices `idx`, in the place of `out_indices`, given to a method.
+    """
+
+    def __init__(self, info: Sequence[dict[str, Any]], out_indices: Sequence[int]) -> None:
+        self.info = [{**entry, "index": index} for index, entry in enumerate(info)]
         self.out_indices = tuple(out_indices)
 
-    def channels(self) -> list[int]:
+    def __len__(self) -> int:
+        return len(self.info)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.info[index]
+
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """The entry `key` of each feature map: a list, or one value for an int `idx`."""
+        if isinstance(idx, int):
+            return self.info[idx][key]
+        return [self.info[index][key] for index in (self.out_indices if idx is None else idx)]
+
+    def get_dicts(
+        self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
+    ) -> Any:
+        """Entries of each feature map, those of `keys` or all, as `get` returns them."""
+        if isinstance(idx, int):
+            entry = self.info[idx]
+            return dict(entry) if keys is None else {key: entry[key] for key in keys}
+        return [self.get_dicts(keys, index) for index in (self.out_indices if idx is None else idx)]
+
+    def from_other(self, out_indices: Sequence[int]) -> FeatureInfo:
+        """The same for feature maps of other blocks."""
+        return FeatureInfo(self.info, out_indices)
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
         """Channels of each feature map."""
-        return [self.info[index]["num_chs"] for index in self.out_indices]
+        return self.get("num_chs", idx)
 
-    def reduction(self) -> list[int]:
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
         """Pixels of the image, along each side, for one position of each feature map."""
-        return [self.info[index]["reduction"] for index in self.out_indices]
+        return self.get("reduction", idx)
 
-    def module_name(self) -> list[str]:
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
         """Name of the layer in the model whose output each feature map is."""
-        return [self.info[index]["module"] for index in self.out_indices]
+        return self.get("module", idx)
 
 
 class FeatureExtractor(nn.Module):

@@ -37,8 +37,8 @@ class ActivatedNorm(NamedTuple):
     activation: str
     norm: nn.BatchNorm2d | nn.SyncBatchNorm
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the fused operations; counts the batch as the module does."""
+    def next_batch(self) -> dict[str, Any]:
+        """Counts a batch as the module would, and gives the arguments of the fused operations."""
         norm = self.norm
         momentum = 0.0 if norm.momentum is None else norm.momentum
         if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
@@ -78,7 +78,7 @@ class FusedBlock(NamedTuple):
             bias=self.pointwise.bias,
             residual=spatial if self.pointwise_skip else None,
             impl=self.depthwise.impl,
-            **self.pointwise_norm.arguments(),
+            **self.pointwise_norm.next_batch(),
         )
 
     def _mix_positions(self, input: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class FusedBlock(NamedTuple):
                 bias,
                 residual=self.skip,
                 impl=impl,
-                **self.depthwise_norm.arguments(),
+                **self.depthwise_norm.next_batch(),
             )
         value = input
         for module in self.leading:
@@ -99,7 +99,7 @@ class FusedBlock(NamedTuple):
             depthwise_conv2d(value, weight, bias, impl=impl),
             residual=input if self.skip else None,
             impl=impl,
-            **self.depthwise_norm.arguments(),
+            **self.depthwise_norm.next_batch(),
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -55,7 +57,48 @@ class Residual(nn.Module):
         return f"skip={self.skip}"
 
 
-class Block(nn.Sequential):
+class Chain(nn.Sequential):
+    """Modules in a row, of which the first `length` are computed together by `run`.
+
+    What lacks one of these, such as a shorter slice, runs as a plain `nn.Sequential`; modules
+    appended to them run after them. Slices keep the `options`.
+    """
+
+    length: ClassVar[int]
+    options: ClassVar[tuple[str, ...]]
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if isinstance(index, slice):
+            for name in self.options:
+                setattr(found, name, getattr(self, name))
+        return found
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return _one_node(self, input)
+        # Slices keep the names of their modules.
+        names = [str(position) for position in range(self.length)]
+        if list(self._modules)[: self.length] != names:
+            plain: Tensor = super().forward(input)
+            return plain
+        modules = list(self)
+        output = self.run(input, *modules[: self.length])
+        for module in modules[self.length :]:
+            output = module(output)
+        return output
+
+    def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
+        raise NotImplementedError
+
+
+def _one_node(module: nn.Module, input: torch.fx.Proxy) -> Any:
+    """What `torch.fx` records for a module of `torch.nn`; tensors decide later what runs in it."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
+
+
+class Block(Chain):
     """Equations 2 and 3: a residual depthwise branch, then pointwise convolution, activation, norm.
 
     The children are named as in the implementation of timm: ``0.fn.*`` for the depthwise branch,
@@ -64,18 +107,25 @@ class Block(nn.Sequential):
     (see `convmixer.fused_block`); the output then is CNHW or, for channels_last input, so itself.
     """
 
-    pointwise_residual = False
+    length = 4
+    options = ("pointwise_residual",)
 
-    def forward(self, input: Tensor) -> Tensor:
-        fused = self._fused()
+    def __init__(self, *modules: Any, pointwise_residual: bool = False) -> None:
+        super().__init__(*modules)
+        self.pointwise_residual = pointwise_residual
+
+    def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
+        residual, pointwise, activation, norm = modules
+        fused = self._fused(*modules)
         if fused is not None and runs_kernels(input, fused.depthwise.weight, fused.depthwise.impl):
             return fused.forward(input)
-        spatial: Tensor = self[0](input)
-        mixed: Tensor = self[3](self[2](self[1](spatial)))
+        spatial: Tensor = residual(input)
+        mixed: Tensor = norm(activation(pointwise(spatial)))
         return mixed + spatial if self.pointwise_residual else mixed
 
-    def _fused(self) -> FusedBlock | None:
-        residual, pointwise, activation, norm = self
+    def _fused(
+        self, residual: nn.Module, pointwise: nn.Module, activation: nn.Module, norm: nn.Module
+    ) -> FusedBlock | None:
         if not untouched(residual, Residual):
             return None
         return fused_block(
@@ -98,27 +148,31 @@ def make_block(
     depthwise: list[nn.Module] = []
     for _ in range(stacked):
         depthwise += [DepthwiseConv2d(dim, kernel_size, impl=dw_impl), activate()]
-    block = Block(
+    return Block(
         Residual(nn.Sequential(*depthwise, NORMS[norm](dim)), skip=residual != "none"),
         nn.Conv2d(dim, dim, kernel_size=1),
         activate(),
         NORMS[norm](dim),
+        pointwise_residual=residual == "both",
     )
-    block.pointwise_residual = residual == "both"
-    return block
 
 
-class PatchStem(nn.Sequential):
+class PatchStem(Chain):
     """Equation 1: patch embedding, activation, norm; the last two are fused where they can be."""
 
-    impl = "auto"
+    length = 3
+    options = ("impl",)
 
-    def forward(self, input: Tensor) -> Tensor:
-        embedding, activation, norm = self
+    def __init__(self, *modules: Any, impl: str = "auto") -> None:
+        super().__init__(*modules)
+        self.impl = impl
+
+    def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
+        embedding, activation, norm = modules
         value: Tensor = embedding(input)
         fused = activated_norm(activation, norm)
         if fused is not None and runs_kernels(value, None, self.impl):
-            return gelu_batch_norm(value, impl=self.impl, **fused.arguments())
+            return gelu_batch_norm(value, impl=self.impl, **fused.next_batch())
         output: Tensor = norm(activation(value))
         return output
 
@@ -127,13 +181,12 @@ def make_patch_stem(
     in_chans: int, dim: int, patch_size: int, *, activation: str, norm: str, dw_impl: str
 ) -> PatchStem:
     """A stem that turns H x W into H // p x W // p; the arguments are those of `ConvMixer`."""
-    stem = PatchStem(
+    return PatchStem(
         nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size),
         ACTIVATIONS[activation](),
         NORMS[norm](dim),
+        impl=dw_impl,
     )
-    stem.impl = dw_impl
-    return stem
 
 
 def make_resnet_stem(

@@ -1,11 +1,11 @@
 """ConvMixer ("Patches Are All You Need?", Trockman and Kolter, 2022)."""
 
-from __future__ import annotations
-
+# Annotations are no strings here: torch.fx keeps those of `forward` and could not pickle them.
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, overload
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from convmixer.features import block_indices
@@ -57,8 +57,12 @@ class ConvMixer(nn.Module):
     Names and shapes in the state dict of the plain model are those of timm's implementation, and
     initial values are PyTorch's defaults, as in figure 3.
 
+    `torch.compile`, `torch.export`, `torch.jit.trace` and `torch.fx.symbolic_trace`, which sees the
+    patch stem and every block as one node, work. `torch.jit.script` does not: which operations run
+    is decided by the input in Python, more of it than TorchScript can express.
+
     Attributes:
-        num_classes, num_features, in_chans: n_classes, dim and in_chans.
+        num_classes, num_features: n_classes and dim.
         feature_info: channels, reduction and name of the layer, for every block.
 
     Raises:
@@ -101,7 +105,6 @@ class ConvMixer(nn.Module):
             )
         self.num_classes = n_classes
         self.num_features = self.head_hidden_size = dim
-        self.in_chans = in_chans
         self.patch_size = patch_size
         self.grad_checkpointing = False
 
@@ -132,6 +135,14 @@ class ConvMixer(nn.Module):
         self.global_pool = _pooling("avg")
         self.head = _classifier(dim, n_classes)
 
+    @property
+    def in_chans(self) -> int | None:
+        """Channels of the images: those of the first convolution of the stem, if it has one."""
+        for module in self.stem.modules():
+            if isinstance(module, nn.Conv2d):
+                return module.in_channels
+        return None
+
     def forward(self, input: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(input))
 
@@ -141,7 +152,7 @@ class ConvMixer(nn.Module):
         Fused blocks return tensors whose strides are those of (dim, N, H // p, W // p), or
         channels_last ones where their input was.
         """
-        self._check_input(input)
+        check_images(input, self.in_chans, self.patch_size)
         features: Tensor = self.stem(input)
         for block in self.blocks:
             features = self._run_block(block, features)
@@ -205,7 +216,7 @@ class ConvMixer(nn.Module):
         """
         _check_choice("output_fmt", output_fmt, ("NCHW",))
         chosen = block_indices(len(self.blocks), indices)
-        self._check_input(input)
+        check_images(input, self.in_chans, self.patch_size)
         features: Tensor = self.stem(input)
         intermediates = []
         for index, block in enumerate(self.blocks):
@@ -242,27 +253,29 @@ class ConvMixer(nn.Module):
         """The linear head, or `nn.Identity` without classes."""
         return self.head
 
-    def reset_classifier(self, n_classes: int, global_pool: str | None = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a new, randomly initialised head in the place of the present one.
 
         Args:
-            n_classes: classes of the new head; 0 for none.
+            num_classes: classes of the new head; 0 for none.
             global_pool: ``"avg"``, ``"max"``, ``""`` for feature maps without pooling (then
-                n_classes must be 0), or None to leave the pooling as it is.
+                num_classes must be 0), or None to leave the pooling as it is.
 
         Raises:
             ValueError: an argument is out of range.
         """
-        _check_integer("n_classes", n_classes, minimum=0)
+        _check_integer("num_classes", num_classes, minimum=0)
         if global_pool is not None:
             _check_choice("global_pool", global_pool, (*POOLINGS, ""))
         pooling = self.global_pool if global_pool is None else _pooling(global_pool)
-        if n_classes and isinstance(pooling, nn.Identity):
-            raise ValueError(f"n_classes: got {n_classes} without pooling, expected 0")
+        if num_classes and isinstance(pooling, nn.Identity):
+            raise ValueError(f"num_classes: got {num_classes} without pooling, expected 0")
         parameter = next(self.blocks.parameters())
-        self.num_classes = n_classes
+        self.num_classes = num_classes
         self.global_pool = pooling
-        self.head = _classifier(self.num_features, n_classes).to(parameter.device, parameter.dtype)
+        self.head = _classifier(self.num_features, num_classes).to(
+            parameter.device, parameter.dtype
+        )
         self.train(self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -290,16 +303,20 @@ class ConvMixer(nn.Module):
         output: Tensor = block(features)
         return output
 
-    def _check_input(self, input: Tensor) -> None:
-        if (
-            input.dim() != 4
-            or input.shape[1] != self.in_chans
-            or min(input.shape[2:]) < self.patch_size
-        ):
-            raise ValueError(
-                f"input: got shape {tuple(input.shape)}, expected (N, {self.in_chans}, H, W) with "
-                f"H and W of at least the patch size {self.patch_size}"
-            )
+
+@torch.fx.wrap
+def check_images(input: Tensor, in_chans: int | None, patch_size: int) -> None:
+    """Raise ValueError for what is no batch of images; `torch.fx` keeps this as one call."""
+    if (
+        input.dim() != 4
+        or in_chans not in (None, input.shape[1])
+        or min(input.shape[2:]) < patch_size
+    ):
+        channels = "C" if in_chans is None else in_chans
+        raise ValueError(
+            f"input: got shape {tuple(input.shape)}, expected (N, {channels}, H, W) with "
+            f"H and W of at least the patch size {patch_size}"
+        )
 
 
 def _pooling(kind: str) -> nn.Module:

@@ -6,7 +6,6 @@ and settings stay as they are.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from convmixer.config import Config
+from convmixer.files import replacing
 
 History = Sequence[Mapping[str, Any]]
 
@@ -42,9 +42,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def tidy(axes: Axes, title: str, ylabel: str, xlabel: str = "epoch") -> None:

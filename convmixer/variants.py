@@ -167,7 +167,7 @@ def get_variant(name: str) -> Variant:
 @overload
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | None = ...,
+    pretrained: str | os.PathLike[str] | Literal[False] | None = ...,
     *,
     features_only: Literal[False] = ...,
     **overrides: Any,
@@ -177,7 +177,7 @@ def create_model(
 @overload
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | None = ...,
+    pretrained: str | os.PathLike[str] | Literal[False] | None = ...,
     *,
     features_only: Literal[True],
     out_indices: int | Sequence[int] = ...,
@@ -187,7 +187,7 @@ def create_model(
 
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | None = None,
+    pretrained: str | os.PathLike[str] | Literal[False] | None = None,
     *,
     features_only: bool = False,
     out_indices: int | Sequence[int] = 3,
@@ -197,9 +197,11 @@ def create_model(
 
     Args:
         name: one of `list_variants()`.
-        pretrained: path of a checkpoint, see `load_checkpoint`; None for random initial values. The
-            checkpoint must fit the model with its overrides; to fine-tune on other classes, load
-            first and then call `model.reset_classifier(n_classes)`.
+        pretrained: path of a checkpoint, see `load_checkpoint`; None or False for random initial
+            values. It must fit the model, except where `n_classes` or `in_chans` are given, as to
+            fine-tune: where the file has another number of classes, the head is new, and where it
+            has another number of channels, the filters of the stem are adapted as
+            `load_checkpoint` says.
         features_only: return a `FeatureExtractor`, which computes the feature maps of some blocks.
         out_indices: for `features_only`, the last so many blocks, or indices of blocks.
         overrides: arguments of `ConvMixer` that replace those of the variant.
@@ -217,12 +219,17 @@ def create_model(
                 f"{override}: no argument of ConvMixer{closest(override, accepted)}; "
                 f"accepted are {', '.join(accepted)}"
             )
-    if isinstance(pretrained, bool):
+    if isinstance(pretrained, bool) and pretrained:  # what timm downloads for
         hub = f"those of https://huggingface.co/{variant.hub_id}" if variant.hub_id else "your own"
         raise UsageError(
-            f"pretrained: got {pretrained}, expected the path of a file of weights, such as {hub}"
+            f"pretrained: got True, expected the path of a file of weights, such as {hub}"
         )
     model = ConvMixer(**{**variant.arguments, **overrides})
-    if pretrained is not None:
-        load_checkpoint(model, pretrained)
+    if pretrained is not None and pretrained is not False:
+        load_checkpoint(
+            model,
+            pretrained,
+            other_classes=features_only or "n_classes" in overrides,
+            other_channels="in_chans" in overrides,
+        )
     return FeatureExtractor(model, out_indices) if features_only else model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,9 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convmixer.checkpoints import convert_state_dict
+from convmixer.checkpoints import read_weights
 from convmixer.errors import UsageError
 from convmixer.plots import new_figure, save_figure
-from convmixer.run_state import read_checkpoint
 
 KERNELS_A_LAYER = 64
 LAYERS_A_ROW = 4
@@ -81,15 +81,15 @@ def save_patch_embedding(path: Path, weight: Tensor, title: str) -> None:
 
 
 def save_depthwise_kernels(
-    path: Path, weights: dict[int, Tensor], title: str, seed: int = 0
+    path: Path, weights: Mapping[str, Tensor], title: str, seed: int = 0
 ) -> None:
-    """Draw a random subset of 64 depthwise kernels of each given layer (figure 7).
+    """Draw a random subset of 64 depthwise kernels of each given convolution (figure 7).
 
     Each kernel is scaled by its own largest weight: red is positive, blue negative, white zero.
 
     Args:
         path: PNG to write.
-        weights: number of the layer, from 1, and its kernels (h, 1, k, k).
+        weights: name of each convolution and its kernels (h, 1, k, k).
         title: of the picture.
         seed: of the choice of kernels.
     """
@@ -102,12 +102,12 @@ def save_depthwise_kernels(
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels:
         axes.set_axis_off()
-    for axes, (layer, weight) in zip(panels, weights.items(), strict=False):
+    for axes, (name, weight) in zip(panels, weights.items(), strict=False):
         chosen = torch.randperm(len(weight), generator=generator)[:KERNELS_A_LAYER].sort().values
         kernels = _scaled(weight[chosen, 0].double(), each=True).numpy()
         image = tile(kernels, columns=min(8, len(chosen)), background=np.nan)
         axes.imshow(image, cmap=colours, vmin=-1.0, vmax=1.0, interpolation="nearest")
-        axes.set_title(f"layer {layer}", fontsize=11)
+        axes.set_title(name, fontsize=11)
     save_figure(figure, path)
 
 
@@ -124,7 +124,8 @@ def plot_weights(
     Args:
         checkpoint: any file whose format `convmixer.load_checkpoint` takes.
         out: folder of the pictures.
-        layers: how many layers, evenly spaced from the first to the last.
+        layers: how many layers, evenly spaced from the first to the last; of stacked depthwise
+            convolutions all are drawn.
         seed: of the choice of kernels.
 
     Returns:
@@ -132,21 +133,24 @@ def plot_weights(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        UsageError: the file is damaged or holds no ConvMixer.
+        UsageError: the file is damaged or holds no ConvMixer, or one of the pictures exists.
     """
-    try:
-        weights = convert_state_dict(read_checkpoint(checkpoint))
-    except UsageError as error:
-        text = str(error)
-        raise UsageError(text if str(checkpoint) in text else f"{checkpoint}: {text}") from error
-    name = re.compile(r"blocks\.(\d+)\.0\.fn\.0\.weight")
-    depthwise = {int(m[1]): tensor for key, tensor in weights.items() if (m := name.fullmatch(key))}
+    out = out.expanduser()
+    patch_embedding, kernels = out / "patch_embedding.png", out / "depthwise_kernels.png"
+    for picture in (patch_embedding, kernels):
+        if picture.exists():
+            raise UsageError(f"{picture} exists already: name another folder with --out")
+    weights = read_weights(checkpoint)
+    depthwise = _depthwise_weights(weights)
+    shown = {}
+    for layer in chosen_layers(len(depthwise), layers):
+        for position, weight in enumerate(depthwise[layer], start=1):
+            convolution = f", convolution {position}" if len(depthwise[layer]) > 1 else ""
+            shown[f"layer {layer + 1}{convolution}"] = weight
     stem = weights["stem.0.weight"].float()
-    shown = {layer + 1: depthwise[layer].float() for layer in chosen_layers(len(depthwise), layers)}
-    size, kernel = stem.shape[-1], depthwise[0].shape[-1]
+    size, kernel = stem.shape[-1], depthwise[0][0].shape[-1]
     model = f"ConvMixer-{len(stem)}/{len(depthwise)}"
     out.mkdir(parents=True, exist_ok=True)
-    patch_embedding, kernels = out / "patch_embedding.png", out / "depthwise_kernels.png"
     save_patch_embedding(
         patch_embedding, stem, f"Patch embedding of {model}: {len(stem)} filters of {size} x {size}"
     )
@@ -154,3 +158,14 @@ def plot_weights(
     title = f"{model}: {number} depthwise kernels of {kernel} x {kernel} a layer"
     save_depthwise_kernels(kernels, shown, f"{title} (red positive, blue negative)", seed)
     return patch_embedding, kernels
+
+
+def _depthwise_weights(weights: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    """The kernels of the depthwise convolutions, those of a block together."""
+    name = re.compile(r"blocks\.(\d+)\.0\.fn\.\d+\.weight")
+    blocks: dict[int, list[Tensor]] = {}
+    for key, weight in weights.items():
+        # The norm after the convolutions has a weight too, of one dimension.
+        if (match := name.fullmatch(key)) and weight.dim() == 4:
+            blocks.setdefault(int(match[1]), []).append(weight.float())
+    return [blocks[block] for block in sorted(blocks)]

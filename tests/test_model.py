@@ -259,7 +259,7 @@ def test_reset_classifier():
     model = small().double().eval()
     features = model.forward_features(images(2, 3, 16, 16).double())
     old = model.get_classifier()
-    model.reset_classifier(5)
+    model.reset_classifier(num_classes=5)
     assert model.num_classes == 5
     assert model.get_classifier() is not old
     assert model.forward_head(features).shape == (2, 5)
@@ -270,11 +270,11 @@ def test_reset_classifier():
     torch.testing.assert_close(model.forward_head(features), features.amax((2, 3)))
     model.reset_classifier(0, "")
     assert model.forward_head(features) is features
-    with pytest.raises(ValueError, match="n_classes: got 3 without pooling, expected 0"):
+    with pytest.raises(ValueError, match="num_classes: got 3 without pooling, expected 0"):
         model.reset_classifier(3)
     with pytest.raises(ValueError, match="global_pool: got 'median'"):
         model.reset_classifier(3, "median")
-    with pytest.raises(ValueError, match="n_classes: got -1"):
+    with pytest.raises(ValueError, match="num_classes: got -1"):
         model.reset_classifier(-1)
     model.reset_classifier(3, "avg")
     assert model.forward_head(features).shape == (2, 3)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from convmixer import ConvMixer, plots, weight_plots
 from convmixer.errors import UsageError
@@ -171,6 +173,47 @@ def test_depthwise_kernels_are_a_random_subset_of_64_for_each_layer(tmp_path, fi
         for tile_shown in shown
     ]
     assert matches == sorted(set(matches)) and matches != list(range(64))
+
+
+def test_every_convolution_of_a_stack_is_drawn(tmp_path, figures):
+    model = _saved_model(tmp_path, stacked=2, dim=1)
+    plot_weights(tmp_path / "model.pt", tmp_path / "out", layers=2)
+    panels = [axes for axes in figures[1].axes if axes.images]
+    names = [f"layer {layer}, convolution {number}" for layer in (1, 3) for number in (1, 2)]
+    assert [axes.get_title() for axes in panels] == names
+    weight = model.blocks[2][0].fn[2].weight[0, 0].double().detach()
+    shown = np.asarray(panels[3].images[0].get_array())[1:8, 1:8]
+    assert np.allclose(shown, weight / weight.abs().max())
+
+
+@pytest.mark.parametrize("name", ["patch_embedding.png", "depthwise_kernels.png"])
+def test_pictures_of_weights_are_not_overwritten(name, tmp_path):
+    _saved_model(tmp_path)
+    (tmp_path / name).write_bytes(b"another")
+    with pytest.raises(UsageError, match=rf"{name} exists already: name another folder with --out"):
+        plot_weights(tmp_path / "model.pt", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "model.pt"])
+    assert (tmp_path / name).read_bytes() == b"another"
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _saved_model(tmp_path, dim=1)
+    assert plot_weights(Path("~/model.pt"), Path("~/out"))[0] == (
+        tmp_path / "out" / "patch_embedding.png"
+    )
+    assert (tmp_path / "out" / "patch_embedding.png").exists()
+
+
+def test_a_failed_picture_leaves_nothing(tmp_path):
+    class Torn(Figure):
+        def savefig(self, file, **options):
+            file.write(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        plots.save_figure(Torn(), tmp_path / "curves.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_filters_of_one_pixel_share_one_scale(tmp_path, figures):
