@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convmixer.config import Config, check
-from convmixer.config_io import get_value, override
+from convmixer.config import Config
+from convmixer.config_io import override, resolve
 from convmixer.errors import UsageError
 from convmixer.published import Architecture, PublishedResult, published_rows
 
@@ -28,8 +29,11 @@ BASELINES = {
     "imagenet-a1": Architecture(512, 12, 9, 7),
     "cifar10": Architecture(256, 8, 9, 1, n_classes=10),
 }
+ARCHITECTURE = tuple(
+    field.name for field in dataclasses.fields(Architecture) if field.name != "n_classes"
+)
 SCALED = ("dim", "depth", "patch_size")
-"""Sizes that another recipe takes in proportion to its own model."""
+"""Sizes that rows take in proportion to the model of the recipe."""
 
 _RECIPE_CHANGES: dict[str, dict[str, Any]] = {
     "": {},
@@ -82,38 +86,59 @@ class AblationSet:
         """The images of the table in the paper."""
         return PAPER_DATA[self.own_recipe]
 
-    def settings(self, row: Row, config: Config) -> Config:
-        """Return the settings of a row for the recipe `config`.
+    def base(self, recipe: Config, overrides: Mapping[str, Any]) -> Config:
+        """Return the settings that the rows change: those of a recipe, with some fields overridden.
 
-        The table's own recipe takes the architecture as printed. Another recipe keeps its own model
-        but for what the table varies: width, depth and patch size in proportion to its own (the
-        paper's baseline being ConvMixer-512/12 or ConvMixer-256/8), the rest as printed.
+        On the table's own recipe the model is the paper's where no override says otherwise: what
+        all rows print, and ConvMixer-512/12 or ConvMixer-256/8 for what they vary.
 
         Raises:
-            UsageError: where the row does not fit the recipe's images.
+            UsageError: for a field that every row sets.
         """
-        baseline = BASELINES[self.own_recipe]
-        if config.recipe == self.own_recipe:
-            architecture = dataclasses.asdict(row.architecture)
-        else:
-            architecture = {
-                name: _proportional(name, getattr(row.architecture, name), baseline, config)
-                for name in self.varied
+        overrides = {resolve(name): value for name, value in overrides.items()}
+        for name in overrides:
+            if name in self._set_by_every_row():
+                raise UsageError(f"{name}: table {self.table} sets it in every row")
+        if recipe.recipe == self.own_recipe:
+            printed = self.rows[0].architecture
+            paper = {
+                f"model.{name}": getattr(self._baseline if name in self.varied else printed, name)
+                for name in ARCHITECTURE
             }
-        if "stem" in self.varied and config.recipe != self.own_recipe:
+            overrides = paper | overrides
+        return override(recipe, overrides)
+
+    def settings(self, row: Row, base: Config) -> Config:
+        """Return the settings of a row over those of `base`.
+
+        A row takes width, depth and patch size in proportion to the model of `base`, as they stand
+        to the paper's ConvMixer-512/12 or ConvMixer-256/8, and the rest as printed.
+
+        Raises:
+            UsageError: where the row does not fit the images.
+        """
+        changes: dict[str, Any] = {
+            f"model.{name}": getattr(row.architecture, name)
+            for name in self.varied
+            if name not in SCALED
+        }
+        for name in SCALED:
+            if name in self.varied:
+                own, ratio = getattr(base.model, name), getattr(self._baseline, name)
+                scaled = own * getattr(row.architecture, name) / ratio
+                changes[f"model.{name}"] = max(1, int(scaled + 0.5))
+        if "stem" in self.varied:
             # The ResNet-style stem needs an even patch size; both stems take the same.
-            architecture["patch_size"] = config.model.patch_size + config.model.patch_size % 2
-        changes = {f"model.{name}": value for name, value in architecture.items()} | row.changes
-        changed = override(config, changes)
-        check(changed)
-        return changed
+            changes["model.patch_size"] = base.model.patch_size + base.model.patch_size % 2
+        return override(base, changes | row.changes)
 
+    @property
+    def _baseline(self) -> Architecture:
+        return BASELINES[self.own_recipe]
 
-def _proportional(name: str, value: Any, baseline: Architecture, config: Config) -> Any:
-    if name not in SCALED:
-        return value
-    own = get_value(config, f"model.{name}")
-    return max(1, int(own * value / getattr(baseline, name) + 0.5))
+    def _set_by_every_row(self) -> set[str]:
+        models = {f"model.{name}" for name in self.varied if name not in SCALED}
+        return models.union(set.intersection(*(set(row.changes) for row in self.rows)))
 
 
 def _changes(result: PublishedResult) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from convmixer import plots
 from convmixer.ablation_sets import AblationSet, Row, ablation_set
 from convmixer.config import Config
 from convmixer.config_io import FIELDS, get_value, override
-from convmixer.distributed import running_processes
+from convmixer.distributed import Processes, running_processes
 from convmixer.errors import TrainingDivergedError, UsageError, closest
 from convmixer.reporting import Console
 from convmixer.run_folder import RunFolder, write_csv, write_text
+from convmixer.run_state import StopRequest
 from convmixer.train import train
 
 COLUMNS = (
@@ -66,11 +67,10 @@ def _changes(config: Config, baseline: Config) -> str:
     return "; ".join(f"{name} {get_value(config, name)}" for name in different)
 
 
-def plan(ablation: AblationSet, recipe: Config, labels: Sequence[str] = ()) -> list[Result]:
-    """Return the rows to run, in the order of the table.
+def plan(ablation: AblationSet, base: Config, labels: Sequence[str] = ()) -> list[Result]:
+    """Return the rows to run over the settings `base`, in the order of the table.
 
-    Rows that do not fit the recipe's images have no settings, and a note that says why. Rows whose
-    settings are those of an earlier row share its runs.
+    Rows that do not fit the images have no settings, and a note that says why.
 
     Raises:
         UsageError: for a label that the table does not have.
@@ -84,7 +84,7 @@ def plan(ablation: AblationSet, recipe: Config, labels: Sequence[str] = ()) -> l
         if labels and name not in labels:
             continue
         try:
-            results.append(Result(row, ablation.settings(row, recipe)))
+            results.append(Result(row, ablation.settings(row, base)))
         except UsageError as error:
             results.append(Result(row, None, note=f"not run: {error}"))
     return results
@@ -95,6 +95,7 @@ def ablate(
     recipe: Config,
     out: Path,
     *,
+    overrides: Mapping[str, Any] | None = None,
     seeds: int = 1,
     labels: Sequence[str] = (),
     silent: bool = False,
@@ -102,11 +103,14 @@ def ablate(
     """Run a table of the paper on a recipe and write `results.csv`, `results.md`, `results.png`.
 
     Finished runs under `out/runs` are kept and interrupted ones continue, so that the same call
-    goes on after an interruption. The results are written anew after every row.
+    goes on after an interruption. Rows whose settings are those of an earlier row share its runs.
+    The results are written anew after every row.
 
     Args:
         table: 3 to 8.
-        recipe: the settings that the rows change; their seed is the first of the seeds.
+        recipe: the settings that the rows change; their seed is the first of the seeds. On the
+            table's own recipe the model is the paper's.
+        overrides: fields to change in all rows, the model's among them.
         out: folder of the ablation.
         seeds: runs of each row, with seeds one after another.
         labels: only these rows, as `folder_name` gives them; all without any.
@@ -117,9 +121,10 @@ def ablate(
         TrainingInterruptedError: after SIGINT or SIGTERM, when the run has been saved.
     """
     ablation = ablation_set(table)
-    results = plan(ablation, recipe, labels)
+    base = ablation.base(recipe, overrides or {})
+    results = plan(ablation, base, labels)
     done: list[Result] = []
-    with running_processes(recipe.device) as processes:
+    with StopRequest() as stop, running_processes(base.device) as processes:
         console = Console(silent=silent or not processes.is_main)
         for result in results:
             twin = next((d for d in done if d.config and d.config == result.config), None)
@@ -127,20 +132,32 @@ def ablate(
                 result.note = f"same settings as {twin.row.label!r}"
                 result.accuracies, result.parameters = twin.accuracies, twin.parameters
             elif result.config is not None:
-                _run_row(result, out, seeds, console, silent=silent)
+                _run_row(result, out, seeds, console, processes, stop, silent=silent)
             done.append(result)
             if processes.is_main:
-                write_results(ablation, recipe, done, out)
-        for line in markdown(ablation, recipe, done).splitlines():
+                write_results(ablation, base, done, out)
+        for line in markdown(ablation, base, done).splitlines():
             console.line(line)
         console.line(f"results: {out / 'results.md'}")
     return done
 
 
-def _run_row(result: Result, out: Path, seeds: int, console: Console, *, silent: bool) -> None:
+def _run_row(
+    result: Result,
+    out: Path,
+    seeds: int,
+    console: Console,
+    processes: Processes,
+    stop: StopRequest,
+    *,
+    silent: bool,
+) -> None:
     assert result.config is not None
+    folder = RunFolder(out / "runs" / folder_name(result.row.label))
     for seed in range(result.config.seed, result.config.seed + seeds):
-        run = RunFolder(out / "runs" / folder_name(result.row.label) / f"seed-{seed}")
+        run = folder.of_seed(seed)
+        if stop.wanted(processes):
+            raise stop.interruption(f"before row {result.row.label!r}, seed {seed}")
         console.line(f"{result.row.label}, seed {seed}: {run.path}")
         try:
             summary = train(
@@ -148,6 +165,7 @@ def _run_row(result: Result, out: Path, seeds: int, console: Console, *, silent:
                 run.path,
                 resume=run.holds_run,
                 silent=silent,
+                stop=stop,
             )
         except TrainingDivergedError as error:
             result.note = f"seed {seed}: {error}"

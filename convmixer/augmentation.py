@@ -50,18 +50,24 @@ def _rand_augment(text: str, config: Config) -> Any:
         }
         try:
             policy = rand_augment_transform(text, hparams)
-            for operation in policy.ops:
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = _posterize
-            return policy
         except (AssertionError, ValueError, KeyError):
             raise UsageError(f"augment.rand_augment: timm does not know {text!r}") from None
+        for operation in policy.ops:  # timm's AugmentOp, which calls its aug_fn
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+        return policy
     if text.startswith("torchvision-"):
         options = {part[:1]: part[1:] for part in text.split("-")[1:]}
         if options.keys() <= {"n", "m"} and all(value.isdigit() for value in options.values()):
-            return transforms.RandAugment(
+            policy = transforms.RandAugment(
                 num_ops=int(options.get("n", 2)), magnitude=int(options.get("m", 9))
             )
+            if policy.magnitude >= policy.num_magnitude_bins:
+                raise UsageError(
+                    "augment.rand_augment: torchvision's magnitude is at most "
+                    f"{policy.num_magnitude_bins - 1}, got {text!r}"
+                )
+            return policy
     raise UsageError(
         "augment.rand_augment: expected timm's form such as rand-m9-mstd0.5-inc1 or "
         f"torchvision's such as torchvision-n1-m8, got {text!r}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from convmixer import __version__
 from convmixer.ablation_sets import TITLES
@@ -15,6 +16,13 @@ from convmixer.fields import FieldInfo
 
 FIELD_PREFIX = "field:"
 NOT_ON_THE_COMMAND_LINE = frozenset({"recipe", "description"})
+EVALUATION_FIELDS = tuple(
+    name
+    for name in FIELDS
+    if name.startswith(("model.", "data."))
+    or name in ("augment.flip", "batch_size", "device", "threads", "amp", "channels_last")
+)
+"""Fields that evaluation depends on; `augment.flip` says whether --tta mirrors images."""
 SECTIONS = {
     "": "run",
     "model": "model",
@@ -34,12 +42,17 @@ examples:
   convmixer train --recipe digits --seeds 3 --out runs/three
   convmixer train --resume --out runs/small
   convmixer train --recipe cifar10 --data path/to/cifar --amp bf16
+  convmixer train --recipe imagenet --data path/to/images --n_classes 102 --lr 0.001 \\
+      --initial_checkpoint weights.pt
   torchrun --nproc-per-node 8 -m convmixer train --recipe imagenet --data path/to/imagenet
 """
 
 ABLATE = """\
 Run an ablation of the paper on a recipe. Finished runs in the folder are kept, so that the same
 command goes on after an interruption. Fields of the recipe can be set as for convmixer train."""
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,11 +91,15 @@ def _field_help(info: FieldInfo) -> str:
     return f"{text} [{accepted}]".replace("%", "%%")
 
 
-def _add_fields(parser: Parser) -> None:
-    groups = {section: parser.add_argument_group(title) for section, title in SECTIONS.items()}
-    for info in FIELDS.values():
-        if info.name in NOT_ON_THE_COMMAND_LINE:
-            continue
+def _add_fields(parser: Parser, names: Iterable[str]) -> None:
+    wanted = [FIELDS[name] for name in names if name not in NOT_ON_THE_COMMAND_LINE]
+    sections = {info.name.rpartition(".")[0] for info in wanted}
+    groups = {
+        section: parser.add_argument_group(title)
+        for section, title in SECTIONS.items()
+        if section in sections
+    }
+    for info in wanted:
         shown, *hidden = _spellings(info.name)
         if info.name == "data.folder":
             hidden.append("--data")
@@ -114,8 +131,17 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=Parser
     )
+    parsers = {
+        "train": _add_train(commands),
+        "evaluate": _add_evaluate(commands),
+        "ablate": _add_ablate(commands),
+        "plot-weights": _add_plot_weights(commands),
+    }
+    return parser, parsers
 
-    train: Parser = commands.add_parser(
+
+def _add_train(commands: Commands) -> Parser:
+    parser = commands.add_parser(
         "train",
         help="train a recipe",
         description=TRAIN,
@@ -123,85 +149,83 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         usage="convmixer train --recipe NAME [--out FOLDER] [--resume] [--seeds N] "
         "[--FIELD VALUE ...]",
     )
-    _add_recipe(train, "what to train")
-    train.add_argument(
+    _add_recipe(parser, "what to train")
+    parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/RECIPE)"
     )
-    train.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
-    train.add_argument(
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
+    parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train N seeds; mean and deviation"
     )
-    _add_fields(train)
+    _add_fields(parser, FIELDS)
+    return parser
 
-    evaluate: Parser = commands.add_parser(
+
+def _add_evaluate(commands: Commands) -> Parser:
+    parser = commands.add_parser(
         "evaluate",
         help="top-1, top-5 and confusion of a checkpoint",
         description="Evaluate a checkpoint on the images of its recipe.",
-        usage="convmixer evaluate --checkpoint FILE [--data FOLDER] [--split NAME] [--tta] "
-        "[--out FOLDER] [--FIELD VALUE ...]",
+        usage="convmixer evaluate --checkpoint FILE [--recipe NAME] [--variant NAME] "
+        "[--data FOLDER] [--split NAME] [--tta] [--out FOLDER] [--FIELD VALUE ...]",
     )
-    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    _add_recipe(evaluate, "for a checkpoint that does not hold its settings")
-    evaluate.add_argument(
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    _add_recipe(parser, "for a checkpoint that does not hold its settings")
+    parser.add_argument(
         "--variant", metavar="NAME", help="model of the paper that the checkpoint belongs to"
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--split", choices=("test", "validation", "train"), default="test", help="default: test"
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation too, reported separately"
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write evaluation.json and confusion.png here"
     )
-    _add_fields(evaluate)
+    _add_fields(parser, EVALUATION_FIELDS)
+    return parser
 
-    ablate: Parser = commands.add_parser(
+
+def _add_ablate(commands: Commands) -> Parser:
+    parser = commands.add_parser(
         "ablate",
         help="run an ablation of the paper",
         description=ABLATE,
         usage="convmixer ablate [--list] [--table N] [--recipe NAME] [--seeds N] "
         "[--rows NAME,NAME] [--out FOLDER] [--FIELD VALUE ...]",
     )
-    ablate.add_argument(
+    parser.add_argument(
         "--list", action="store_true", help="list the tables, or the rows of --table"
     )
-    ablate.add_argument(
-        "--table",
-        type=int,
-        choices=tuple(TITLES),
-        help="table of the paper",
-    )
-    _add_recipe(ablate, "what to run it on (default: the recipe of the table)")
-    ablate.add_argument(
+    parser.add_argument("--table", type=int, choices=tuple(TITLES), help="table of the paper")
+    _add_recipe(parser, "what to run it on (default: the recipe of the table)")
+    parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="runs of each row (default: 1)"
     )
-    ablate.add_argument(
+    parser.add_argument(
         "--rows", metavar="NAME,NAME", help="only these rows, named as --list shows them"
     )
-    ablate.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/table-N-RECIPE")
-    _add_fields(ablate)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/table-N-RECIPE")
+    _add_fields(parser, FIELDS)
+    return parser
 
-    weights: Parser = commands.add_parser(
+
+def _add_plot_weights(commands: Commands) -> Parser:
+    parser = commands.add_parser(
         "plot-weights",
         help="pictures of the weights",
         description="Draw the patch embedding and depthwise kernels, as in figures 5 to 7.",
     )
-    weights.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    weights.add_argument(
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: the folder of the checkpoint"
     )
-    weights.add_argument(
+    parser.add_argument(
         "--layers", type=int, default=8, metavar="N", help="layers to show, evenly spaced"
     )
-    weights.add_argument("--seed", type=int, default=0, help="of the choice of kernels")
-    parsers = {
-        "train": train,
-        "evaluate": evaluate,
-        "ablate": ablate,
-        "plot-weights": weights,
-    }
-    return parser, parsers
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of kernels")
+    return parser
 
 
 def field_overrides(arguments: argparse.Namespace) -> dict[str, str]:

@@ -72,7 +72,8 @@ class DataConfig:
     )
     workers: int | None = setting(
         None,
-        "processes that load images; none: 0 for the digits, else a processor each, at most 8",
+        "processes that load images; none: 0 for the digits, else one for each processor (shared "
+        "by the processes of torchrun), at most 8",
         minimum=0,
     )
 
@@ -142,6 +143,11 @@ class Config:
     batch_size: int = setting(
         128, "images of one optimizer step, over all processes and accumulation", minimum=1
     )
+    initial_checkpoint: str | None = setting(
+        None,
+        "start from the weights in this file; a head for other classes is left out, and a stem for "
+        "other channels adapted",
+    )
     accumulation_steps: int = setting(1, "parts of a batch computed one after another", minimum=1)
     label_smoothing: float = setting(0.0, "label smoothing", minimum=0.0, maximum=0.99)
     seed: int = setting(
@@ -198,6 +204,16 @@ def check(config: Config) -> None:
     if model.patch_size > data.image_size:
         raise UsageError(
             f"model.patch_size {model.patch_size} exceeds data.image_size {data.image_size}"
+        )
+    optimizer = config.optimizer
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise UsageError(
+            f"optimizer.betas: expected numbers from 0 to below 1, got {optimizer.betas}"
+        )
+    if optimizer.warmup_epochs and optimizer.schedule != "cosine":
+        raise UsageError(
+            f"optimizer.warmup_epochs {optimizer.warmup_epochs} needs optimizer.schedule cosine: "
+            f"the {optimizer.schedule} schedule starts at 0 by itself"
         )
     if config.batch_size % config.accumulation_steps:
         raise UsageError(

@@ -24,6 +24,7 @@ CIFAR10_CLASSES = (
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_TRAINING_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10_TEST_FILE = "test_batch"
+CIFAR10_FILES = (*CIFAR10_TRAINING_FILES, CIFAR10_TEST_FILE)
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
 
 Indices = NDArray[np.int64]
@@ -132,14 +133,42 @@ def load_splits(config: DataConfig, channels: int) -> Splits:
     Raises:
         UsageError: for images that are missing, naming what was looked for.
     """
-    mode = "L" if channels == 1 else "RGB"
+    mode = _mode(channels)
     if config.source == "digits":
         return _load_digits(config, mode)
     if config.source == "cifar10":
         return _load_cifar10(config, mode)
     if config.folder is None:
         raise UsageError("this recipe reads images from a folder: name it with --data FOLDER")
-    return _load_image_folder(Path(config.folder), config, mode)
+    return _load_image_folder(Path(config.folder).expanduser(), config, mode)
+
+
+def load_split(config: DataConfig, channels: int, name: str) -> tuple[Images, tuple[str, ...]]:
+    """Return the images of one split, and the names of the classes.
+
+    Test images in folders need no training images beside them.
+
+    Args:
+        config, channels: as for `load_splits`.
+        name: train, validation or test.
+
+    Raises:
+        UsageError: for images that are missing, naming what was looked for.
+    """
+    if name == "test" and config.source != "digits" and config.folder is not None:
+        folder = Path(config.folder).expanduser()
+        if not (folder / "train").is_dir() and (found := _evaluation_folders(folder)):
+            class_names = _class_names(found[0])
+            return _scan_images(found[0], class_names, _mode(channels)), class_names
+    splits = load_splits(config, channels)
+    images = {"train": splits.train, "validation": splits.validation, "test": splits.test}[name]
+    if images is None:
+        raise UsageError("there are no validation images: data.validation_fraction is 0")
+    return images, splits.class_names
+
+
+def _mode(channels: int) -> str:
+    return "L" if channels == 1 else "RGB"
 
 
 def _load_digits(config: DataConfig, mode: str) -> Splits:
@@ -190,7 +219,7 @@ def _read_cifar10(paths: Sequence[Path], mode: str) -> ArrayImages:
 
 
 def _load_cifar10(config: DataConfig, mode: str) -> Splits:
-    folder = Path(config.folder or "data/cifar10")
+    folder = Path(config.folder or "data/cifar10").expanduser()
     if (folder / "train").is_dir():
         return _load_image_folder(folder, config, mode)
     batches = _find_cifar10_batches(folder)
@@ -199,7 +228,7 @@ def _load_cifar10(config: DataConfig, mode: str) -> Splits:
         batches = _find_cifar10_batches(folder)
     if batches is None:
         raise UsageError(f"the download left no CIFAR-10 batches in {folder}")
-    training = [path for name in CIFAR10_TRAINING_FILES if (path := batches / name).is_file()]
+    training = [batches / name for name in CIFAR10_TRAINING_FILES]
     train, validation = _hold_out_validation(_read_cifar10(training, mode), config)
     test = _read_cifar10([batches / CIFAR10_TEST_FILE], mode)
     return Splits(train, validation, test, CIFAR10_CLASSES)
@@ -207,8 +236,11 @@ def _load_cifar10(config: DataConfig, mode: str) -> Splits:
 
 def _find_cifar10_batches(folder: Path) -> Path | None:
     for place in (folder / CIFAR10_FOLDER, folder):
-        if (place / CIFAR10_TRAINING_FILES[0]).is_file() and (place / CIFAR10_TEST_FILE).is_file():
+        missing = [name for name in CIFAR10_FILES if not (place / name).is_file()]
+        if not missing:
             return place
+        if len(missing) < len(CIFAR10_FILES):
+            raise UsageError(f"{place} holds CIFAR-10 without {', '.join(missing)}")
     return None
 
 
@@ -251,6 +283,15 @@ def _scan_images(folder: Path, class_names: tuple[str, ...], mode: str) -> FileI
     return FileImages(tuple(paths), np.asarray(labels, dtype=np.int64), mode)
 
 
+def _evaluation_folders(folder: Path) -> list[Path]:
+    """Return the folders with images to test on, then to validate on, as far as there are any."""
+    return [folder / name for name in ("test", "val") if (folder / name).is_dir()]
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+
+
 def _load_image_folder(folder: Path, config: DataConfig, mode: str) -> Splits:
     """Read `train/` with a folder a class, and `test/`, or `val/` where there is no `test/`.
 
@@ -258,10 +299,10 @@ def _load_image_folder(folder: Path, config: DataConfig, mode: str) -> Splits:
     """
     if not (folder / "train").is_dir():
         raise UsageError(f"no images found: looked for {folder / 'train'} with a folder a class")
-    evaluation = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
+    evaluation = _evaluation_folders(folder)
     if not evaluation:
         raise UsageError(f"no test images found: looked for {folder / 'test'} and {folder / 'val'}")
-    class_names = tuple(sorted(p.name for p in (folder / "train").iterdir() if p.is_dir()))
+    class_names = _class_names(folder / "train")
     train: Images = _scan_images(folder / "train", class_names, mode)
     test = _scan_images(evaluation[0], class_names, mode)
     validation: Images | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,16 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
-        return (
-            flag
-            if self.world == 1
-            else bool(self.total(torch.tensor(float(flag), device=self.device)) > 0)
-        )
+        if self.world == 1:
+            return flag
+        return bool(self.total(torch.tensor(float(flag))) > 0)
+
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each of the tensors by its mean over all processes."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+                tensor /= self.world
 
     def gather(self, value: Any) -> list[Any]:
         """Return `value` of every process, in the order of their ranks."""
@@ -57,17 +62,53 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the main process go through the block before the others do."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def processes_of_machine() -> int:
+    """Return how many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def start_command() -> str:
+    """Return what starts convmixer in as many processes as there are now."""
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), processes_of_machine()
+    if world == 1:
+        return "convmixer"
+    machines = f"--nnodes {world // local} " if world > local else ""
+    return f"torchrun {machines}--nproc-per-node {local} -m convmixer"
+
 
 @contextlib.contextmanager
 def running_processes(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did, and leave them at the end.
 
     Under torchrun every process takes the GPU of its local rank, or the CPU.
+
+    Raises:
+        UsageError: for a GPU that is not there, or an environment that torchrun did not set.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes(resolve_device(device))
         return
+    if unset := [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]:
+        raise UsageError(
+            f"WORLD_SIZE is {world} without {' and '.join(unset)}: start several processes with "
+            "torchrun"
+        )
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if device.startswith("cuda:"):
         raise UsageError(f"device: torchrun gives each process its GPU; use cuda, not {device}")
@@ -77,7 +118,8 @@ def running_processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(place)
     started_here = not dist.is_initialized()
     if started_here:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # What the processes tell each other in passing, on the CPU, must not wait for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     try:
         yield Processes(place, rank, world)
     finally:

@@ -14,12 +14,12 @@ from convmixer.building import build_model, cpu_threads, device_name
 from convmixer.checkpoints import load_checkpoint
 from convmixer.config import Config
 from convmixer.config_io import from_dict, load_recipe, override
-from convmixer.data import Images, Splits, load_splits
+from convmixer.data import load_split
 from convmixer.distributed import running_processes
 from convmixer.errors import UsageError
 from convmixer.loading import evaluation_loader, worker_count
 from convmixer.reporting import Console
-from convmixer.run_folder import write_json
+from convmixer.run_folder import prepare_folder, write_json
 from convmixer.run_state import read_checkpoint
 from convmixer.scoring import augmented_views, score
 from convmixer.variants import get_variant
@@ -59,13 +59,6 @@ def checkpoint_config(
             "convmixer.list_variants()) or with --recipe and --model.* fields"
         )
     return override(config, overrides or {})
-
-
-def _split(splits: Splits, name: str) -> Images:
-    images = {"train": splits.train, "validation": splits.validation, "test": splits.test}[name]
-    if images is None:
-        raise UsageError("there are no validation images: data.validation_fraction is 0")
-    return images
 
 
 def confusion_table(confusion: Tensor, class_names: tuple[str, ...]) -> list[str]:
@@ -112,26 +105,27 @@ def evaluate(
     """
     if out is not None and (out / "evaluation.json").exists():
         raise UsageError(f"{out} already holds an evaluation.json: name another folder with --out")
-    console = Console(silent=silent)
     with cpu_threads(config.threads), running_processes(config.device) as processes:
         model = build_model(config, processes.device)
         load_checkpoint(model, checkpoint)
-        splits = load_splits(config.data, config.model.in_chans)
-        images = _split(splits, split)
-        if len(splits.class_names) != config.model.n_classes:
+        with processes.main_first():  # in case the images are to be downloaded
+            images, class_names = load_split(config.data, config.model.in_chans, split)
+        if len(class_names) != config.model.n_classes:
             raise UsageError(
-                f"the images have {len(splits.class_names)} classes, the model has "
+                f"the images have {len(class_names)} classes, the model has "
                 f"{config.model.n_classes}"
             )
         loader = evaluation_loader(
             images,
             evaluation_transform(config),
-            config.batch_size,
+            max(1, config.batch_size // processes.world),
             workers=worker_count(config.data),
             device=processes.device,
             rank=processes.rank,
             world=processes.world,
         )
+        if out is not None:
+            prepare_folder(out)
         scores = score(model, loader, config, processes)
         result: dict[str, Any] = {
             "checkpoint": str(checkpoint),
@@ -149,29 +143,52 @@ def evaluate(
             augmented = score(model, loader, config, processes, views)
             result[f"{split}_accuracy_with_augmentation"] = augmented.top1
             result[f"{split}_accuracy_top5_with_augmentation"] = augmented.top5
-    if not processes.is_main:
-        return result
+    if processes.is_main:
+        confusion = scores.confusion if len(class_names) <= LARGEST_CONFUSION else None
+        _report(result, config, confusion, class_names, Console(silent=silent))
+        if out is not None:
+            _save(result, confusion, class_names, out)
+    return result
+
+
+def _report(
+    result: Mapping[str, Any],
+    config: Config,
+    confusion: Tensor | None,
+    class_names: tuple[str, ...],
+    console: Console,
+) -> None:
+    split, model = result["split"], config.model
+    top1, top5 = f"{split}_accuracy", f"{split}_accuracy_top5"
     console.line(
-        f"{checkpoint}: ConvMixer-{config.model.dim}/{config.model.depth}, "
+        f"{result['checkpoint']}: ConvMixer-{model.dim}/{model.depth}, "
         f"{result['parameters']:,} parameters"
     )
-    console.line(f"{config.recipe}, {split} split, {scores.images:,} images, {result['device']}")
-    console.line(f"top-1 {scores.top1:.2f}%  top-5 {scores.top5:.2f}%  loss {scores.loss:.4f}")
-    if test_time_augmentation:
+    console.line(
+        f"{result['recipe']}, {split} split, {result['images']:,} images, {result['device']}"
+    )
+    console.line(
+        f"top-1 {result[top1]:.2f}%  top-5 {result[top5]:.2f}%  loss {result[f'{split}_loss']:.4f}"
+    )
+    if f"{top1}_with_augmentation" in result:
         console.line(
-            f"with test-time augmentation: top-1 {augmented.top1:.2f}%  top-5 {augmented.top5:.2f}%"
+            f"with test-time augmentation: top-1 {result[f'{top1}_with_augmentation']:.2f}%  "
+            f"top-5 {result[f'{top5}_with_augmentation']:.2f}%"
         )
-    few_classes = config.model.n_classes <= LARGEST_CONFUSION
-    if few_classes:
+    if confusion is not None:
         console.line("confusion (rows: true class, columns: predicted class)")
-        for line in confusion_table(scores.confusion, splits.class_names):
+        for line in confusion_table(confusion, class_names):
             console.line(line)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        if few_classes:
-            title = (
-                f"{config.recipe}, {split} split: {scores.top1:.2f} % of {scores.images:,} images"
-            )
-            plots.save_confusion(out / "confusion.png", scores.confusion, splits.class_names, title)
-        write_json(out / "evaluation.json", result)
-    return result
+
+
+def _save(
+    result: Mapping[str, Any], confusion: Tensor | None, class_names: tuple[str, ...], out: Path
+) -> None:
+    if confusion is not None:
+        split = result["split"]
+        title = (
+            f"{result['recipe']}, {split} split: {result[f'{split}_accuracy']:.2f} % of "
+            f"{result['images']:,} images"
+        )
+        plots.save_confusion(out / "confusion.png", confusion, class_names, title)
+    write_json(out / "evaluation.json", result)

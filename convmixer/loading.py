@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from convmixer.augmentation import Transform
 from convmixer.config import DataConfig
 from convmixer.data import Images
+from convmixer.distributed import processes_of_machine
 from convmixer.errors import UsageError
+from convmixer.run_state import seed_cpu
 
 Key = tuple[int, int]
 Batch = tuple[Tensor, Tensor]
@@ -31,14 +33,11 @@ EvaluationLoader = DataLoader[tuple[Tensor, int]]
 MOST_WORKERS = 8
 """Processes that load images where the settings leave their number open."""
 
-# Primes that keep the seeds of neighbouring images, epochs and runs apart.
-_SEED_PRIMES = (2_654_435_761, 1_000_003)
 
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+def image_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the seed of one augmented image, below 2**63, a hash of run, epoch and image."""
+    (word,) = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
+    return int(word) >> 1
 
 
 class TrainingImages(Dataset[tuple[Tensor, int]]):
@@ -54,7 +53,7 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
 
     def _augmented(self, key: Key) -> tuple[Tensor, int]:
         epoch, index = key
-        _seed_everything((self.seed * _SEED_PRIMES[0] + epoch * _SEED_PRIMES[1] + index) % 2**63)
+        seed_cpu(image_seed(self.seed, epoch, index))
         return self.transform(self.images.image(index)), int(self.images.labels[index])
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
@@ -136,17 +135,29 @@ class EpochBatches(Sampler[list[Key]]):
 
 
 def _start_worker(_: int) -> None:
-    """Leave an interrupt from the keyboard to the main process, which saves the run."""
+    """Leave it to the main process to save the run after a signal.
+
+    A terminal and torchrun send theirs to the whole process group of a run.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def worker_count(data: DataConfig) -> int:
-    """Return how many processes load images."""
+    """Return how many processes load images for this one."""
     if data.workers is not None:
         return data.workers
     if data.source == "digits":
         return 0
-    return min(MOST_WORKERS, os.cpu_count() or 1)
+    return max(1, min(MOST_WORKERS, _processors() // processes_of_machine()))
+
+
+def _processors() -> int:
+    """Return the number of processors that the process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _loader_options(workers: int, device: torch.device) -> dict[str, Any]:

@@ -18,13 +18,13 @@ def weight_decay_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[
     decayed only where `decay_one_dimensional` says so.
     """
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for parameter in model.parameters():
         decay = parameter.ndim > 1 or config.decay_one_dimensional
-        (decayed if decay else kept).append(parameter)
+        (decayed if decay else undecayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {"params": undecayed, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

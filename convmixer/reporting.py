@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from convmixer.building import depthwise_implementation, device_name, effective_amp
+from convmixer.config import Config
+from convmixer.data import Splits
+
 WARMUP_STEPS = 10
 """Optimizer steps at the start of a process that do not count for its throughput."""
 
@@ -38,7 +42,8 @@ class Console:
         return tqdm(total=steps, initial=first, desc=title, leave=False, disable=hidden)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -67,7 +72,7 @@ class Throughput:
         if self._warmup_left:
             self._warmup_left -= 1
             if self._warmup_left == 0:
-                _synchronize(self._device)
+                synchronize(self._device)
                 self._started = time.perf_counter()
         else:
             self._images += images
@@ -75,7 +80,7 @@ class Throughput:
     def stop(self) -> None:
         """Stop the clock, at the end of an epoch or an interruption."""
         if self._started is not None:
-            _synchronize(self._device)
+            synchronize(self._device)
             self._seconds += time.perf_counter() - self._started
             self._started = None
 
@@ -98,6 +103,32 @@ class Throughput:
 def number(value: float | None, digits: int = 0) -> str:
     """Return a number for a log line, `-` where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def run_line(config: Config, splits: Splits, parameters: int, device: torch.device) -> str:
+    """Return one line on a run: model, images, device, precision."""
+    model, validation = config.model, splits.validation
+    held_out = 0 if validation is None else len(validation.labels)
+    precision = effective_amp(config, device).replace("none", "fp32")
+    return (
+        f"{config.recipe}: ConvMixer-{model.dim}/{model.depth}, {parameters:,} parameters; "
+        f"{len(splits.train.labels):,} training, {held_out:,} validation, "
+        f"{len(splits.test.labels):,} test images; {device_name(device)}, {precision}, "
+        f"depthwise convolution by {depthwise_implementation(config, device)}"
+    )
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """Return one line on a finished epoch, from its row of the metrics."""
+    parts = [
+        f"epoch {row['epoch']}/{epochs}",
+        f"loss {row['train_loss']:.4f}",
+        f"train {row['train_accuracy']:.2f}%",
+    ]
+    for split in ("validation", "test"):
+        if f"{split}_accuracy" in row:
+            parts.append(f"{split} {row[f'{split}_accuracy']:.2f}%")
+    return "  ".join([*parts, f"images/s {number(row['images_per_second'])}"])
 
 
 class IntervalClock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from convmixer.config import Config
 from convmixer.config_io import load_yaml, to_yaml
 from convmixer.errors import UsageError
+from convmixer.files import replacing
 
 METRICS = (
     "epoch",
@@ -30,9 +31,8 @@ METRICS = (
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -49,8 +49,21 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, An
     write_text(path, text.getvalue())
 
 
+def prepare_folder(path: Path) -> None:
+    """Create a folder where there is none.
+
+    Raises:
+        UsageError: where it cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}") from None
+
+
 class RunFolder:
-    """Paths and files of one run."""
+    """Paths and files of one run, or of the runs of several seeds in folders of their own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +78,19 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """Whether a run was started here."""
-        return any(p.exists() for p in (self.config, self.metrics, self.summary, self.last))
+        files = (self.config, self.metrics, self.summary, self.last)
+        return any(path.exists() for path in files) or bool(self.seeds)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that have a run in a folder of their own here, ascending."""
+        names = [path.parent.name for path in self.path.glob("seed-*/config.yaml")]
+        numbers = [name.removeprefix("seed-") for name in names]
+        return sorted(int(number) for number in numbers if number.isdigit())
+
+    def of_seed(self, seed: int) -> RunFolder:
+        """Return the folder of the run with this seed, among several."""
+        return RunFolder(self.path / f"seed-{seed}")
 
     @property
     def is_finished(self) -> bool:
@@ -91,18 +116,17 @@ class RunFolder:
             UsageError: for a folder that already holds a run, or that cannot be written.
         """
         self.check_free()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.config, to_yaml(config))
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.path}: {error.strerror}") from None
+        prepare_folder(self.path)
+        write_text(self.config, to_yaml(config))
 
     def load_config(self) -> Config:
-        """Return the settings of the run here.
+        """Return the settings of the run here, or of the first seed.
 
         Raises:
             UsageError: where there is no run.
         """
+        if self.seeds:
+            return self.of_seed(self.seeds[0]).load_config()
         if not self.config.exists():
             raise UsageError(f"no run to resume in {self.path}: it has no config.yaml")
         return load_yaml(self.config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import threading
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from convmixer.checkpoints import read_file
+from convmixer.distributed import Processes, is_first_process
 from convmixer.errors import UsageError
 
 
@@ -30,11 +33,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}") from error
 
 
+def seed_cpu(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch, but no GPU."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 def seed_everything(seed: int, rank: int = 0) -> None:
     """Seed Python, NumPy and PyTorch; processes of other rank draw other numbers."""
-    random.seed(seed + rank)
-    np.random.seed((seed + rank) % 2**32)
-    torch.manual_seed(seed + rank)
+    seed_cpu(seed + rank)
+    torch.cuda.manual_seed_all(seed + rank)
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
@@ -89,7 +98,7 @@ class StopRequest:
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.signal_number = 0
+        self._signal_number: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -106,9 +115,22 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    def wanted(self, processes: Processes) -> bool:
+        """Return whether any process was asked to stop; called in all of them."""
+        return processes.any(self._signal_number is not None)
+
+    def interruption(self, where: str) -> TrainingInterruptedError:
+        """Return the error that ends the command."""
+        number = signal.SIGTERM if self._signal_number is None else self._signal_number
+        return TrainingInterruptedError(f"interrupted {where}", number)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
+        self._signal_number = number
         self._restore()
+        if is_first_process():
+            # Unlike print, this may come in the middle of a print.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping when the run is saved; once more to stop at once\n")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -18,9 +18,11 @@ def triangular(position: float, epochs: int, peak: float) -> float:
         peak: largest learning rate.
 
     Returns:
-        the interpolation through epochs 0, 2E//5, 4E//5, E at 0, peak, peak / 20, 0.
+        the interpolation through epochs 0, 2E//5, 4E//5, E at 0, peak, peak / 20, 0. With one
+        epoch or two, where rounded quotients would coincide, they are not rounded.
     """
-    knots = [0, 2 * epochs // 5, 4 * epochs // 5, epochs]
+    middle = [2 * epochs / 5, 4 * epochs / 5]
+    knots = [0, *(map(math.floor, middle) if epochs > 2 else middle), epochs]
     return float(np.interp(position, knots, [0.0, peak, peak / 20.0, 0.0]))
 
 

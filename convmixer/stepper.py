@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,17 @@ from torch.amp.grad_scaler import GradScaler
 
 from convmixer.augmentation import batch_mixing, soft_targets
 from convmixer.building import autocast, build_model, effective_amp
+from convmixer.checkpoints import load_checkpoint
 from convmixer.config import Config
 from convmixer.distributed import Processes
 from convmixer.loading import Batch
 from convmixer.optimization import ExponentialMovingAverage, build_optimizer
+
+
+def shares_statistics(config: Config, processes: Processes) -> bool:
+    """Return whether BatchNorm takes the images of all processes together in every step."""
+    on_gpus = processes.world > 1 and processes.device.type == "cuda"
+    return on_gpus and config.sync_batch_norm
 
 
 class Stepper:
@@ -32,14 +40,15 @@ class Stepper:
         self.config, self.processes = config, processes
         device = processes.device
         self.model: nn.Module = build_model(config, device)
-        if processes.world > 1 and device.type == "cuda" and config.sync_batch_norm:
+        if shares_statistics(config, processes):
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.average = (
             ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         )
-        self.parallel: nn.Module = (
-            nn.parallel.DistributedDataParallel(self.model) if processes.world > 1 else self.model
-        )
+        self.parallel: nn.Module = self.model
+        if processes.world > 1:
+            # Each process keeps running statistics of its own: `average_statistics` needs them.
+            self.parallel = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")
         self.mixing = batch_mixing(config)
@@ -50,6 +59,17 @@ class Stepper:
     def evaluated(self) -> nn.Module:
         """The model that is evaluated: the moving average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Start from the weights in a file, as far as classes and channels allow.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UsageError: it is damaged, or holds another model.
+        """
+        load_checkpoint(self.model, checkpoint, other_classes=True, other_channels=True)
+        if self.average is not None:
+            self.average.module.load_state_dict(self.model.state_dict())
 
     def step(self, batches: Iterator[Batch], rate: float, number: int) -> float:
         """Take one step of the optimizer.
@@ -106,6 +126,17 @@ class Stepper:
             count = torch.full_like(loss, len(labels))
             self.sums += torch.stack([count, loss * count, right]).double()
 
+    def average_statistics(self) -> None:
+        """Average the running statistics of BatchNorm over the processes, where they differ.
+
+        Called in every process before the model is evaluated or saved.
+        """
+        if shares_statistics(self.config, self.processes):
+            return
+        models = [self.model] if self.average is None else [self.model, self.average.module]
+        buffers = (buffer for model in models for buffer in model.buffers())
+        self.processes.average_(buffer for buffer in buffers if buffer.is_floating_point())
+
     def state(self) -> dict[str, Any]:
         """Return weights, optimizer, scaler and sums; called in every process."""
         return {
@@ -122,6 +153,7 @@ class Stepper:
         if self.average is not None:
             self.average.module.load_state_dict(state["state_dict_ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run was on a CPU
+            self.scaler.load_state_dict(state["scaler"])
         if self.processes.is_main:
             self.sums.copy_(state["epoch_sums"])

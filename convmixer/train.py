@@ -15,12 +15,13 @@ from convmixer.building import cpu_threads, depthwise_implementation, device_nam
 from convmixer.checkpoints import load_checkpoint
 from convmixer.config import Config
 from convmixer.config_io import FIELDS, get_value, override
-from convmixer.data import Splits, load_splits
+from convmixer.data import load_splits
 from convmixer.distributed import Processes, running_processes
 from convmixer.errors import UsageError
-from convmixer.reporting import WARMUP_STEPS, Console, number
+from convmixer.reporting import WARMUP_STEPS, Console, number, run_line
 from convmixer.run_folder import RunFolder, write_json
 from convmixer.run_state import StopRequest, TrainingInterruptedError, read_checkpoint
+from convmixer.scoring import Scores
 from convmixer.trainer import Trainer
 
 CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_interval"})
@@ -28,7 +29,12 @@ CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_
 
 
 def train(
-    config: Config, out: Path, *, resume: bool = False, silent: bool = False
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    silent: bool = False,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Train one run and return its summary.
 
@@ -41,6 +47,7 @@ def train(
         out: folder of the run.
         resume: continue the run in `out` exactly where it stopped; a finished run is left as it is.
         silent: print nothing.
+        stop: that of a command with several runs; by default the run has its own.
 
     Raises:
         UsageError: for settings, images or folders that cannot work.
@@ -49,6 +56,8 @@ def train(
     """
     folder = RunFolder(out)
     if resume:
+        if folder.seeds:
+            raise UsageError(f"{out} holds several seeds: say how many with --seeds N")
         check_same_run(folder.load_config(), config, folder)
         if folder.is_finished:
             summary = folder.load_summary()
@@ -59,7 +68,7 @@ def train(
     else:
         folder.check_free()
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stop = stop or stack.enter_context(StopRequest())
         stack.enter_context(cpu_threads(config.threads))
         processes = stack.enter_context(running_processes(config.device))
         return _run(config, folder, processes, stop, resume=resume, silent=silent)
@@ -80,16 +89,6 @@ def check_same_run(saved: Config, wanted: Config, folder: RunFolder) -> None:
             )
 
 
-def _load_splits(config: Config, processes: Processes) -> Splits:
-    """Load the images, a possible download first in the main process alone."""
-    if processes.is_main:
-        splits = load_splits(config.data, config.model.in_chans)
-    processes.barrier()
-    if not processes.is_main:
-        splits = load_splits(config.data, config.model.in_chans)
-    return splits
-
-
 def _run(
     config: Config,
     folder: RunFolder,
@@ -100,13 +99,18 @@ def _run(
     silent: bool,
 ) -> dict[str, Any]:
     console = Console(folder.log, silent=silent or not processes.is_main)
-    trainer = Trainer(config, _load_splits(config, processes), folder, processes, console)
+    with processes.main_first():  # in case the images are to be downloaded
+        splits = load_splits(config.data, config.model.in_chans)
+    trainer = Trainer(config, splits, folder, processes, console)
+    continued = resume and folder.last.exists()
+    if config.initial_checkpoint and not continued:
+        trainer.stepper.start_from(Path(config.initial_checkpoint))
     if processes.is_main and not resume:
         folder.create(config)
-    if resume and folder.last.exists():
+    if continued:
         trainer.load_state(read_checkpoint(folder.last))
         console.line(f"continuing {folder.path} at epoch {trainer.epoch + 1}")
-    console.line(trainer.describe())
+    console.line(run_line(config, splits, trainer.parameters, processes.device))
     try:
         trainer.run(stop)
     except TrainingInterruptedError:
@@ -116,7 +120,19 @@ def _run(
     processes.barrier()
     load_checkpoint(trainer.stepper.evaluated, folder.best)
     scores = trainer.test()
-    summary = {
+    summary = _summary(trainer, scores)
+    if processes.is_main:
+        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
+        write_json(folder.summary, summary)
+    console.line(f"images/s {number(summary['images_per_second'])} in training")
+    console.line(f"test accuracy {scores.top1:.2f}% ({scores.images:,} images)")
+    console.line(f"curves: {folder.curves}")
+    return summary
+
+
+def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
+    config, processes = trainer.config, trainer.processes
+    return {
         "recipe": config.recipe,
         "data": config.data.source,
         "test_accuracy": scores.top1,
@@ -144,13 +160,6 @@ def _run(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    if processes.is_main:
-        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
-        write_json(folder.summary, summary)
-    console.line(f"images/s {number(summary['images_per_second'])} in training")
-    console.line(f"test accuracy {scores.top1:.2f}% ({scores.images:,} images)")
-    console.line(f"curves: {folder.curves}")
-    return summary
 
 
 def train_seeds(
@@ -158,30 +167,38 @@ def train_seeds(
 ) -> dict[str, Any]:
     """Train `seeds` runs, with the seeds from `config.seed` on, and return mean and deviation.
 
-    The runs stand in `out/seed-0`, `out/seed-1` and so on, beside a `summary.json` with the mean
-    and the sample standard deviation (n - 1) of the test accuracy, and `curves.png` of all runs.
-    Arguments and errors are those of `train`; `resume` skips the finished runs.
+    The runs stand in `out/seed-N`, N being the seed, beside a `summary.json` with the mean and the
+    sample standard deviation (n - 1) of the test accuracy, and `curves.png` of all runs. Arguments
+    and errors are those of `train`; `resume` skips the finished runs. There are two runs or more.
     """
+    if seeds < 2:
+        raise UsageError(f"seeds: expected at least 2, got {seeds}")
     group = RunFolder(out)
-    runs = {
-        f"seed-{seed}": override(config, {"seed": seed})
-        for seed in range(config.seed, config.seed + seeds)
-    }
-    with running_processes(config.device) as processes:
-        if resume:
-            check_same_run(group.load_config(), config, group)
-        else:
-            group.check_free()
-        processes.barrier()
-        if processes.is_main and not resume:
-            group.create(config)
+    if resume:
+        saved = group.load_config()
+        if not group.seeds:
+            raise UsageError(f"{out} holds a run of one seed: leave out --seeds")
+        check_same_run(saved, config, group)
+    else:
+        group.check_free()
+    summaries, histories = [], {}
+    with StopRequest() as stop, running_processes(config.device) as processes:
         console = Console(silent=silent or not processes.is_main)
-        summaries, histories = [], {}
-        for name, each in runs.items():
-            run = RunFolder(out / name)
-            console.line(f"{name}: {run.path}")
-            summaries.append(train(each, run.path, resume=run.holds_run, silent=silent))
-            histories[name] = run.load_metrics()
+        for seed in range(config.seed, config.seed + seeds):
+            run = group.of_seed(seed)
+            if stop.wanted(processes):
+                raise stop.interruption(f"before seed {seed}")
+            console.line(f"seed {seed}: {run.path}")
+            summaries.append(
+                train(
+                    override(config, {"seed": seed}),
+                    run.path,
+                    resume=run.holds_run,
+                    silent=silent,
+                    stop=stop,
+                )
+            )
+            histories[run.path.name] = run.load_metrics()
         summary = summarize_seeds(summaries)
         if processes.is_main:
             plots.save_seed_curves(group.curves, config, histories, summary)
@@ -195,13 +212,13 @@ def train_seeds(
 
 
 def summarize_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and sample standard deviation over runs that differ in their seed alone."""
+    """Return mean and sample standard deviation over two or more runs, alike but for their seed."""
     accuracies = [summary["test_accuracy"] for summary in summaries]
     rates = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
     return {
         **{key: summaries[0][key] for key in ("recipe", "data", "parameters", "epochs", "torch")},
         "test_accuracy": statistics.fmean(accuracies),
-        "test_accuracy_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "test_accuracy_deviation": statistics.stdev(accuracies),
         "test_accuracies": accuracies,
         "images_per_second": statistics.fmean(rates) if rates else None,
         "seeds": [summary["seed"] for summary in summaries],

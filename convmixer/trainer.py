@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from typing import Any
 
 from convmixer.augmentation import evaluation_transform, training_transform
-from convmixer.building import depthwise_implementation, device_name, effective_amp
 from convmixer.checkpoints import save_checkpoint
 from convmixer.config import Config
 from convmixer.config_io import to_dict
@@ -23,11 +21,17 @@ from convmixer.loading import (
     evaluation_loader,
     worker_count,
 )
-from convmixer.reporting import Console, IntervalClock, Throughput, number
+from convmixer.reporting import (
+    Console,
+    IntervalClock,
+    Throughput,
+    epoch_line,
+    number,
+    synchronize,
+)
 from convmixer.run_folder import RunFolder
 from convmixer.run_state import (
     StopRequest,
-    TrainingInterruptedError,
     random_states,
     restore_random_states,
     seed_everything,
@@ -127,8 +131,6 @@ class Trainer:
         """Return the scores of the evaluated model on the test images."""
         return self._scores(self.test_loader)
 
-    # Saving and continuing
-
     def state(self) -> dict[str, Any]:
         """Return everything that an exact continuation needs; called in every process."""
         return self.stepper.state() | {
@@ -181,8 +183,6 @@ class Trainer:
             }
             save_checkpoint(state, self.folder.best)
 
-    # The loop
-
     def run(self, stop: StopRequest) -> None:
         """Train until the last epoch.
 
@@ -192,57 +192,50 @@ class Trainer:
         """
         while self.epoch < self.config.epochs:
             self._train_epoch(stop)
-            self._finish_epoch()
-            self._stop_if_requested(stop)
+            if self.step == self.loader.steps:
+                self._finish_epoch()
+            if stop.wanted(self.processes):
+                self._save_last()
+                raise stop.interruption(f"before {self._position()}; saved {self.folder.last}")
         if self.config.select == "last":
             self._save_best(self.history[-1].get("validation_accuracy"))
 
     def _train_epoch(self, stop: StopRequest) -> None:
+        """Train to the end of the epoch, or to a stop request."""
         config, steps = self.config, self.loader.steps
         batches = self.loader.epoch(self.epoch, self.step)
         clock = IntervalClock()
         self.stepper.parallel.train()
         self.throughput.start()
+        started = time.perf_counter()
         title = f"epoch {self.epoch + 1}/{config.epochs}"
         with self.console.bar(steps, self.step, title) as bar:
-            while self.step < steps:
-                started = time.perf_counter()
+            while self.step < steps and not stop.wanted(self.processes):
                 rate = learning_rate(config, self.epoch, self.step, steps)
                 done = self.epoch * steps + self.step
                 clock.count(config.batch_size, self.stepper.step(batches, rate, done))
                 self.step += 1
                 self.throughput.step(config.batch_size)
-                self.epoch_seconds += time.perf_counter() - started
                 bar.update()
                 if config.log_interval and (done + 1) % config.log_interval == 0:
                     self._log_interval(clock, rate)
-                if self.step < steps:
-                    self._stop_if_requested(stop)
+        synchronize(self.processes.device)
         self.throughput.stop()
+        self.epoch_seconds += time.perf_counter() - started
+        self.stepper.average_statistics()
 
-    def _stop_if_requested(self, stop: StopRequest) -> None:
-        if self.processes.world > 1 and self.step % max(self.config.log_interval, 1):
-            return  # asking all processes costs an exchange
-        if not self.processes.any(bool(stop.signal_number)):
-            return
-        self.throughput.stop()
-        self._save_last()
-        position = f"epoch {self.epoch + 1}, step {self.step + 1} of {self.loader.steps}"
+    def _position(self) -> str:
         if self.epoch == self.config.epochs:
-            position = "the final test"
-        raise TrainingInterruptedError(
-            f"interrupted before {position}; saved {self.folder.last}",
-            stop.signal_number or signal.SIGTERM,
-        )
+            return "the final test"
+        return f"epoch {self.epoch + 1}, step {self.step + 1} of {self.loader.steps}"
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, write the metrics and the checkpoint."""
-        count, loss_sum, right = self.processes.total(self.stepper.sums).tolist()
-        self._check_finite(loss_sum)
+        count, loss, right = self._epoch_sums()
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "learning_rate": self.stepper.optimizer.param_groups[0]["lr"],
-            "train_loss": loss_sum / count,
+            "train_loss": loss / count,
             "train_accuracy": 100.0 * right / count,
         }
         if self.validation_loader is not None:
@@ -263,51 +256,31 @@ class Trainer:
         if self.processes.is_main:
             self.folder.write_metrics(self.history)
         self._save_last()
-        self.console.line(self._epoch_line(row))
-
-    # Lines
+        self.console.line(epoch_line(row, self.config.epochs))
 
     def _log_interval(self, clock: IntervalClock, rate: float) -> None:
-        count, loss_sum, _ = self.stepper.sums.tolist()
-        self._check_finite(loss_sum)
+        count, loss, _ = self._epoch_sums()
         now, waiting = clock.rates()
         self.console.line(
             f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{self.loader.steps}  "
-            f"loss {loss_sum / count:.4f}  images/s {now:.0f} now, "
+            f"loss {loss / count:.4f}  images/s {now:.0f} now, "
             f"{number(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
         )
         clock.reset()
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _epoch_sums(self) -> list[float]:
+        """Return images, their loss, and how many were right, of the epoch in all processes.
+
+        Raises:
+            TrainingDivergedError: in all processes, where the loss is not finite in one of them.
+        """
+        sums: list[float] = self.processes.total(self.stepper.sums).tolist()
+        if not math.isfinite(sums[1]):
             raise TrainingDivergedError(
-                f"the loss became {loss} in epoch {self.epoch + 1}: lower --optimizer.lr, or set "
-                "--optimizer.clip_grad_norm"
+                f"the loss became {sums[1]} in epoch {self.epoch + 1}: lower --optimizer.lr, or "
+                "set --optimizer.clip_grad_norm"
             )
-
-    def _epoch_line(self, row: dict[str, Any]) -> str:
-        parts = [
-            f"epoch {row['epoch']}/{self.config.epochs}",
-            f"loss {row['train_loss']:.4f}",
-            f"train {row['train_accuracy']:.2f}%",
-        ]
-        for split in ("validation", "test"):
-            if f"{split}_accuracy" in row:
-                parts.append(f"{split} {row[f'{split}_accuracy']:.2f}%")
-        parts.append(f"images/s {number(row['images_per_second'])}")
-        return "  ".join(parts)
-
-    def describe(self) -> str:
-        """Return one line on the run: model, images, device, precision."""
-        model, splits, device = self.config.model, self.splits, self.processes.device
-        held_out = 0 if splits.validation is None else len(splits.validation.labels)
-        precision = effective_amp(self.config, device).replace("none", "fp32")
-        return (
-            f"{self.config.recipe}: ConvMixer-{model.dim}/{model.depth}, "
-            f"{self.parameters:,} parameters; {len(splits.train.labels):,} training, {held_out:,} "
-            f"validation, {len(splits.test.labels):,} test images; {device_name(device)}, "
-            f"{precision}, depthwise convolution by {depthwise_implementation(self.config, device)}"
-        )
+        return sums
 
     @property
     def parameters(self) -> int:

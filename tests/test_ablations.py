@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import signal
 
 import pytest
 
 from convmixer import ablations
-from convmixer.ablation_sets import TITLES, ablation_set
+from convmixer.ablation_sets import OWN_RECIPES, TITLES, ablation_set
 from convmixer.ablations import Result, ablate, folder_name, markdown, plan
 from convmixer.cli import main
-from convmixer.config_io import FIELDS, get_value, load_recipe
+from convmixer.config import Config
+from convmixer.config_io import FIELDS, get_value, load_recipe, resolve
 from convmixer.errors import TrainingDivergedError, UsageError
 from convmixer.run_state import TrainingInterruptedError
 from convmixer.variants import parameter_count
@@ -37,8 +40,7 @@ def test_every_table_has_its_rows_with_names_of_their_own(table, count):
 
 def test_table_7_changes_one_thing_in_each_row():
     recipe = load_recipe("cifar10")
-    ablation = ablation_set(7)
-    changes = [_differences(ablation.settings(row, recipe), recipe) for row in ablation.rows]
+    changes = [_differences(each, recipe) for each in _settings(7, recipe)]
     assert changes == [
         {},
         {"model.residual": "none"},
@@ -51,13 +53,12 @@ def test_table_7_changes_one_thing_in_each_row():
         {"augment.scale": [1.0, 1.0], "augment.ratio": [1.0, 1.0]},
         {"optimizer.clip_grad_norm": 0.0},
     ]
-    accuracies = [row.paper_accuracy for row in ablation.rows]
+    accuracies = [row.paper_accuracy for row in ablation_set(7).rows]
     assert accuracies == [95.88, 95.57, 94.78, 94.44, 95.51, 95.92, 95.24, 92.86, 86.24, 86.33]
 
 
 def test_table_8_has_the_models_and_weight_decay_of_the_paper():
-    recipe, ablation = load_recipe("cifar10"), ablation_set(8)
-    settings = [ablation.settings(row, recipe) for row in ablation.rows]
+    settings = _settings(8, load_recipe("cifar10"))
     counts = [
         parameter_count(m.dim, m.depth, m.kernel_size, m.patch_size, 10)
         for m in (each.model for each in settings)
@@ -75,29 +76,63 @@ def test_table_8_has_the_models_and_weight_decay_of_the_paper():
     assert {each.optimizer.weight_decay for each in settings[:18]} == {0.0}
 
 
+def _settings(table: int, recipe: Config, **overrides) -> list[Config]:
+    """The settings of every row; `__` in a name stands for the dot."""
+    ablation = ablation_set(table)
+    base = ablation.base(recipe, {k.replace("__", "."): v for k, v in overrides.items()})
+    return [ablation.settings(row, base) for row in ablation.rows]
+
+
 def test_tables_of_imagenet_have_the_models_of_the_paper_on_their_own_recipe():
     recipe = load_recipe("imagenet-a1")
-    models = [ablation_set(5).settings(row, recipe).model for row in ablation_set(5).rows]
+    models = [each.model for each in _settings(5, recipe)]
     assert {(m.dim, m.patch_size) for m in models} == {(512, 7)}
     assert [(m.depth, m.kernel_size, m.stacked) for m in models] == [
         (12, 7, 1), (12, 15, 1), (12, 9, 1), (12, 3, 1), (14, 3, 1), (12, 3, 3), (36, 3, 1)
     ]  # fmt: skip
-    stems = [ablation_set(4).settings(row, recipe).model for row in ablation_set(4).rows]
+    stems = [each.model for each in _settings(4, recipe)]
     assert [(m.stem, m.patch_size, m.dim) for m in stems] == [
         ("resnet", 12, 512), ("patch", 12, 512)
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("table", TITLES)
+def test_the_own_recipe_of_a_table_has_the_architectures_as_printed(table):
+    rows = ablation_set(table).rows
+    for row, each in zip(rows, _settings(table, load_recipe(OWN_RECIPES[table])), strict=True):
+        printed = dataclasses.asdict(row.architecture)
+        assert {name: getattr(each.model, name) for name in printed} == printed
+
+
+def test_the_own_recipe_of_a_table_keeps_what_is_overridden():
+    cifar10, imagenet = load_recipe("cifar10"), load_recipe("imagenet-a1")
+    models = [each.model for each in _settings(7, cifar10, dim=8, model__depth=1)]
+    assert {(m.dim, m.depth, m.kernel_size, m.n_classes) for m in models} == {(8, 1, 9, 10)}
+    assert models[4].activation == "relu"
+    models = [each.model for each in _settings(3, imagenet, dim=1536, n_classes=3)]
+    assert {(m.dim, m.depth, m.n_classes) for m in models} == {(1536, 12, 3)}
+    assert [m.patch_size for m in models] == [5, 7, 9, 12, 16]
+    models = [each.model for each in _settings(8, cifar10, dim=128)]
+    assert [(m.dim, m.depth, m.kernel_size) for m in models[:2]] == [(64, 4, 8), (64, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [(5, "kernel-size"), (7, "norm"), (8, "weight_decay"), (4, "model.stem")]
+)
+def test_what_every_row_sets_cannot_be_overridden(table, name):
+    with pytest.raises(UsageError, match=f"table {table} sets it in every row"):
+        ablation_set(table).base(tiny_config(), {name: get_value(tiny_config(), resolve(name))})
+
+
 def test_another_recipe_keeps_its_model_but_for_what_the_table_varies():
     recipe = tiny_config(model__dim=64, model__depth=4, model__kernel_size=5)
-    models = [ablation_set(8).settings(r, recipe).model for r in ablation_set(8).rows[:9]]
+    models = [each.model for each in _settings(8, recipe)[:9]]
     assert [(m.dim, m.depth, m.kernel_size) for m in models] == [
         (32, 2, 8), (32, 4, 8), (32, 6, 8), (64, 2, 8), (64, 4, 8), (64, 6, 8), (64, 8, 8),
         (64, 10, 8), (64, 4, 3),
     ]  # fmt: skip
-    ablation = ablation_set(7)
-    assert _differences(ablation.settings(ablation.rows[0], recipe), recipe) == {}
-    stems = [ablation_set(4).settings(row, recipe).model for row in ablation_set(4).rows]
+    assert _differences(_settings(7, recipe)[0], recipe) == {}
+    stems = [each.model for each in _settings(4, recipe)]
     assert [(m.stem, m.patch_size, m.dim) for m in stems] == [("resnet", 2, 64), ("patch", 2, 64)]
 
 
@@ -106,7 +141,7 @@ def test_another_recipe_keeps_its_model_but_for_what_the_table_varies():
 def test_every_row_can_be_planned(table, recipe):
     ablation = ablation_set(table)
     config = load_recipe(ablation.own_recipe if recipe == "own" else recipe)
-    results = plan(ablation, config)
+    results = plan(ablation, ablation.base(config, {}))
     assert len(results) == ROWS[table]
     assert all(result.config is not None for result in results)
 
@@ -166,7 +201,7 @@ def _scripted(monkeypatch, outcomes):
     values = iter(outcomes)
     calls = []
 
-    def fake(config, out, *, resume, silent):
+    def fake(config, out, *, resume, silent, stop):
         calls.append((out, config.seed, resume))
         outcome = next(values)
         if isinstance(outcome, Exception):
@@ -210,6 +245,34 @@ def test_results_are_written_after_every_row(tmp_path, monkeypatch):
     with pytest.raises(TrainingInterruptedError):
         ablate(7, tiny_config(), tmp_path, labels=[BASELINE, RELU], silent=True)
     assert [row["row"] for row in _rows(tmp_path)] == ["baseline"]
+
+
+def test_a_signal_at_the_end_of_a_run_keeps_the_next_from_starting(tmp_path, monkeypatch):
+    runs: list[int] = []
+
+    def interrupted(config, *_, **__):
+        runs.append(config.seed)
+        if len(runs) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return {"test_accuracy": 90.0, "parameters": 7}
+
+    monkeypatch.setattr(ablations, "train", interrupted)
+    with pytest.raises(TrainingInterruptedError, match="before row 'ReLU for GELU', seed 0"):
+        ablate(7, tiny_config(), tmp_path, labels=[BASELINE, RELU], silent=True)
+    assert [row["test_accuracy"] for row in _rows(tmp_path)] == ["90.000"]
+
+
+def test_options_of_the_model_reach_the_runs_of_the_own_recipe(tmp_path, monkeypatch):
+    trained = []
+
+    def kept(config, out, **_):
+        trained.append(config.model)
+        return {"test_accuracy": 90.0, "parameters": 7}
+
+    monkeypatch.setattr(ablations, "train", kept)
+    command = ["ablate", "--table", "7", "--rows", f"{BASELINE},{RELU}", "--dim", "8"]
+    assert main([*command, "--depth", "1", "--out", str(tmp_path)]) == 0
+    assert [(m.dim, m.depth, m.activation) for m in trained] == [(8, 1, "gelu"), (8, 1, "relu")]
 
 
 def test_an_interruption_tells_the_same_command(tmp_path, monkeypatch, capsys):

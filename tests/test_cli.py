@@ -12,6 +12,8 @@ import yaml
 
 from convmixer import ConvMixer, cli
 from convmixer.cli import main
+from convmixer.cli_parser import EVALUATION_FIELDS
+from convmixer.commands import COMMANDS
 from convmixer.config import Config
 from convmixer.config_io import (
     FIELDS,
@@ -26,9 +28,10 @@ from convmixer.config_io import (
     to_yaml,
 )
 from convmixer.errors import UsageError
+from convmixer.evaluate import checkpoint_config, evaluate
 from convmixer.run_folder import RunFolder
 from convmixer.train import train
-from tests.training_helpers import tiny_config, tiny_options, write_image_folder
+from tests.training_helpers import TINY, tiny_config, tiny_options, write_image_folder
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +70,6 @@ def test_a_recipe_survives_writing_and_reading(name, tmp_path):
     path.write_text(to_yaml(recipe))
     assert load_yaml(path) == recipe
     assert load_recipe(str(path)) == recipe
-
-
-def test_the_cifar10_recipe_is_that_of_the_paper():
-    recipe = load_recipe("cifar10")
-    model = recipe.model
-    assert (model.dim, model.depth, model.kernel_size, model.patch_size) == (256, 8, 9, 1)
-    assert (recipe.epochs, recipe.batch_size, recipe.label_smoothing) == (200, 128, 0.1)
-    assert recipe.optimizer.lr == 0.01 and recipe.optimizer.eps == 1e-3
-    assert recipe.optimizer.clip_grad_norm == 1.0 and recipe.optimizer.weight_decay == 0.0
-    augment = recipe.augment
-    assert augment.scale == [0.75, 1.0] and augment.rand_augment == "rand-m9-mstd0.5-inc1"
-    assert (augment.mixup, augment.cutmix, augment.random_erasing) == (0.5, 0.5, 0.25)
-
-
-def test_the_imagenet_recipes_differ_in_regularisation_alone():
-    first, second = load_recipe("imagenet"), load_recipe("imagenet-a1")
-    different = {name for name in FIELDS if get_value(first, name) != get_value(second, name)}
-    assert different == {
-        "recipe", "description", "augment.rand_augment", "augment.mixup", "augment.cutmix",
-        "augment.random_erasing", "optimizer.weight_decay",
-    }  # fmt: skip
 
 
 def test_last_names_of_fields_are_unambiguous():
@@ -139,6 +121,9 @@ def test_values_are_parsed_by_the_type_of_the_field(name, value, parsed):
         ("data.std", "1,0,1", "data.std must be positive"),
         ("model.in_chans", "2", "data.mean has 3 numbers, but model.in_chans is 2"),
         ("model.patch_size", "300", "model.patch_size 300 exceeds data.image_size 224"),
+        ("optimizer.betas", "0.9,1", "optimizer.betas: expected numbers from 0 to below 1"),
+        ("optimizer.betas", "-0.1,0.9", "optimizer.betas: expected numbers from 0 to below 1"),
+        ("optimizer.warmup_epochs", "5", "warmup_epochs 5.0 needs optimizer.schedule cosine"),
         ("accumulation_steps", "3", "batch_size 128 is not a multiple of accumulation_steps 3"),
         ("batch_sice", "3", "unknown field 'batch_sice' .did you mean 'batch_size'"),
         ("model.kernel_sise", "3", "did you mean 'model.kernel_size'"),
@@ -237,8 +222,7 @@ def test_the_number_of_seeds_has_to_fit_the_folder(capsys, run_folder, tmp_path)
     resume = ["train", "--resume", "--out"]
     error = _failure(capsys, *resume, run_folder, "--seeds", "2")
     assert "holds a run of one seed: leave out --seeds" in error
-    RunFolder(tmp_path).create(tiny_config())
-    (tmp_path / "seed-0").mkdir()
+    RunFolder(tmp_path).of_seed(0).create(tiny_config())
     assert "say how many with --seeds N" in _failure(capsys, *resume, tmp_path)
     assert "--seeds: expected at least 1" in _failure(capsys, *resume, tmp_path, "--seeds", "0")
 
@@ -276,7 +260,7 @@ def test_running_out_of_gpu_memory_says_what_to_change(capsys, monkeypatch):
     def full(_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setitem(cli.COMMANDS, "train", full)
+    monkeypatch.setitem(COMMANDS, "train", full)
     assert main(["train", "--recipe", "digits"]) == 1
     assert "lower --batch_size" in capsys.readouterr().err
 
@@ -298,11 +282,10 @@ def test_help_explains_every_option(command, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith(f"usage: convmixer {command}")
-    if command != "plot-weights":
-        for name, info in FIELDS.items():
-            if name not in ("recipe", "description"):
-                assert f"--{name}" in text
-                assert " ".join(info.metadata["help"].split()[:2]) in " ".join(text.split())
+    shown = {"plot-weights": (), "evaluate": EVALUATION_FIELDS}.get(command, FIELDS)
+    for name in {*shown} - {"recipe", "description"}:
+        assert f"--{name}" in text
+        assert " ".join(FIELDS[name].metadata["help"].split()[:2]) in " ".join(text.split())
 
 
 def test_python_m_convmixer():
@@ -347,9 +330,57 @@ def test_a_bare_state_dict_needs_a_recipe(run_folder, capsys, tmp_path):
     torch.save(model.state_dict(), path)
     command = ["evaluate", "--checkpoint", str(path)]
     assert "does not say which model it belongs to" in _failure(capsys, *command)
-    assert main([*command, "--recipe", "digits", *tiny_options()]) == 0
+    options = tiny_options(name for name in TINY if name in EVALUATION_FIELDS)
+    assert main([*command, "--recipe", "digits", *options]) == 0
     assert "digits, test split, 359 images" in capsys.readouterr().out
     assert "does not fit the model" in _failure(capsys, *command, "--recipe", "digits")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_evaluation(
+    run_folder, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("convmixer.evaluate.score", lambda *_: pytest.fail("evaluated"))
+    command = ["evaluate", "--checkpoint", run_folder / "best.pt", "--device", "cpu", "--out"]
+    error = _failure(capsys, *command, tmp_path / "file" / "scores")
+    assert f"cannot write to {tmp_path / 'file' / 'scores'}" in error
+
+
+def test_options_of_training_are_no_options_of_evaluation(run_folder, capsys):
+    error = _failure(capsys, "evaluate", "--checkpoint", run_folder / "best.pt", "--lr", "3")
+    assert "unknown option --lr" in error
+
+
+def test_a_named_recipe_takes_the_place_of_the_settings_in_the_checkpoint(run_folder):
+    assert checkpoint_config(run_folder / "best.pt") == tiny_config(epochs=1)
+    assert checkpoint_config(run_folder / "best.pt", recipe="columbia") == load_recipe("columbia")
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_augmented_evaluation_mirrors_where_training_did(run_folder, monkeypatch, flip):
+    mirrored = []
+
+    def views(flip):
+        mirrored.append(flip)
+        return lambda images: [images]
+
+    monkeypatch.setattr("convmixer.evaluate.augmented_views", views)
+    path = run_folder / "best.pt"
+    config = checkpoint_config(path, overrides={"augment.flip": flip})
+    evaluate(path, config, test_time_augmentation=True, silent=True)
+    assert mirrored == [flip > 0]
+
+
+def test_validation_images_of_imagenet_are_enough(tmp_path, capsys):
+    torch.save(ConvMixer(8, 1, 3, 7, 2, dw_impl="torch").state_dict(), tmp_path / "weights.pt")
+    write_image_folder(tmp_path / "images", {"val": 3})
+    command = [
+        "evaluate", "--checkpoint", str(tmp_path / "weights.pt"), "--recipe", "imagenet", "--data",
+        str(tmp_path / "images"), "--dim", "8", "--depth", "1", "--kernel_size", "3", "--n_classes",
+        "2", "--image_size", "14", "--workers", "0", "--device", "cpu",
+    ]  # fmt: skip
+    assert main(command) == 0
+    assert "imagenet, test split, 6 images" in capsys.readouterr().out
 
 
 def test_a_variant_of_the_paper_brings_its_architecture_and_images(tmp_path, capsys):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 from convmixer.augmentation import (
     batch_mixing,
@@ -19,9 +25,16 @@ from convmixer.augmentation import (
     training_transform,
 )
 from convmixer.config_io import load_recipe, override
-from convmixer.data import ArrayImages, load_splits, stratified_split
+from convmixer.data import ArrayImages, load_split, load_splits, stratified_split
 from convmixer.errors import UsageError
-from convmixer.loading import EpochBatches, TrainingImages, TrainingLoader, evaluation_loader
+from convmixer.loading import (
+    EpochBatches,
+    TrainingImages,
+    TrainingLoader,
+    _loader_options,
+    evaluation_loader,
+    image_seed,
+)
 from tests.training_helpers import tiny_config, write_cifar_batches, write_image_folder
 
 CPU = torch.device("cpu")
@@ -54,6 +67,19 @@ def test_digits_splits_do_not_depend_on_the_seed_of_the_run():
     first = load_splits(tiny_config(seed=0).data, channels=1)
     second = load_splits(tiny_config(seed=5).data, channels=1)
     assert np.array_equal(first.test.pixels, second.test.pixels)
+
+
+def test_a_tilde_stands_for_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_cifar_batches(tmp_path / "cifar")
+    write_image_folder(tmp_path / "images", {"train": 1, "test": 1})
+    write_image_folder(tmp_path / "tests", {"test": 1})
+    cifar = override(load_recipe("cifar10"), {"data.folder": "~/cifar"})
+    assert len(load_splits(cifar.data, channels=3).test.labels) == 20
+    images = override(load_recipe("imagenet"), {"data.folder": "~/images"})
+    assert len(load_splits(images.data, channels=3).test.labels) == 2
+    images.data.folder = "~/tests"
+    assert len(load_split(images.data, 3, "test")[0].labels) == 2
 
 
 @pytest.mark.parametrize("below", ["", "cifar-10-batches-py"])
@@ -134,6 +160,33 @@ def test_damaged_batch_file_is_named(tmp_path):
     config = override(load_recipe("cifar10"), {"data.folder": str(tmp_path)})
     with pytest.raises(UsageError, match="data_batch_4 is not a CIFAR-10 batch"):
         load_splits(config.data, channels=3)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_3", "test_batch"])
+def test_a_missing_batch_file_is_named(tmp_path, name):
+    write_cifar_batches(tmp_path)
+    (tmp_path / name).unlink()
+    config = override(load_recipe("cifar10"), {"data.folder": str(tmp_path)})
+    with pytest.raises(UsageError, match=f"holds CIFAR-10 without {name}$"):
+        load_splits(config.data, channels=3)
+
+
+def test_test_images_need_no_training_images(tmp_path):
+    write_image_folder(tmp_path, {"val": 3}, classes=4)
+    config = override(load_recipe("imagenet"), {"data.folder": str(tmp_path)})
+    images, class_names = load_split(config.data, 3, "test")
+    assert images.labels.tolist() == [label for label in range(4) for _ in range(3)]
+    assert class_names == ("class0", "class1", "class2", "class3")
+    with pytest.raises(UsageError, match=r"looked for .*train"):
+        load_split(config.data, 3, "train")
+
+
+def test_a_split_is_that_of_the_run():
+    splits = load_splits(tiny_config().data, channels=1)
+    for name in ("train", "validation", "test"):
+        images, class_names = load_split(tiny_config().data, 1, name)
+        assert np.array_equal(images.pixels, getattr(splits, name).pixels)
+        assert class_names == splits.class_names
 
 
 @pytest.mark.parametrize(
@@ -271,10 +324,70 @@ def test_the_strongest_posterize_leaves_black():
     assert any(torch.allclose(transform(image), black, atol=1e-5) for _ in range(200))
 
 
-@pytest.mark.parametrize("policy", ["rand-x9", "torchvision-n1-q8", "auto"])
+@pytest.mark.parametrize(
+    "policy", ["rand-x9", "torchvision-n1-q8", "torchvision-n1-m31", "torchvision-n1-m", "auto"]
+)
 def test_unknown_rand_augment_is_refused(policy):
     with pytest.raises(UsageError, match="rand_augment"):
         training_transform(_plain_cifar(augment__rand_augment=policy))
+
+
+def _step(transform, kind: type):
+    """The one step of this kind in a composed transform."""
+    (found,) = [step for step in transform.transforms if isinstance(step, kind)]
+    return found
+
+
+@pytest.mark.parametrize("policy", ["torchvision-n3-m30", "torchvision-n3-m12"])
+def test_rand_augment_of_torchvision_has_its_operations_and_magnitude(policy):
+    transform = training_transform(_plain_cifar(augment__rand_augment=policy))
+    step = _step(transform, transforms.RandAugment)
+    assert step.num_ops == 3 and step.magnitude == int(policy[-2:])
+
+
+@pytest.mark.parametrize(("mode", "per_pixel", "colour"), [
+    ("pixel", True, False), ("rand", False, True), ("const", False, False)
+])  # fmt: skip
+def test_random_erasing_has_the_mode_and_probability_of_the_settings(mode, per_pixel, colour):
+    config = _plain_cifar(augment__random_erasing=0.3, augment__erasing_mode=mode)
+    step = _step(training_transform(config), RandomErasing)
+    assert (step.per_pixel, step.rand_color) == (per_pixel, colour) and step.probability == 0.3
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest"])
+def test_the_random_crop_has_the_interpolation_of_the_settings(name):
+    transform = training_transform(_plain_cifar(augment__train_interpolation=name))
+    step = _step(transform, RandomResizedCropAndInterpolation)
+    assert step.interpolation == InterpolationMode(name)
+
+
+def test_colors_are_jittered_in_three_ways():
+    transform = training_transform(_plain_cifar(augment__color_jitter=0.25))
+    step = _step(transform, transforms.ColorJitter)
+    assert tuple(step.brightness) == tuple(step.contrast) == tuple(step.saturation) == (0.75, 1.25)
+    assert step.hue is None
+
+
+@pytest.mark.parametrize(("name", "method"), [
+    ("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)
+])  # fmt: skip
+def test_evaluation_resizes_with_the_interpolation_of_the_settings(name, method):
+    image = _picture(50)
+    changes = {"data.crop_fraction": 0.9, "data.interpolation": name}
+    prepared = evaluation_transform(override(load_recipe("cifar10"), changes))(image)
+    resized = image.resize((35, 35), method)  # 32 / 0.9 = 35.6, rounded down
+    # The crop starts at pixel round(1.5) = 2.
+    expected = _normalised(resized)[:, 2:34, 2:34]
+    torch.testing.assert_close(prepared.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mixing_takes_its_strengths_and_probabilities_from_the_settings():
+    changes = {"mixup": 0.3, "cutmix": 0.7, "mix_probability": 0.8, "switch_probability": 0.6}
+    named = {f"augment__{name}": value for name, value in changes.items()}
+    mixing = batch_mixing(tiny_config(**named, label_smoothing=0.2))
+    strengths = (mixing.mixup_alpha, mixing.cutmix_alpha, mixing.mix_prob, mixing.switch_prob)
+    assert strengths == (0.3, 0.7, 0.8, 0.6)
+    assert mixing.label_smoothing == 0.2 and mixing.num_classes == 10
 
 
 def test_color_jitter_changes_brightness():
@@ -324,6 +437,13 @@ def test_an_epoch_takes_every_image_at_most_once_in_an_order_of_its_own():
         assert len(keys) == batches.steps * 12 == 48 and len(set(keys)) == 48
         assert {epoch for epoch, _ in keys} == {batches.epoch}
         orders.append([index for _, index in keys])
+    assert orders[0] != orders[1]
+
+
+def test_the_order_is_that_of_the_seed():
+    orders = [
+        [key for batch in EpochBatches(50, 12, seed=seed) for key in batch] for seed in (1, 2)
+    ]
     assert orders[0] != orders[1]
 
 
@@ -388,6 +508,33 @@ def test_epochs_and_seeds_augment_differently():
     first = samples[(0, 5)][0]
     assert torch.equal(first, samples[(0, 5)][0])
     assert not torch.equal(first, samples[(1, 5)][0]) and not torch.equal(first, others[(0, 5)][0])
+
+
+def test_no_two_images_share_a_seed():
+    # Among them those whose sums of seed, epoch and index agree, however these are weighted.
+    near = itertools.product(range(3), range(3), range(200))
+    far = itertools.product(range(2), range(3), range(1_000_000, 1_000_100))
+    keys = [*near, *far]
+    seeds = {image_seed(*key) for key in keys}
+    assert len(seeds) == len({seed % 2**32 for seed in seeds}) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert image_seed(0, 0, 1_000_003) != image_seed(0, 1, 0)
+
+
+class _Processes(torch.utils.data.Dataset):
+    """The process group of the process that loads, and how it takes an interrupt."""
+
+    def __getitem__(self, _):
+        return os.getpgrp(), int(signal.getsignal(signal.SIGINT))
+
+    def __len__(self):
+        return 1
+
+
+def test_workers_leave_signals_to_the_main_process():
+    options = _loader_options(1, CPU)
+    ((group, interrupt),) = torch.utils.data.DataLoader(_Processes(), **options)
+    assert int(group) != os.getpgrp() and int(interrupt) == signal.SIG_IGN
 
 
 def test_loading_leaves_the_random_state_of_the_program_alone():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ def tiny_config(**changes: Any) -> Config:
     return override(load_recipe("digits"), TINY | named)
 
 
-def tiny_options() -> list[str]:
-    """The same settings as words of a command line."""
-    return [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+def tiny_options(names: Iterable[str] = tuple(TINY)) -> list[str]:
+    """The same settings, or some of them, as words of a command line."""
+    return [word for name in names for word in (f"--{name}", str(TINY[name]))]
 
 
 def write_cifar_batches(folder: Path, training_images: int = 40, test_images: int = 20) -> None:
