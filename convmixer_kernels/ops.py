@@ -18,8 +18,8 @@ from torch import Tensor
 from convmixer_kernels import dispatch, layout
 
 _library = torch.library.Library("convmixer_kernels", "DEF")
-# The layout of an output follows that of the input, so a compiler must not change it in between; and
-# every operator has a fake implementation, so that it may trace them.
+# The layout of an output follows that of the input, so a compiler must not change it in between;
+# and every operator has a fake implementation, so that it may trace them.
 _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
 
 

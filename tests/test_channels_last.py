@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convmixer_kernels import architectures, depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda, cuda_device
 
-from . import oracle
+from . import oracle, strided
+from .strided import channels_last
 from .test_depthwise import BF16, DEVICE, FP16, check, poisoned, random_case, run
 
-__all__ = ["poisoned"]
+__all__ = ["channels_last", "poisoned"]
 
 # (N, C, H, W, k): every kernel size, sizes of 1, primes, every tile width and its neighbours,
 # several strips and windows, low and wide planes, channels that fill no unit, a unit, or no block.
@@ -83,13 +84,6 @@ SHAPES = [
 ]
 
 
-def channels_last(tensor: Tensor) -> Tensor:
-    """Channels last, even for one channel, whose dense tensors are planar as well."""
-    if tensor.shape[1] == 1:
-        return channels_last(tensor.expand(-1, 2, -1, -1).clone())[:, 1:]
-    return tensor.to(memory_format=torch.channels_last)
-
-
 class Copies(TorchDispatchMode):
     """Collects the operators that write a tensor as large as `size` elements from another."""
 
@@ -151,45 +145,14 @@ def test_less_shared_memory(
     check("cuda", *case)
 
 
-def wide_channels(tensor: Tensor, before: int, after: int) -> Tensor:
-    """A slice of the channels of a tensor that is NaN elsewhere."""
-    images, channels, height, width = tensor.shape
-    wide = tensor.new_full((images, height, width, before + channels + after), torch.nan)
-    wide[..., before : before + channels] = tensor.permute(0, 2, 3, 1)
-    return wide.permute(0, 3, 1, 2)[:, before : before + channels]
-
-
-def images_apart(tensor: Tensor) -> Tensor:
-    wide = torch.full_like(torch.cat([tensor, tensor]), torch.nan)
-    wide = wide.contiguous(memory_format=torch.channels_last)
-    wide[::2] = tensor
-    return wide[::2]
-
-
-def one_image(tensor: Tensor) -> Tensor:
-    return channels_last(tensor)[:1].expand_as(tensor)
-
-
-def inner_pixels(tensor: Tensor) -> Tensor:
-    images, channels, height, width = tensor.shape
-    wide = tensor.new_full((images, channels, height + 3, width + 2), torch.nan)
-    wide = wide.contiguous(memory_format=torch.channels_last)
-    wide[:, :, 1:-2, 1:-1] = tensor
-    return wide[:, :, 1:-2, 1:-1]
-
-
-def columns_first(tensor: Tensor) -> Tensor:
-    return channels_last(tensor.transpose(2, 3)).transpose(2, 3)
-
-
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "units of wider pixels": lambda tensor: wide_channels(tensor, 8, 16),
-    "elements of wider pixels": lambda tensor: wide_channels(tensor, 3, 2),
-    "units at an odd address": lambda tensor: wide_channels(tensor, 5, 3),
-    "images apart": images_apart,
-    "one image for all": one_image,
-    "inner pixels": inner_pixels,
-    "columns first": columns_first,
+    "units of wider pixels": lambda tensor: strided.slice_of_pixels(tensor, 8, 16),
+    "elements of wider pixels": lambda tensor: strided.slice_of_pixels(tensor, 3, 2),
+    "units at an odd address": lambda tensor: strided.slice_of_pixels(tensor, 5, 3),
+    "images apart": strided.images_apart,
+    "one image for all": lambda tensor: strided.expanded_images(channels_last(tensor)),
+    "inner pixels": strided.inner_pixels,
+    "columns first": strided.columns_first,
 }
 
 
@@ -286,7 +249,7 @@ def test_what_lies_around_the_output_stays(
 ) -> None:
     input, weight, bias, grad_output = random_case((3, channels, *size, 7), FP16)
     input = channels_last(input)
-    output = wide_channels(torch.zeros_like(input), before, after)
+    output = strided.slice_of_pixels(torch.zeros_like(input), before, after)
     source, target = (cuda_device.located(tensor, 0, 2, 3) for tensor in (input, output))
     addresses = (weight.data_ptr(), bias.data_ptr())
     cuda_device.module(input.device).forward_channels_last(

@@ -23,7 +23,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 emulated = pytest.mark.skipif(DEVICE == "cuda", reason="only the emulation knows")
 
 WHOLE = [(2, 3, 32, 32, 9), (6, 2, 16, 16, 11), (19, 2, 8, 8, 7), (3, 2, 32, 32, 15)]
-OTHER = [(3, 5, 7, 7, 9), (2, 8, 14, 14, 7), (2, 16, 18, 12, 8), (1, 3, 37, 41, 5), (4, 9, 1, 1, 3)]
+OTHER = [
+    (3, 5, 7, 7, 9),
+    (2, 8, 14, 14, 7),
+    (2, 16, 18, 12, 8),
+    (1, 3, 37, 41, 5),
+    (4, 9, 5, 1, 3),
+    (4, 9, 1, 1, 3),
+]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": Tensor.contiguous,
     "channels_outermost": strided.channels_outermost,
@@ -32,6 +39,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded_images": strided.expanded_images,
     "channels_last": strided.channels_last,
     "slice_of_channels_last": strided.slice_of_channels_last,
+    "images_apart": strided.images_apart,
 }
 
 
@@ -151,6 +159,19 @@ def test_every_step(shape: tuple[int, int, int, int, int], layout: str) -> None:
     check(Case(shape, dtype, activation, seed=index, layout=LAYOUTS[layout]))
 
 
+@pytest.mark.parametrize("which", ["input", "value", "grad"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 16, 16, 9), (2, 8, 12, 8, 5), (2, 8, 16, 16, 13)], ids=str
+)
+def test_one_tensor_at_an_odd_address(
+    shape: tuple[int, int, int, int, int], layout: str, which: str
+) -> None:
+    case = Case(shape, FP16, "gelu", layout=LAYOUTS[layout])
+    setattr(case, which, strided.off_by_one_element(getattr(case, which)))
+    check(case)
+
+
 @emulated
 @pytest.mark.parametrize("multiprocessors", [2, 7, 132])
 @pytest.mark.parametrize("shape", [(19, 3, 16, 16, 9), (19, 2, 5, 7, 5), (70, 3, 32, 32, 3)])
@@ -263,15 +284,20 @@ def test_what_is_not_finite_stays_so(activation: str) -> None:
     assert output[0].isnan() and output[1] == torch.inf and torch.isfinite(output[2:]).all()
 
 
-# ---- bytes ---------------------------------------------------------------------------------------
+# ---- bytes and bank conflicts --------------------------------------------------------------------
 
 
-def moved(operation: Callable[..., object], *arguments: object) -> int:
+def count(operation: Callable[..., object], *arguments: object) -> dict[str, int]:
     kernels = cuda_device.module(torch.device("cpu"))
     kernels.take_counters()
     operation(*arguments)
-    counters = kernels.take_counters()
-    return int(counters["global_bytes_read"] + counters["global_bytes_written"])
+    counters: dict[str, int] = kernels.take_counters()
+    return counters
+
+
+def moved(operation: Callable[..., object], *arguments: object) -> int:
+    counters = count(operation, *arguments)
+    return counters["global_bytes_read"] + counters["global_bytes_written"]
 
 
 def training_forward(case: Case) -> None:
@@ -291,8 +317,11 @@ def training_backward(case: Case) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_outermost", "channels_last"])
 @pytest.mark.parametrize("k", [7, 9, 11, 15])
 @pytest.mark.parametrize("size", [8, 14, 16, 32])
-def test_bytes_moved(size: int, k: int, layout: str) -> None:
+def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In passes over one tensor: the whole block, for the planes of ConvMixer and others."""
+    # One share reads each filter once: with the tables of normalisation, up to 3.6 % of a pass.
+    chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=0)
+    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
     images = 128 if size == 8 else 32 if size <= 16 else 12
     case = Case((images, 16, size, size, k), FP16, "gelu", layout=LAYOUTS[layout])
     tensor = case.input.numel() * case.input.element_size()
@@ -304,10 +333,30 @@ def test_bytes_moved(size: int, k: int, layout: str) -> None:
         "backward": moved(training_backward, case) / tensor,
     }
     if size in (8, 16, 32) and layout != "channels_last":
-        limits = {"inference": 2.1, "forward": 5.2, "backward": 6.2 if k <= 11 else 8.2}
+        floors = {"inference": 2, "forward": 5, "backward": 6 if k <= 11 else 8}
     else:
         # The moments take a pass of their own, and the backward pass four of two or three tensors.
-        limits = {"inference": 2.4, "forward": 6.4, "backward": 10.9}
-    for name, limit in limits.items():
-        assert 0.9 * limit <= passes[name] + 0.7, f"{name}: {passes[name]:.2f} passes: lower limits"
-        assert passes[name] <= limit, f"{name}: {passes[name]:.2f} passes, allowed {limit}"
+        floors = {"inference": 2, "forward": 6, "backward": 10}
+    for name, floor in floors.items():
+        assert floor <= passes[name] <= floor + 0.04, f"{name}: {passes[name]:.3f} passes"
+
+
+@emulated
+@pytest.mark.parametrize("k", [7, 9, 11, 15])
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_matrices_are_read_without_bank_conflicts(size: int, k: int) -> None:
+    case = Case((3, 1, size, size, k), FP16, "gelu")
+    given = (case.input, case.weight, case.bias)
+    gradients = (case.input, case.value, case.grad, case.weight)
+    rest = ("gelu", True)
+    for name, operation, arguments in (
+        ("inference", cuda.forward_normalised, (*given, case.normalisation, *rest)),
+        ("moments", cuda.forward_moments, (*given, "gelu")),
+        (
+            "backward",
+            cuda.fused_backward,
+            (*gradients, case.normalisation, case.sums, *rest, k, True),
+        ),
+    ):
+        counters = count(operation, *arguments)
+        assert counters["matrix_passes"] == counters["matrices_read"] > 0, name

@@ -6,21 +6,24 @@ Tests that need a GPU skip without one; the others run in the emulation too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from convmixer_kernels import build_information, devices, dispatch
 from convmixer_kernels.backends import cuda, cuda_device
 
-from .test_channels_last import channels_last
+from . import strided
 from .test_depthwise import DEVICE, FP16, check, random_case
 
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": torch.Tensor.contiguous,
-    "channels_last": channels_last,
+    "channels_last": strided.channels_last,
 }
 in_both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -88,6 +91,63 @@ def test_too_many_tiles_name_the_shape(layout: str) -> None:
         cuda.weight_gradient(huge, huge, 9, False)
 
 
+@pytest.mark.parametrize("strides", [(0, 0, 64, 1), (0, 1, 0, 0)], ids=LAYOUTS)
+def test_too_many_pixels_name_the_shape(strides: tuple[int, int, int, int]) -> None:
+    image = torch.zeros(64 * 64, dtype=FP16, device=DEVICE)
+    huge = image.as_strided((2**31 - 1, 2, 64, 64), strides)
+    message = "input of shape 2147483647x2x64x64 has more than 2147483519 pixels; split the batch"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        cuda.moments(huge, None, "gelu")
+
+
+# ---- GPUs that there are not ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., torch.device]]:
+    """Makes the first GPU one of some compute capability, with what the extension says of it."""
+
+    def gpu(capability: tuple[int, int], refusal: str = "") -> torch.device:
+        extension = types.ModuleType("convmixer_kernels._cuda")
+        monkeypatch.setattr(extension, "refusal", lambda index: refusal, raising=False)
+        monkeypatch.setitem(sys.modules, extension.__name__, extension)
+        monkeypatch.setattr(cuda_device, "_extension", lambda: extension)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(devices, "capability", lambda index: capability)
+        return torch.device("cuda", 0)
+
+    cuda_device._refusal.cache_clear()
+    yield gpu
+    cuda_device._refusal.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "name"), [((8, 0), "sm_80"), ((9, 0), "sm_90")])
+def test_a_gpu_that_is_new_enough(
+    capability: tuple[int, int], name: str, pretend: Callable[..., torch.device]
+) -> None:
+    device = pretend(capability)
+    assert cuda.unavailable(device) is None
+    architecture = dispatch._architecture(device)
+    assert architecture is not None and architecture.name == name
+
+
+def test_a_gpu_that_is_too_old(pretend: Callable[..., torch.device]) -> None:
+    device = pretend((7, 5))
+    reason = "it needs compute capability 8.0 or newer; cuda:0 has 7.5"
+    assert cuda.unavailable(device) == reason
+    assert dispatch._architecture(device) is None
+
+
+def test_a_gpu_that_does_not_take_the_extension(
+    pretend: Callable[..., torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_information, "summary", lambda: "built by nvcc 13.0 for sm_90")
+    error = "no kernel image is available for execution on the device"
+    reason = cuda.unavailable(pretend((10, 0), error))
+    assert reason is not None and error in reason
+    assert "built by nvcc 13.0 for sm_90; build it on this machine" in reason
+
+
 # ---- where tensors lie ---------------------------------------------------------------------------
 
 
@@ -98,13 +158,9 @@ def test_any_address_that_is_a_multiple_of_an_element(
     shape: tuple[int, int, int, int, int], elements: int, layout: str
 ) -> None:
     input, weight, bias, grad_output = arranged_case(layout, shape)
-
-    def moved(tensor: Tensor, by: int) -> Tensor:
-        memory = torch.full((tensor.numel() + 16,), torch.nan, dtype=FP16, device=DEVICE)
-        return memory.as_strided(tensor.shape, tensor.stride(), by).copy_(tensor)
-
-    check("cuda", moved(input, elements), weight, bias, grad_output)
-    check("cuda", input, moved(weight, elements), bias, moved(grad_output, elements))
+    moved = functools.partial(strided.off_by, elements)
+    check("cuda", moved(input), weight, bias, grad_output)
+    check("cuda", input, moved(weight), bias, moved(grad_output))
 
 
 @needs_gpu

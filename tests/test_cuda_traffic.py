@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from convmixer_kernels import emulation_build, ops
+from convmixer_kernels.backends import cuda_device
 
 from .test_channels_last import emulate
 
@@ -26,22 +27,29 @@ def count(operation: object, *arguments: object) -> dict[str, int]:
     return counters
 
 
+@pytest.fixture
+def one_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warp goes through all images of a channel: it reads their filter once."""
+    chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=0)
+    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
+
+
 def moved(counters: dict[str, int]) -> int:
     return counters["global_bytes_read"] + counters["global_bytes_written"]
 
 
+@pytest.mark.usefixtures("one_share")
 @pytest.mark.parametrize("k", [7, 9, 15])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_bytes_moved(layout: torch.memory_format, size: int, k: int) -> None:
-    # Enough channels that one warp does all images of each, and enough images that the filter is at
-    # most 1.4 % of what is read.
+    # Enough images that the filter is at most 1.5 % of the floor.
     images = 8192 // size**2
     x = torch.randn(images, 16, size, size).to(FP16, memory_format=layout)
     weight = torch.randn(16, 1, k, k).to(FP16)
     floor = 2 * x.numel() * x.element_size()
     # Planes up to 32x32 fit into an item with all their halo.
-    limit = 1.05 if size <= 32 else 1.35
+    limit = 1.02 if size <= 32 else 1.22
     for name, operation, arguments in (
         ("forward", ops.depthwise_conv2d, (x, weight, None, "cuda")),
         ("input gradient", ops.depthwise_conv2d_input_gradient, (x, weight, "cuda")),
@@ -73,13 +81,21 @@ def test_shared_memory_decides_how_often_halos_are_read(
 
 @pytest.mark.parametrize("k", [5, 9, 15])
 @pytest.mark.parametrize("size", SIZES)
-def test_matrices_are_read_without_bank_conflicts(size: int, k: int) -> None:
-    x = torch.randn(2, 1, size, size).to(FP16)
-    weight = torch.randn(1, 1, k, k).to(FP16)
+@pytest.mark.parametrize(
+    ("layout", "channels", "limit"),
+    # In channels_last, where units change places, a matrix takes up to 1.16 passes.
+    [(torch.contiguous_format, 1, 1.0), (torch.channels_last, 16, 1.2)],
+    ids=str,
+)
+def test_bank_conflicts_of_matrices(
+    layout: torch.memory_format, channels: int, limit: float, size: int, k: int
+) -> None:
+    x = torch.randn(2, channels, size, size).to(FP16, memory_format=layout)
+    weight = torch.randn(channels, 1, k, k).to(FP16)
     for operation, arguments in (
         (ops.depthwise_conv2d, (x, weight, None, "cuda")),
         (ops.depthwise_conv2d_weight_gradient, (x, x, k, False, "cuda")),
     ):
         counters = count(operation, *arguments)
-        assert counters["matrices_read"] > 0
-        assert counters["matrix_passes"] == counters["matrices_read"]
+        assert 0 < counters["matrices_read"] <= counters["matrix_passes"]
+        assert counters["matrix_passes"] <= limit * counters["matrices_read"]

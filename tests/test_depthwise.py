@@ -5,18 +5,18 @@ Without a GPU "cuda" runs emulated and "triton" interpreted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from convmixer_kernels import depthwise_conv2d
+from convmixer_kernels import depthwise_conv2d, dispatch
 
-from . import oracle
+from . import oracle, strided
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FP16, BF16 = torch.float16, torch.bfloat16
+FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 
 # (N, C, H, W, k): every kernel size, sizes of 1, primes, planes smaller than the kernel, planes of
 # every tile width and its neighbours, several strips and windows, channels that leave a block open.
@@ -155,59 +155,20 @@ def test_all_passes_against_float64(
     check(impl, *random_case(shape, dtype))
 
 
-def channels_last(tensor: Tensor) -> Tensor:
-    return tensor.to(memory_format=torch.channels_last)
-
-
-def channels_outermost(tensor: Tensor) -> Tensor:
-    return tensor.transpose(0, 1).contiguous().transpose(0, 1)
-
-
-def channel_slice(tensor: Tensor) -> Tensor:
-    wide = torch.randn((tensor.shape[0], tensor.shape[1] + 3, *tensor.shape[2:]), device=DEVICE)
-    wide = wide.to(tensor.dtype)
-    wide[:, 1:-2] = tensor
-    return wide[:, 1:-2]
-
-
-def image_slice(tensor: Tensor) -> Tensor:
-    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], dim=1)[:, 0]
-
-
-def spatial_slice(tensor: Tensor) -> Tensor:
-    wide = torch.full((*tensor.shape[:2], tensor.shape[2] + 1, tensor.shape[3] + 2), torch.nan)
-    wide = wide.to(tensor)
-    wide[:, :, 1:, 1:-1] = tensor
-    return wide[:, :, 1:, 1:-1]
-
-
-def misaligned(tensor: Tensor) -> Tensor:
-    flat = torch.full((tensor.numel() + 1,), torch.nan).to(tensor)
-    flat[1:] = tensor.flatten()
-    return flat[1:].view(tensor.shape)
-
-
-def transposed_planes(tensor: Tensor) -> Tensor:
-    return tensor.transpose(2, 3).contiguous().transpose(2, 3)
-
-
-def expanded_images(tensor: Tensor) -> Tensor:
-    return tensor[:1].expand_as(tensor)
-
-
 LAYOUTS = {
     layout.__name__: layout
     for layout in (
-        channels_last,
-        channels_outermost,
-        channel_slice,
-        image_slice,
-        spatial_slice,
-        misaligned,
-        transposed_planes,
-        expanded_images,
+        strided.channels_last,
+        strided.channels_outermost,
+        strided.slice_of_channels,
+        strided.every_other_image,
+        strided.slice_of_rows_and_columns,
+        strided.off_by_one_element,
+        strided.transposed_planes,
+        strided.expanded_images,
     )
 }
+both_layouts = pytest.mark.parametrize("layout", [Tensor.contiguous, strided.channels_last])
 
 
 @pytest.mark.sanitizer
@@ -242,10 +203,57 @@ def test_without_bias(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", KERNELS)
-@pytest.mark.parametrize("dtype", [FP16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [FP16, FP32, torch.float64])
 def test_bias_of_any_float_dtype(impl: str, dtype: torch.dtype) -> None:
     input, weight, bias, grad_output = random_case((2, 3, 9, 8, 5), FP16)
     check(impl, input, weight, bias.to(dtype), grad_output)
+
+
+@both_layouts
+@pytest.mark.parametrize("bias_dtype", [FP16, FP32, torch.float64])
+@pytest.mark.parametrize("k", [3, 11])
+@pytest.mark.parametrize(("impl", "dtype"), [("cuda", FP16), ("triton", FP16), ("triton", FP32)])
+def test_a_bias_is_added_in_float32(
+    impl: str,
+    dtype: torch.dtype,
+    k: int,
+    bias_dtype: torch.dtype,
+    layout: Callable[[Tensor], Tensor],
+) -> None:
+    # The convolution cancels most of the bias; what is left would be lost in float16.
+    input = layout(torch.full((1, 8, 3, 4), -1.0, dtype=dtype, device=DEVICE))
+    weight = torch.zeros((8, 1, k, k), dtype=dtype, device=DEVICE)
+    weight[:, :, k // 2, k // 2] = 1
+    bias = torch.tensor([1.0003, 0.9998] * 4, dtype=bias_dtype, device=DEVICE)
+    output = depthwise_conv2d(input, weight, bias, impl=impl)
+    expected = (bias.double() - 1)[:, None, None].expand(8, 3, 4)
+    assert (output[0].double() - expected).abs().max() <= 2e-7
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("impl", KERNELS)
+def test_weight_and_bias_may_lie_anywhere(impl: str) -> None:
+    input, weight, bias, grad_output = random_case((2, 4, 9, 8, 5), FP16)
+    apart = strided.every_other_pixel
+    check(impl, input, apart(weight), apart(bias), grad_output)
+    check(impl, input, weight.transpose(2, 3), bias, grad_output)
+    check(impl, input, weight[:1].expand_as(weight), bias[:1].expand(4), grad_output)
+
+
+@both_layouts
+def test_long_sums_of_one_sign(layout: Callable[[Tensor], Tensor]) -> None:
+    """Tensor cores cut off instead of rounding, so these lose more digits than any others."""
+    shape = (4096, 1, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    input, grad_output = (
+        layout(torch.rand(shape, generator=generator).to(FP16).to(DEVICE)) for _ in range(2)
+    )
+    weight, bias = torch.zeros((1, 1, 3, 3)).to(input), torch.zeros(1, device=DEVICE)
+    exact = oracle.convolve(input, weight, bias, grad_output, torch.float64)
+    backend = dispatch.backend("cuda")
+    grad_weight, grad_bias = backend.weight_gradient(input, grad_output, 3, True)
+    for actual, expected in ((grad_weight, exact.grad_weight), (grad_bias, exact.grad_bias)):
+        assert ((actual.double() - expected).abs() / expected).max() <= 2e-5
 
 
 @pytest.mark.parametrize("impl", KERNELS)

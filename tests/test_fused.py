@@ -273,3 +273,22 @@ def test_results_are_the_same_every_time(
     again = fused_cases.run(arguments, use(name))
     for result, tensor in first.items():
         assert torch.equal(again[result], tensor), result
+
+
+# ---- large tensors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_strides_beyond_32_bits(name: str) -> None:
+    # Images 2^30 elements apart; only the pages that hold them are ever touched.
+    torch.use_deterministic_algorithms(False)
+    arguments = random_arguments((3, 2, 5, 6), None, FP16)
+    expected = fused_cases.run(arguments, name)
+    apart = torch.empty(2**31 + 256, dtype=FP16, device=DEVICE)
+    input, grad = (
+        apart.as_strided(near.shape, (2**30, 30, 6, 1), start).copy_(near)
+        for near, start in ((arguments.input, 0), (arguments.grad, 128))
+    )
+    actual = fused_cases.run(replace(arguments, input=input, grad=grad), name)
+    for result, tensor in expected.items():
+        torch.testing.assert_close(actual[result], tensor)

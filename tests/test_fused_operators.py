@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +103,8 @@ def test_one_value_per_channel_has_no_variance(
         F.batch_norm(arguments.input, None, None, training=True)
     assert str(raised.value).startswith(str(pytorch.value).partition(" torch.Size")[0])
     with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fused_cases.call(arguments, use(name), SimpleNamespace(size=lambda: 1))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
         fused_cases.call(
             replace(arguments, training=False, running_mean=None, running_var=None), use(name)
         )
@@ -118,6 +121,22 @@ def test_empty_batch(name: str, k: int | None, training: bool, use: Callable[[st
     assert actual.keys() == expected.keys()
     for result, wanted in expected.items():
         assert torch.equal(actual[result].double(), wanted), result
+
+
+@both_functions
+@every_implementation
+def test_parameters_may_lie_anywhere(name: str, k: int | None, use: Callable[[str], str]) -> None:
+    arguments = random_arguments(SHAPE, k, dtypes_of(name)[0])
+    parameters = {
+        field: strided.every_other_pixel(tensor)
+        for field in LEAVES[1:5]
+        if isinstance(tensor := getattr(arguments, field), Tensor)
+    }
+    arguments = replace(arguments, **parameters)
+    fused_cases.check(arguments, use(name))
+    arguments = replace(arguments, training=False)
+    fused_cases.check(arguments, use(name))
+    fused_cases.check_without_gradients(arguments, use(name))
 
 
 # ---- what may be left out ------------------------------------------------------------------------
@@ -139,6 +158,11 @@ def test_none(name: str, k: int | None, absent: tuple[str, ...], use: Callable[[
 # ---- running statistics --------------------------------------------------------------------------
 
 
+def running_statistics(arguments: Arguments) -> list[Tensor]:
+    assert arguments.running_mean is not None and arguments.running_var is not None
+    return [arguments.running_mean, arguments.running_var]
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("dtype", [FP16, FP32, FP64])
 @both_functions
@@ -147,11 +171,10 @@ def test_running_statistics_of_any_dtype(
     name: str, k: int | None, dtype: torch.dtype, momentum: float, use: Callable[[str], str]
 ) -> None:
     arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], momentum=momentum)
-    assert arguments.running_mean is not None and arguments.running_var is not None
-    arguments.running_mean = strided.inside(arguments.running_mean, (1,), (1,)).to(dtype)
-    arguments.running_var = arguments.running_var.to(dtype)
+    mean, var = (buffer.to(dtype) for buffer in running_statistics(arguments))
+    buffers = [strided.every_other_pixel(mean), var]
+    arguments.running_mean, arguments.running_var = buffers
     exact = fused_cases.compose(arguments, FP64)
-    buffers = [arguments.running_mean, arguments.running_var]
     addresses = [buffer.data_ptr() for buffer in buffers]
     versions = [buffer._version for buffer in buffers]
     fused_cases.call(arguments, use(name))
@@ -163,6 +186,36 @@ def test_running_statistics_of_any_dtype(
         assert buffer.dtype == dtype
         eps = max(torch.finfo(dtype).eps, 1e-4)
         torch.testing.assert_close(buffer.double(), exact[result], atol=eps, rtol=eps)
+
+
+@pytest.mark.parametrize("dtype", [FP16, FP32])
+@both_functions
+@every_implementation
+def test_evaluation_writes_no_statistics(
+    name: str, k: int | None, dtype: torch.dtype, use: Callable[[str], str]
+) -> None:
+    arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], training=False)
+    buffers = [buffer.to(dtype) for buffer in running_statistics(arguments)]
+    versions = [buffer._version for buffer in buffers]
+    values = [buffer.clone() for buffer in buffers]
+    mean, var = buffers
+    fused_cases.call(replace(arguments, running_mean=mean, running_var=var), use(name))
+    assert [buffer._version for buffer in buffers] == versions
+    assert all(torch.equal(buffer, old) for buffer, old in zip(buffers, values, strict=True))
+
+
+@both_functions
+@every_implementation
+def test_statistics_of_inference_mode(name: str, k: int | None, use: Callable[[str], str]) -> None:
+    """Its tensors have no version to increase."""
+    impl = use(name)
+    usual = random_arguments(SHAPE, k, dtypes_of(name)[0])
+    fused_cases.call(usual, impl)
+    with torch.inference_mode():
+        arguments = random_arguments(SHAPE, k, dtypes_of(name)[0])
+        fused_cases.call(arguments, impl)
+    statistics = zip(running_statistics(arguments), running_statistics(usual), strict=True)
+    assert all(torch.equal(actual, expected) for actual, expected in statistics)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -263,6 +316,7 @@ def test_only_the_gradients_asked_for_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = random_arguments(SHAPE, None, dtypes_of(name)[0], training=training)
+    everything = fused_cases.run(arguments, use(name))
     leaves = {leaf: getattr(arguments, leaf).clone() for leaf in LEAVES if leaf != "weight"}
     for leaf in needed:
         leaves[leaf].requires_grad_()
@@ -271,7 +325,10 @@ def test_only_the_gradients_asked_for_alone(
     recorded.clear()
     output.backward(arguments.grad)
     assert recorded == calls
-    assert {leaf for leaf, tensor in leaves.items() if tensor.grad is not None} == needed
+    for leaf, tensor in leaves.items():
+        assert (tensor.grad is not None) == (leaf in needed)
+        if tensor.grad is not None:
+            torch.testing.assert_close(tensor.grad, everything[leaf], atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("differentiable", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import convmixer_kernels
-from convmixer_kernels import architectures, depthwise_conv2d, dispatch, ops, preference
+from convmixer_kernels import (
+    architectures,
+    depthwise_conv2d,
+    dispatch,
+    emulation_build,
+    ops,
+    preference,
+)
+from convmixer_kernels.backends import cuda_device
 
-from .test_depthwise import DEVICE, FP16, KERNELS, channels_last, channels_outermost
+from .strided import channels_last, channels_outermost
+from .test_depthwise import DEVICE, FP16, KERNELS, random_case, run
 
 
 def tensors(
@@ -63,14 +73,19 @@ def tensors(
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "input": torch.zeros(2, 3, 8, 8),
         "weight": torch.zeros(3, 1, 7, 7),
         "bias": torch.zeros(3),
+        **change,
     }
     with pytest.raises(ValueError, match=message) as raised:
-        depthwise_conv2d(**(arguments | change))  # type: ignore[arg-type]
+        depthwise_conv2d(**arguments)
     assert "\n" not in str(raised.value)
+    if "bias" not in change:
+        del arguments["bias"]
+        with pytest.raises(ValueError, match=message):
+            convmixer_kernels.explain(**arguments)
 
 
 @pytest.mark.parametrize("impl", KERNELS)
@@ -107,6 +122,15 @@ def test_cpu_tensors_need_the_emulation(monkeypatch: pytest.MonkeyPatch) -> None
     assert reason is not None and "CONVMIXER_KERNELS_EMULATE=1" in reason
 
 
+def test_an_emulation_that_cannot_be_built_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("bindings.cpp does not compile")
+
+    monkeypatch.setattr(emulation_build, "import_emulated", fail)
+    reason = cuda_device._emulated.__wrapped__()
+    assert reason == "the emulation cannot be built (bindings.cpp does not compile)"
+
+
 # ---- choice of implementation --------------------------------------------------------------------
 
 
@@ -132,6 +156,13 @@ def test_explain_of_a_named_implementation(impl: str) -> None:
     assert text.startswith(f"{impl}: ") and "asked for by name" in text
 
 
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_meta_tensors_have_shapes(impl: str) -> None:
+    input, weight, bias = (tensor.to("meta") for tensor in tensors())
+    output = convmixer_kernels.depthwise_conv2d(input, weight, bias, impl=impl)
+    assert output.is_meta and output.shape == input.shape
+
+
 @pytest.fixture
 def on_sm_90(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every device is a GPU that every implementation runs on."""
@@ -140,6 +171,17 @@ def on_sm_90(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dispatch._resolve_once.cache_clear()
     yield
     dispatch._resolve_once.cache_clear()
+
+
+@pytest.mark.usefixtures("on_sm_90")
+def test_explain_sees_autocast() -> None:
+    input, weight, _ = tensors(dtype=torch.float32)
+    text = convmixer_kernels.explain(input, weight)
+    assert text.startswith("torch: ")
+    assert "\nnot cuda: it has no tensor-core path for torch.float32\n" in text
+    with torch.autocast(DEVICE, dtype=FP16):
+        line = convmixer_kernels.explain(input, weight).splitlines()[0]
+    assert line.startswith("cuda: ") and "float16" in line
 
 
 def measured(**changes: object) -> preference.Measured:
@@ -252,7 +294,9 @@ def test_a_compiled_choice_depends_on_the_plane_if_a_measurement_does(
     assert compiler.frame_count == sizes_compiled
 
 
-def test_available_impls_lists_all() -> None:
+def test_available_impls_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cuda":
+        monkeypatch.delenv("CONVMIXER_KERNELS_EMULATE")  # or it would be built for this question
     assert list(convmixer_kernels.available_impls()) == ["cuda", "triton", "torch"]
     assert convmixer_kernels.available_impls("cpu")["torch"] is None
 
@@ -290,15 +334,18 @@ class Recorder:
 def test_only_the_gradients_asked_for(
     impl: str, needed: set[str], calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    *leaves, grad_output = random_case((2, 3, 8, 8, 7), FP16)
+    everything = run(impl, *leaves, grad_output)
     recorder = Recorder(monkeypatch)
-    leaves = dict(zip(("input", "weight", "bias"), tensors(), strict=True))
+    named = dict(zip(("input", "weight", "bias"), leaves, strict=True))
     for name in needed:
-        leaves[name].requires_grad_()
-    output = depthwise_conv2d(**leaves, impl=impl)
-    output.backward(torch.randn_like(output))
+        named[name].requires_grad_()
+    depthwise_conv2d(**named, impl=impl).backward(grad_output)
     assert recorder.calls == calls
-    for name, leaf in leaves.items():
+    for name, leaf in named.items():
         assert (leaf.grad is not None) == (name in needed)
+        if leaf.grad is not None:
+            torch.testing.assert_close(leaf.grad, getattr(everything, f"grad_{name}"))
 
 
 @pytest.mark.parametrize("impl", KERNELS)
@@ -349,6 +396,14 @@ def test_autocast_casts_input_and_weight_only(impl: str, monkeypatch: pytest.Mon
     output.backward(torch.randn_like(output))
     for leaf in (input, weight, bias):
         assert leaf.grad is not None and leaf.grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    arguments = tensors(dtype=torch.float64)
+    expected = depthwise_conv2d(*arguments)
+    with torch.autocast(DEVICE, FP16):
+        output = depthwise_conv2d(*arguments)
+    assert output.dtype == torch.float64 and torch.equal(output, expected)
 
 
 # ---- operators and compilation -------------------------------------------------------------------

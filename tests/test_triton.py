@@ -265,32 +265,6 @@ def test_float32_in_other_layouts(dtype: torch.dtype) -> None:
 
 
 @needs_kernels
-def test_weight_need_not_be_contiguous() -> None:
-    case = random_case((1, 3, 5, 6, 5), FP16)
-    case.weight = strided.transposed_planes(case.weight)
-    assert not case.weight.is_contiguous()
-    check(case)
-
-
-@needs_kernels
-@pytest.mark.parametrize("dtype", [FP16, FP32])
-@pytest.mark.parametrize("kernel_size", [3, 11])
-@pytest.mark.parametrize("bias_dtype", [FP16, FP32, torch.float64])
-def test_bias_of_any_dtype_is_added_in_float32(
-    dtype: torch.dtype, kernel_size: int, bias_dtype: torch.dtype
-) -> None:
-    case = random_case((1, 2, 3, 4, kernel_size), dtype)
-    # The convolution cancels most of the bias; what is left would be lost in float16.
-    case.input = torch.full_like(case.input, -1.0)
-    case.weight = torch.zeros_like(case.weight)
-    case.weight[:, :, kernel_size // 2, kernel_size // 2] = 1
-    case.bias = torch.tensor([1.0003, 0.9998], dtype=bias_dtype, device=DEVICE)
-    expected = (case.bias.double() - 1)[:, None, None].expand(2, 3, 4)
-    output = backend.forward(case.input, case.weight, case.bias)[0]
-    assert (output.double() - expected).abs().max() <= 2e-7
-
-
-@needs_kernels
 @pytest.mark.parametrize("dtype", [FP16, FP32])
 def test_without_bias(dtype: torch.dtype) -> None:
     case = random_case((2, 2, 5, 9, 7), dtype)

@@ -52,6 +52,9 @@ def test_candidates_are_bounded_and_differ_in_their_code() -> None:
     assert 1 < len(CHOICES) <= MOST_CANDIDATES
     assert CHOICES[0] == CANDIDATES[0]
     assert len({(each.strips, each.rows, each.banded) for each in CHOICES}) == len(CHOICES)
+    first = CANDIDATES[0]
+    shared = dataclasses.replace(first, programs=first.programs + 1)
+    assert autotuning.distinct([first, shared]) == [first]
 
 
 def test_the_fastest_is_chosen_kept_and_logged_once(
@@ -158,6 +161,15 @@ def test_nothing_is_measured_during_capture(tmp_path: Path) -> None:
     tuned.choose("forward", problem(), CANDIDATES, gpu.run)
     chosen = tuned.choose("forward", problem(), CANDIDATES, gpu.run, may_measure=False)
     assert chosen == CHOICES[-1]
+
+
+def test_the_file_lies_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    for folder, cache in ((str(tmp_path), tmp_path), ("", tmp_path / "home" / ".cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", folder)
+        file = autotuning._tuner.__wrapped__(0)._file
+        assert file == cache / "convmixer_kernels" / "triton-NVIDIA-H100-80GB.json"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmixer_kernels.backends.triton import configurations
+from convmixer_kernels.backends.triton import configurations, streaming
 from convmixer_kernels.backends.triton.problem import KERNEL_SIZES, Device, Problem
 
 from . import strided
@@ -58,6 +58,35 @@ def test_alignment_counts_every_stride_of_both_tensors() -> None:
     assert Problem.of((tensor, shifted.unflatten(1, (3, 8, 8))), 9).alignment == 4
     # A single image has no image stride.
     assert Problem.of((tensor[:1], shifted[:1].unflatten(1, (3, 8, 8))), 9).alignment == 8
+
+
+def alignment_of_stream(*tensors: Tensor) -> int:
+    return streaming.walk(tensors, reduces=True).constants["ALIGNMENT"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "arrange", "alignment"),
+    [
+        ((2, 3, 8, 8), Tensor.contiguous, 8),
+        ((2, 3, 6, 6), Tensor.contiguous, 4),
+        ((2, 3, 7, 7), Tensor.contiguous, 1),
+        ((2, 24, 5, 7), strided.channels_last, 8),
+        ((2, 12, 5, 7), strided.channels_last, 4),
+    ],
+)
+def test_streams_know_their_alignment(
+    shape: tuple[int, int, int, int], arrange: Callable[[Tensor], Tensor], alignment: int
+) -> None:
+    tensor = arrange(torch.empty(shape, dtype=FP16, device="meta"))
+    assert alignment_of_stream(tensor) == alignment
+
+
+def test_alignment_of_a_stream_counts_every_stride_of_all_tensors() -> None:
+    tensor = torch.empty((2, 3, 8, 8), dtype=FP16, device="meta")
+    shifted = torch.empty((2, 3 * 64 + 4), dtype=FP16, device="meta")[:, : 3 * 64]
+    shifted = shifted.unflatten(1, (3, 8, 8))
+    assert alignment_of_stream(tensor, tensor) == 8
+    assert alignment_of_stream(tensor, shifted) == alignment_of_stream(shifted, tensor) == 4
 
 
 def test_strides_along_a_dimension_of_one_are_ignored() -> None:

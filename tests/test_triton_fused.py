@@ -219,6 +219,7 @@ LAYOUTS = (
     strided.every_other_pixel,
     strided.transposed_planes,
     strided.off_by_one_element,
+    strided.images_apart,
     strided.expanded_images,
 )
 
@@ -228,9 +229,11 @@ def test_layouts(arrange: Callable[[Tensor], Tensor]) -> None:
     check(random_batch((3, 5, 7, 6), FP16, arrange=arrange))
 
 
+@pytest.mark.parametrize("size", [(5, 7), (5, 1)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 8, 72])
-def test_channels_last(channels: int) -> None:
-    check(random_batch((2, channels, 5, 7), FP16, arrange=strided.channels_last))
+def test_channels_last(channels: int, size: tuple[int, int]) -> None:
+    for arrange in (strided.channels_last, strided.images_apart):
+        check(random_batch((2, channels, *size), FP16, arrange=arrange))
 
 
 def test_layouts_may_differ() -> None:
@@ -341,6 +344,13 @@ def random_moments(parts: int, channels: int) -> Tensor:
     return torch.stack([counts, means, squares], dim=1).to(DEVICE)
 
 
+def random_parameters(channels: int) -> tuple[Tensor, ...]:
+    """gamma, beta, running mean and variance."""
+    generator = torch.Generator().manual_seed(channels)
+    gamma, beta, mean, var = torch.randn((4, channels), generator=generator).to(DEVICE)
+    return gamma, beta, mean, var.square() + 0.5  # of one sign, so that nothing cancels
+
+
 def merged(moments: Tensor) -> Tensor:
     counts, means, squares = moments.double().unbind(1)
     count = counts.sum(0)
@@ -352,7 +362,7 @@ def merged(moments: Tensor) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 7, 130])
 def test_normalisation_by_moments(parts: int, channels: int) -> None:
     moments = random_moments(parts, channels)
-    gamma, beta, mean, var = torch.randn((4, channels), device=DEVICE)
+    gamma, beta, mean, var = random_parameters(channels)
     running_mean, running_var = mean.clone(), var.clone()
     actual = backend.batch_normalisation(
         moments, gamma, beta, running_mean, running_var, momentum=0.3, eps=EPS
@@ -380,7 +390,7 @@ def test_parts_without_values_change_nothing() -> None:
     expected = backend.batch_normalisation(moments, None, None, None, None, 0.1, EPS)
     actual = backend.batch_normalisation(mixed, None, None, None, None, 0.1, EPS)
     assert_close("normalisation", actual, expected.double())
-    mean, var = torch.randn((2, 5), device=DEVICE)
+    mean, var = random_parameters(5)[2:]
     kept = mean.clone(), var.clone()
     actual = backend.batch_normalisation(empty, None, None, mean, var, 0.1, EPS)
     assert torch.isfinite(actual).all()
@@ -388,8 +398,7 @@ def test_parts_without_values_change_nothing() -> None:
 
 
 def test_normalisation_by_running_statistics() -> None:
-    mean, gamma, beta = torch.randn((3, 130), device=DEVICE)
-    var = torch.rand(130, device=DEVICE)
+    gamma, beta, mean, var = random_parameters(130)
     actual = backend.running_normalisation(mean, var, gamma, beta, EPS)
     ones = torch.ones_like(mean)
     expected = table(torch.stack([ones, mean, var]), gamma, beta)
