@@ -279,7 +279,9 @@ DEPTHWISE_STREAM value_gradient(StreamArguments p) {
 #pragma unroll
     for (int i = 0; i < slots; ++i) {
       bias[i] = or_zero(p.bias, place.channel + i);
-      of_value[i] = GradientOfValue(p.normalisation, p.gradient_sums, place.channel + i);
+      const float count = __ldg(p.normalisation.count() + place.channel + i);
+      of_value[i] = GradientOfValue(p.normalisation, p.gradient_sums, place.channel + i,
+                                    device::reciprocal(count));
     }
     with_activation(p.activation, [&](auto activate) {
       each_batch<T, Vector, ChannelsLast, stream_batch>(

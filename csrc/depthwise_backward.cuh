@@ -112,7 +112,10 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
     T* const value = stages + stage * stage_elements;
     const T* const gradient = value + staged_elements;
 
-    const GradientOfValue of_value(p.normalisation, p.gradient_sums, device::opaque(channel));
+    const int own = device::opaque(channel);
+    // With device::reciprocal the kernel for size 11 spills.
+    const GradientOfValue of_value(p.normalisation, p.gradient_sums, own,
+                                   1.f / __ldg(p.normalisation.count() + own));
     with_activation(p.activation, [&](auto activate) {
       const Plane from(0, pitch, mine);
       const HaloedPlane to(pad, haloed_pitch, mine);

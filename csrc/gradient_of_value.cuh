@@ -14,11 +14,10 @@ struct GradientOfValue {
 
   GradientOfValue() = default;
 
-  // gradient_sums: [2][channel] over all `count` values of a channel, of all processes.
+  // gradient_sums: [2][channel] over all values of a channel, of all processes; `each` is 1 / count.
   __device__ __forceinline__ GradientOfValue(const Normalisation& normalisation,
-                                             const float* gradient_sums, int channel) {
+                                             const float* gradient_sums, int channel, float each) {
     const float rstd = __ldg(normalisation.rstd() + channel);
-    const float each = device::reciprocal(__ldg(normalisation.count() + channel));
     mean = __ldg(normalisation.mean() + channel);
     of_gradient = __ldg(normalisation.scale() + channel);
     constant = -of_gradient * __ldg(gradient_sums + channel) * each;

@@ -74,6 +74,8 @@ __device__ __forceinline__ void each_piece(T* plane, int width, int first_row, i
                                            int end, int lane, Visit visit) {
   constexpr int across = std::min(32u, std::bit_ceil(unsigned(8 * Tiles / Piece)));
   constexpr int down = 32 / across, turn = std::lcm(down, Layout::step);
+  // Or what is worked out from it would stay in registers from item to item.
+  width = device::opaque(width);
 #pragma unroll
   for (int first = 0; first < 8 * Tiles; first += across * Piece) {
     const int column = first + lane % across * Piece;
@@ -124,12 +126,14 @@ __device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* from, ptrd
 }
 
 // The same for rows that are not aligned to 4 bytes, which no asynchronous copy takes: they go through
-// registers, four pieces of a lane at a time, so that it waits for memory once and not four times.
+// registers, several pieces of a lane at a time, which wait for memory together.
 template <class Layout, int Tiles, int Shift, class T>
 __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
                                                ptrdiff_t image_stride, const Span& span,
                                                const Shape& shape, int lane) {
-  constexpr int piece = 4, per_row = 8 * Tiles / piece, at_once = 4;
+  constexpr int piece = 4, per_row = 8 * Tiles / piece;
+  constexpr int at_once = Tiles <= 2 ? 4 : 2;     // more take registers that wide tiles do not have
+  const int width = device::opaque(shape.width);  // as in each_piece
   int image = 0, row = lane / per_row, column = lane % per_row * piece;
   const auto settle = [&] {
     while (row >= span.rows) row -= span.rows, ++image;
@@ -143,11 +147,11 @@ __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
       const int y = span.top + row, x = span.left + column;
       const bool exists = image < span.existing && unsigned(y) < unsigned(shape.height);
       const unsigned short* const source = reinterpret_cast<const unsigned short*>(
-          from + image * image_stride + ptrdiff_t(y) * shape.width + x);
+          from + image * image_stride + ptrdiff_t(y) * width + x);
       uint32_t element[piece];
 #pragma unroll
       for (int e = 0; e < piece; ++e)
-        element[e] = exists && x + e < shape.width ? device::load_global(source + e) : 0u;
+        element[e] = exists && x + e < width ? device::load_global(source + e) : 0u;
       bits[i] = make_uint2(element[0] | element[1] << 16, element[2] | element[3] << 16);
       target[i] = image < span.images
                       ? image * pitch + Layout::at(span.first_row + row, Shift + column)
