@@ -132,8 +132,9 @@ __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
                                                ptrdiff_t image_stride, const Span& span,
                                                const Shape& shape, int lane) {
   constexpr int piece = 4, per_row = 8 * Tiles / piece;
-  constexpr int at_once = Tiles <= 2 ? 4 : 2;     // more take registers that wide tiles do not have
-  const int width = device::opaque(shape.width);  // as in each_piece
+  constexpr int at_once = Tiles <= 2 ? 4 : 2;  // more take registers that wide tiles do not have
+  // As in each_piece.
+  const int width = device::opaque(shape.width);
   int image = 0, row = lane / per_row, column = lane % per_row * piece;
   const auto settle = [&] {
     while (row >= span.rows) row -= span.rows, ++image;
@@ -215,7 +216,8 @@ class Reader {
     // Each of the ways below would keep its addresses in registers of its own.
     lane = device::opaque(lane);
     const bool one_strip = tiling_.strips == 1;
-    const int images = jobs >> tiling_.groups_log2;
+    // What follows from it would stay in registers from item to item.
+    const int images = device::opaque(jobs >> tiling_.groups_log2);
     const Span span{images,
                     min(images, shape_.images - item_.image()),
                     one_strip ? Pad : 0,
