@@ -275,6 +275,8 @@ def _of_all_processes(moments: Tensor, process_group: ProcessGroup | None) -> Te
     """(processes, 3, C), in the order of ranks: every process merges the same parts."""
     if process_group is None:
         return moments.unsqueeze(0)
-    parts = moments.new_empty((process_group.size(), *moments.shape))
+    rows, channels = moments.shape
+    # One below the other, which gloo asks for.
+    parts = moments.new_empty((process_group.size() * rows, channels))
     dist.all_gather_into_tensor(parts, moments, group=process_group)
-    return parts
+    return parts.unflatten(0, (-1, rows))
