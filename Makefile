@@ -79,7 +79,7 @@ $(SANITIZERS:%=gpu-%): gpu-%: gpu-present
 
 gpu-benchmark: gpu-present
 	@mkdir -p build; rm -f build/quick.json
-# The kernels of Triton first, on all cores: compiled one by one they take longer than all measurements.
+# The kernels of Triton first, on all cores: the measurements would compile them one by one.
 	@if [ -n "$(PARALLEL)" ]; then \
 	  $(PYTHON) -m pytest -q benchmarks --quick $(PARALLEL) -k "triton and not training and not input_size" \
 	    || echo "make $@: not every kernel of Triton runs, see below"; fi

@@ -107,8 +107,8 @@ def needs_gpu(implementation: str) -> str:
 def compile_options(keep_layout: bool) -> dict[str, Any]:
     """mode="max-autotune" without its CUDA graphs: the benchmark captures graphs itself.
 
-    And without its own convolution template: that tries out a grid with a copy of the work for each
-    group, which for 1,536 groups takes minutes and wins nothing.
+    And without its own convolution template, whose grid holds a copy of the work for each group:
+    to try it out on 1,536 groups is 1,536 times the work.
     """
     return {
         "max_autotune": True,

@@ -19,7 +19,7 @@ from networks import Network
 from shapes import Selection
 from ways import MEMORY_FORMATS, Way
 
-# Beside twice PyTorch's own error, which behind many layers in half precision is 0.4 and more.
+# Beside twice PyTorch's own error, which behind 32 blocks was 0.38 to 0.60 in float16 on a CPU.
 _LEAST_RELATIVE_ERROR = 0.01
 
 

@@ -144,6 +144,16 @@ def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None:
     return tensor.to(torch.float64 if input.dtype == torch.float64 else torch.float32).contiguous()
 
 
+def convolution_operands(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`input` and `weight` of a convolution, checked and as autocast makes them."""
+    check_convolution(input, weight, bias)
+    input, weight = autocast(input, weight)
+    check_same_dtype(input, weight)
+    return input, weight
+
+
 def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """`input` and `weight` as PyTorch's own convolutions see them.
 

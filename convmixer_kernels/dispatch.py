@@ -150,9 +150,7 @@ def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
         ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
-    arguments.check_convolution(input, weight, None)
-    input, weight = arguments.autocast(input, weight)
-    arguments.check_same_dtype(input, weight)
+    input, weight = arguments.convolution_operands(input, weight, None)
     chosen = resolve(input, weight, impl)
     kernel_size = weight.shape[-1]
     shape = "x".join(str(size) for size in input.shape)

@@ -48,9 +48,7 @@ def depthwise_conv2d(
         ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
-    arguments.check_convolution(input, weight, bias)
-    input, weight = arguments.autocast(input, weight)
-    arguments.check_same_dtype(input, weight)
+    input, weight = arguments.convolution_operands(input, weight, bias)
     name = dispatch.resolve(input, weight, impl)
     if name == "torch":
         return reference.forward(input, weight, bias)

@@ -246,10 +246,8 @@ def _arranged(grad: Tensor, value: Tensor) -> Tensor:
     """`grad` as kernels read it beside `value`: copied here once rather than by each of them."""
     if not layout.is_channels_last(value):
         return layout.planar(grad)
-    expanded = 0 in grad.stride()
-    if grad.stride(1) == 1 and not expanded:
-        return grad
-    return grad.contiguous(memory_format=torch.channels_last)
+    read_as_it_is = grad.stride(1) == 1 and 0 not in grad.stride()
+    return grad if read_as_it_is else grad.contiguous(memory_format=torch.channels_last)
 
 
 def _normalisation_of_batch(moments: Tensor, norm: BatchNorm, impl: str) -> Tensor:
