@@ -44,8 +44,9 @@ inline Floats cut_off(const Doubles& sum) {
   return __builtin_convertvector(reinterpret_cast<const Doubles&>(kept), Floats);
 }
 
-// d = a b + c of a warp, see device::mma. Eight products and what they are added to make one sum. The registers are put down so that they form rows of
-// matrices: a as it comes, lane after lane; b by columns of lanes; c and d as 16 x 8 floats.
+// d = a b + c of a warp, see device::mma. Eight products and what they are added to make one sum. The
+// registers are put down so that they form rows of matrices: a as it comes, lane after lane; b by
+// columns of lanes; c and d as 16 x 8 floats.
 template <class T, int Chunks>
 inline void mma(float (&d)[4], const uint32_t* a, const uint32_t* b, const float (&c)[4],
                 const Place& place) {
