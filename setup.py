@@ -1,8 +1,9 @@
 """Builds the CUDA extension where this machine can, and records what was built or why it was not.
 
 CONVMIXER_KERNELS_BUILD_CUDA      0 skips the extension, 1 demands it; unset: where nvcc is found
-CONVMIXER_KERNELS_ARCHITECTURES   such as "90" or "80;90;120+PTX"; unset: the GPUs in this machine,
-                                  or all supported ones if there is none
+CONVMIXER_KERNELS_ARCHITECTURES   such as "90", "80;90;120+PTX" or "80-virtual" (PTX alone);
+                                  unset: the GPUs in this machine, or all supported ones if there is
+                                  none
 CONVMIXER_KERNELS_NO_SYSTEM_CUDA  1 ignores a system-wide nvcc in favour of the one from PyPI
 CUDA_HOME, CUDA_PATH, CXX         where to look for nvcc first, and the host compiler (g++)
 MAX_JOBS                          how many files to compile at a time
@@ -57,8 +58,7 @@ class BuildCuda(build_ext):
         architectures = toolchain.architectures(toolkit)
         extension = self._extension_path()
         extension.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(self.build_temp).resolve()
-        cuda_build.build_extension(toolkit, architectures, extension, folder)
+        cuda_build.build_extension(toolkit, architectures, extension)
         return {
             "extension": extension.name,
             "nvcc": toolkit.version,

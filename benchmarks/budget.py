@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-import sass
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "csrc" / "build_tools")]
 
 import cuda_build
+import sass
 import toolchain
 
 TABLE = Path(__file__).with_name("budget.csv")
@@ -226,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         rows = measure_cuda(list(ARCHITECTURES))
-    except (toolchain.Missing, FileNotFoundError) as error:
+    except toolchain.Missing as error:
         print(f"make budget: {error}", file=sys.stderr)
         return 2
     rows += measure_triton(list(ARCHITECTURES))

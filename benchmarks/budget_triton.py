@@ -170,7 +170,7 @@ def weigh(case: Case, architecture: str) -> sass.Kernel:
 
     Raises:
         RuntimeError: the process interprets Triton.
-        FileNotFoundError: no cuobjdump is installed.
+        toolchain.Missing: no cuobjdump is installed.
     """
     configuration = None
     if case.operation in BATCH_NORM:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import toolchain
 
 # The columns of an instruction mix, in the order in which they are printed. FFMA stands for all
 # floating-point arithmetic, integer for addresses, predicates and bit operations.
@@ -78,7 +77,7 @@ def read_cubin(cubin: Path, architecture: str) -> list[Kernel]:
     """Every kernel of a cubin, by its mangled name.
 
     Raises:
-        FileNotFoundError: no cuobjdump is installed.
+        toolchain.Missing: no cuobjdump is installed.
         subprocess.CalledProcessError: cuobjdump cannot read the file.
     """
     usage = {
@@ -284,18 +283,5 @@ def _bytes(access: Instruction) -> int:
 
 
 def _cuobjdump(option: str, cubin: Path) -> str:
-    command = [_find_cuobjdump(), option, str(cubin)]
+    command = [toolchain.find_cuobjdump(), option, str(cubin)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-@functools.cache
-def _find_cuobjdump() -> str:
-    """The cuobjdump on PATH or in /usr/local/cuda, or else the one that Triton brings."""
-    candidates = [shutil.which("cuobjdump"), "/usr/local/cuda/bin/cuobjdump"]
-    if (triton := importlib.util.find_spec("triton")) and triton.submodule_search_locations:
-        package = Path(triton.submodule_search_locations[0])
-        candidates.append(str(package / "backends" / "nvidia" / "bin" / "cuobjdump"))
-    for candidate in candidates:
-        if candidate and Path(candidate).is_file():
-            return candidate
-    raise FileNotFoundError("cuobjdump is not installed; a CUDA toolkit or Triton brings it")

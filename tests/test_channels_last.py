@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convmixer_kernels import architectures, depthwise_conv2d, layout
+from convmixer_kernels import depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda, cuda_device
 
-from . import oracle, strided
+from . import emulated, oracle, strided
 from .strided import channels_last
 from .test_depthwise import BF16, DEVICE, FP16, check, poisoned, random_case, run
 
@@ -126,14 +126,6 @@ def test_all_passes_against_float64(
 WIDE_SHAPES = [shape for shape in SHAPES if shape[3] > 32 and shape[4] > 9]
 
 
-def emulate(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shared memory of an architecture: kernels are chosen for it, and more is refused."""
-    shared_bytes = architectures.find(capability).shared_bytes
-    chip = cuda_device.EMULATED_CHIP._replace(shared_bytes=shared_bytes)
-    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
-    monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_SHARED_BYTES", str(shared_bytes))
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="the GPU is what it is")
 @pytest.mark.parametrize("shape", WIDE_SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_less_shared_memory(
@@ -141,7 +133,7 @@ def test_less_shared_memory(
 ) -> None:
     input, weight, bias, grad_output = random_case(shape, FP16)
     case = channels_last(input), weight, bias, channels_last(grad_output)
-    emulate((8, 6), monkeypatch)
+    emulated.pretend(monkeypatch, (8, 6))
     check("cuda", *case)
 
 
@@ -250,11 +242,16 @@ def test_what_lies_around_the_output_stays(
     input, weight, bias, grad_output = random_case((3, channels, *size, 7), FP16)
     input = channels_last(input)
     output = strided.slice_of_pixels(torch.zeros_like(input), before, after)
-    source, target = (cuda_device.located(tensor, 0, 2, 3) for tensor in (input, output))
-    addresses = (weight.data_ptr(), bias.data_ptr())
-    cuda_device.module(input.device).forward_channels_last(
-        cuda_device.place(input), tuple(input.shape), 7, False, source, *addresses, target
-    )
+    where = cuda_device.place(input)
+    with cuda_device.current(where):
+        source, target = (
+            cuda_device.located(tensor, 0, 2, 3, written=tensor is output)
+            for tensor in (input, output)
+        )
+        addresses = (cuda_device.address(weight), cuda_device.address(bias))
+        cuda_device.module(input.device).forward_channels_last(
+            where, tuple(input.shape), 7, False, source, *addresses, target
+        )
     exact = oracle.convolve(input, weight, bias, grad_output, torch.float64).output
     pytorch = oracle.convolve(input, weight, bias, grad_output, FP16).output
     oracle.assert_close("output", output, exact, pytorch)

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels.backends import cuda, cuda_device
+from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends import reference_batch_norm as steps
 
-from . import strided
+from . import emulated, strided
 
 FP16, BF16, FP64 = torch.float16, torch.bfloat16, torch.float64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-emulated = pytest.mark.skipif(DEVICE == "cuda", reason="only the emulation knows")
+needs_emulation = pytest.mark.skipif(DEVICE == "cuda", reason="only the emulated GPU knows")
 
 WHOLE = [(2, 3, 32, 32, 9), (6, 2, 16, 16, 11), (19, 2, 8, 8, 7), (3, 2, 32, 32, 15)]
 OTHER = [
@@ -172,7 +172,7 @@ def test_one_tensor_at_an_odd_address(
     check(case)
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("multiprocessors", [2, 7, 132])
 @pytest.mark.parametrize("shape", [(19, 3, 16, 16, 9), (19, 2, 5, 7, 5), (70, 3, 32, 32, 3)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -182,12 +182,11 @@ def test_more_shares_than_one(
     multiprocessors: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=multiprocessors)
-    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
+    emulated.set_multiprocessors(monkeypatch, multiprocessors)
     check(Case(shape, FP16, "gelu", layout=LAYOUTS[layout]))
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", WHOLE + OTHER, ids=lambda shape: "x".join(map(str, shape)))
 def test_every_order_gives_the_same_bits(
@@ -200,10 +199,9 @@ def test_every_order_gives_the_same_bits(
         ("forward", "early"),
         ("reverse", "late"),
         ("reverse", "early"),
-        ("shuffle", "random"),
+        ("random", "random"),
     ]:
-        monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_ORDER", order)
-        monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_COPIES", copies)
+        emulated.use(monkeypatch, warp_order=order, copies=copies)
         results = case.results(cuda)
         first = first or results
         for name, result in results.items():
@@ -287,19 +285,6 @@ def test_what_is_not_finite_stays_so(activation: str) -> None:
 # ---- bytes and bank conflicts --------------------------------------------------------------------
 
 
-def count(operation: Callable[..., object], *arguments: object) -> dict[str, int]:
-    kernels = cuda_device.module(torch.device("cpu"))
-    kernels.take_counters()
-    operation(*arguments)
-    counters: dict[str, int] = kernels.take_counters()
-    return counters
-
-
-def moved(operation: Callable[..., object], *arguments: object) -> int:
-    counters = count(operation, *arguments)
-    return counters["global_bytes_read"] + counters["global_bytes_written"]
-
-
 def training_forward(case: Case) -> None:
     value, moments = cuda.forward_moments(case.input, case.weight, case.bias, "gelu")
     table = cuda.batch_normalisation(moments[None], case.gamma, case.beta, *case.running, 0.1, 1e-5)
@@ -313,24 +298,23 @@ def training_backward(case: Case) -> None:
     cuda.fused_backward(case.input, case.value, case.grad, case.weight, *rest)
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("layout", ["contiguous", "channels_outermost", "channels_last"])
 @pytest.mark.parametrize("k", [7, 9, 11, 15])
 @pytest.mark.parametrize("size", [8, 14, 16, 32])
 def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In passes over one tensor: the whole block, for the planes of ConvMixer and others."""
     # One share reads each filter once: with the tables of normalisation, up to 3.6 % of a pass.
-    chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=0)
-    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
+    emulated.set_multiprocessors(monkeypatch, 0)
     images = 128 if size == 8 else 32 if size <= 16 else 12
     case = Case((images, 16, size, size, k), FP16, "gelu", layout=LAYOUTS[layout])
     tensor = case.input.numel() * case.input.element_size()
     table = case.normalisation
     inference = (case.input, case.weight, case.bias, table, "gelu", True)
     passes = {
-        "inference": moved(cuda.forward_normalised, *inference) / tensor,
-        "forward": moved(training_forward, case) / tensor,
-        "backward": moved(training_backward, case) / tensor,
+        "inference": emulated.moved(cuda.forward_normalised, *inference) / tensor,
+        "forward": emulated.moved(training_forward, case) / tensor,
+        "backward": emulated.moved(training_backward, case) / tensor,
     }
     if size in (8, 16, 32) and layout != "channels_last":
         floors = {"inference": 2, "forward": 5, "backward": 6 if k <= 11 else 8}
@@ -341,7 +325,7 @@ def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyP
         assert floor <= passes[name] <= floor + 0.04, f"{name}: {passes[name]:.3f} passes"
 
 
-@emulated
+@needs_emulation
 @pytest.mark.parametrize("k", [7, 9, 11, 15])
 @pytest.mark.parametrize("size", [8, 16, 32])
 def test_matrices_are_read_without_bank_conflicts(size: int, k: int) -> None:
@@ -358,5 +342,5 @@ def test_matrices_are_read_without_bank_conflicts(size: int, k: int) -> None:
             (*gradients, case.normalisation, case.sums, *rest, k, True),
         ),
     ):
-        counters = count(operation, *arguments)
+        counters = emulated.count(operation, *arguments)
         assert counters["matrix_passes"] == counters["matrices_read"] > 0, name

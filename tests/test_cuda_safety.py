@@ -1,6 +1,6 @@
 """What a user may do with the CUDA kernels that has nothing to do with their arithmetic.
 
-Tests that need a GPU skip without one; the others run in the emulation too.
+Tests that need a GPU skip without one; the others run on the emulated one too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from convmixer_kernels import build_information, devices, dispatch
 from convmixer_kernels.backends import cuda, cuda_device
 
-from . import strided
+from . import emulated, strided
 from .test_depthwise import DEVICE, FP16, check, random_case
 
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -71,14 +71,14 @@ def test_a_refused_launch_names_the_shape(
         "input gradient": functools.partial(cuda.input_gradient, grad_output, weight),
         "weight gradient": functools.partial(cuda.weight_gradient, input, grad_output, 7, True),
     }[which]
-    monkeypatch.setenv("CONVMIXER_KERNELS_EMULATION_SHARED_BYTES", "1024")
+    emulated.use(monkeypatch, shared_bytes_per_block=1024)
     with pytest.raises(
         RuntimeError,
         match=rf"{which} of 2x3x9x13 with kernel size 7 could not be launched: invalid argument",
     ) as raised:
         launch()
     assert "\n" not in str(raised.value)
-    monkeypatch.delenv("CONVMIXER_KERNELS_EMULATION_SHARED_BYTES")
+    monkeypatch.undo()
     launch()
 
 

@@ -1,4 +1,4 @@
-"""Bytes that the CUDA kernels move and bank conflicts they meet, as counted by the emulation.
+"""Bytes that the CUDA kernels move and bank conflicts they meet, as counted by the emulated GPU.
 
 The floor of a pass is one read of each tensor it takes and one write of each it makes.
 """
@@ -8,34 +8,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convmixer_kernels import emulation_build, ops
-from convmixer_kernels.backends import cuda_device
+from convmixer_kernels import ops
 
-from .test_channels_last import emulate
+from . import emulated
 
 FP16 = torch.float16
 SIZES = [7, 8, 14, 16, 18, 24, 28, 32, 44, 56]
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the emulation")
-
-
-def count(operation: object, *arguments: object) -> dict[str, int]:
-    module = emulation_build.import_emulated()
-    module.take_counters()
-    operation(*arguments)  # type: ignore[operator]
-    counters: dict[str, int] = module.take_counters()
-    return counters
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts on the emulated GPU")
 
 
 @pytest.fixture
 def one_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """One warp goes through all images of a channel: it reads their filter once."""
-    chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=0)
-    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
-
-
-def moved(counters: dict[str, int]) -> int:
-    return counters["global_bytes_read"] + counters["global_bytes_written"]
+    emulated.set_multiprocessors(monkeypatch, 0)
 
 
 @pytest.mark.usefixtures("one_share")
@@ -55,7 +41,7 @@ def test_bytes_moved(layout: torch.memory_format, size: int, k: int) -> None:
         ("input gradient", ops.depthwise_conv2d_input_gradient, (x, weight, "cuda")),
         ("weight gradient", ops.depthwise_conv2d_weight_gradient, (x, x, k, True, "cuda")),
     ):
-        ratio = moved(count(operation, *arguments)) / floor
+        ratio = emulated.moved(operation, *arguments) / floor
         assert 0.99 <= ratio <= limit, f"{name}: {ratio:.3f} times the floor, allowed {limit}"
 
 
@@ -72,11 +58,11 @@ def test_shared_memory_decides_how_often_halos_are_read(
     capability: tuple[int, int], k: int, least: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two wide channels_last tensors: strips of 32 rows or of 16."""
-    emulate(capability, monkeypatch)
+    emulated.pretend(monkeypatch, capability)
     x = torch.randn(4, 8, 56, 56).to(FP16, memory_format=torch.channels_last)
     floor = 2 * x.numel() * x.element_size()
-    counters = count(ops.depthwise_conv2d_weight_gradient, x, x, k, True, "cuda")
-    assert least <= moved(counters) / floor <= most
+    bytes = emulated.moved(ops.depthwise_conv2d_weight_gradient, x, x, k, True, "cuda")
+    assert least <= bytes / floor <= most
 
 
 @pytest.mark.parametrize("k", [5, 9, 15])
@@ -96,6 +82,6 @@ def test_bank_conflicts_of_matrices(
         (ops.depthwise_conv2d, (x, weight, None, "cuda")),
         (ops.depthwise_conv2d_weight_gradient, (x, x, k, False, "cuda")),
     ):
-        counters = count(operation, *arguments)
+        counters = emulated.count(operation, *arguments)
         assert 0 < counters["matrices_read"] <= counters["matrix_passes"]
         assert counters["matrix_passes"] <= limit * counters["matrices_read"]

@@ -18,7 +18,7 @@ from convmixer_kernels import (
     architectures,
     depthwise_conv2d,
     dispatch,
-    emulation_build,
+    emulated_gpu,
     ops,
     preference,
 )
@@ -116,19 +116,19 @@ def test_an_unavailable_implementation_says_why(monkeypatch: pytest.MonkeyPatch)
     dispatch._resolve_once.cache_clear()
 
 
-def test_cpu_tensors_need_the_emulation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_tensors_need_the_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONVMIXER_KERNELS_EMULATE")
     reason = dispatch.backend("cuda").unavailable(torch.device("cpu"))
     assert reason is not None and "CONVMIXER_KERNELS_EMULATE=1" in reason
 
 
-def test_an_emulation_that_cannot_be_built_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_emulated_gpu_that_cannot_be_built_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("bindings.cpp does not compile")
 
-    monkeypatch.setattr(emulation_build, "import_emulated", fail)
+    monkeypatch.setattr(emulated_gpu, "extension", fail)
     reason = cuda_device._emulated.__wrapped__()
-    assert reason == "the emulation cannot be built (bindings.cpp does not compile)"
+    assert reason == "the emulated GPU cannot be built (bindings.cpp does not compile)"
 
 
 # ---- choice of implementation --------------------------------------------------------------------

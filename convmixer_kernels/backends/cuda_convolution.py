@@ -54,9 +54,9 @@ def weight_gradient(
             kernel_size,
             located(input, *strides),
             located(grad_output, *strides),
-            grad_weight.data_ptr(),
-            address(grad_bias),
-            workspace.data_ptr(),
+            address(grad_weight, written=True),
+            address(grad_bias, written=True),
+            address(workspace, written=True),
         )
     return grad_weight, grad_bias
 
@@ -80,9 +80,9 @@ def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool)
             weight.shape[-1],
             flipped,
             located(source, *strides),
-            weight.data_ptr(),
+            address(weight),
             address(bias),
-            located(output, *strides),
+            located(output, *strides, written=True),
         )
     return output
 

@@ -1,4 +1,4 @@
-"""Where CUDA kernels run: the compiled extension or its emulation, the device, stream and chip."""
+"""Where CUDA kernels run: a GPU or an emulated one, the extension for it, stream and chip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from convmixer_kernels import architectures, build_information, devices, emulation_build
+from convmixer_kernels import architectures, build_information, devices, emulated_gpu
 
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1}
@@ -31,7 +31,7 @@ def unavailable(device: torch.device) -> str | None:
         if os.environ.get("CONVMIXER_KERNELS_EMULATE") != "1":
             return (
                 "it takes CUDA tensors; set CONVMIXER_KERNELS_EMULATE=1 to run its kernels "
-                "emulated on CPU tensors"
+                "on CPU tensors, emulated"
             )
         emulated = _emulated()
         return emulated if isinstance(emulated, str) else None
@@ -79,19 +79,27 @@ def place_on(device: torch.device, dtype: torch.dtype = torch.float16) -> Place:
 
 
 def current(place: Place) -> contextlib.AbstractContextManager[object]:
-    """Makes the device of `place` PyTorch's current one; nothing for the emulation."""
-    return torch.cuda.device(place[0])
+    """Makes the device of `place` PyTorch's current one, for a launch.
+
+    An emulated GPU lets kernels access the tensors whose addresses are taken meanwhile, no others.
+    """
+    return torch.cuda.device(place[0]) if place[0] >= 0 else emulated_gpu.launching()
 
 
-def located(tensor: Tensor | None, *dimensions: int) -> Located:
-    """Address of a tensor and its strides along some dimensions; zeros for None."""
+def located(tensor: Tensor | None, *dimensions: int, written: bool = False) -> Located:
+    """Address of a tensor, as `address`, and its strides along some dimensions; zeros for None."""
     if tensor is None:
         return 0, (0,) * len(dimensions)
-    return tensor.data_ptr(), tuple(map(tensor.stride, dimensions))
+    return address(tensor, written), tuple(map(tensor.stride, dimensions))
 
 
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def address(tensor: Tensor | None, written: bool = False) -> int:
+    """Address of a tensor that kernels read, or write as well; 0 for None."""
+    if tensor is None:
+        return 0
+    if emulated_gpu.is_launching:
+        emulated_gpu.permit(tensor, written)
+    return tensor.data_ptr()
 
 
 @functools.cache
@@ -108,9 +116,9 @@ def _extension() -> ModuleType | str:
 @functools.cache
 def _emulated() -> ModuleType | str:
     try:
-        return emulation_build.import_emulated()
+        return emulated_gpu.extension()
     except (ImportError, RuntimeError, FileNotFoundError) as error:
-        return f"the emulation cannot be built ({error})"
+        return f"the emulated GPU cannot be built ({error})"
 
 
 @functools.cache

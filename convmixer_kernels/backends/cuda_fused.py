@@ -62,12 +62,12 @@ def forward_moments(
             sizes,
             weight.shape[-1],
             located(input, *convolution.PLANE_STRIDES),
-            weight.data_ptr(),
+            address(weight),
             address(bias),
-            located(value, *convolution.PLANE_STRIDES),
+            located(value, *convolution.PLANE_STRIDES, written=True),
             _ACTIVATIONS[activation],
-            tables[1:].data_ptr(),
-            tables.data_ptr(),
+            address(tables[1:], written=True),
+            address(tables[0], written=True),
         )
     return value, tables[0]
 
@@ -199,9 +199,9 @@ def _fused_forward(
             weight.shape[-1],
             flipped,
             located(source, *strides),
-            weight.data_ptr(),
+            address(weight),
             address(bias),
-            located(output, *strides),
+            located(output, *strides, written=True),
             address(normalisation),
             _ACTIVATIONS[activation],
             residual,
@@ -253,16 +253,16 @@ def _whole_backward(
             located(input if at_once else None, *convolution.PLANE_STRIDES),
             located(value, *convolution.PLANE_STRIDES),
             located(grad, *convolution.PLANE_STRIDES),
-            weight.data_ptr(),
-            normalisation.data_ptr(),
-            sums.data_ptr(),
+            address(weight),
+            address(normalisation),
+            address(sums),
             _ACTIVATIONS[activation],
             residual,
-            located(grad_input, *convolution.PLANE_STRIDES),
-            located(grad_value, *convolution.PLANE_STRIDES),
-            address(grad_weight),
-            address(grad_bias),
-            workspace.data_ptr(),
+            located(grad_input, *convolution.PLANE_STRIDES, written=True),
+            located(grad_value, *convolution.PLANE_STRIDES, written=True),
+            address(grad_weight, written=True),
+            address(grad_bias, written=True),
+            address(workspace, written=True),
         )
     if grad_value is not None:
         assert input is not None
@@ -285,14 +285,18 @@ def _stream(
     channels_last = layout.is_channels_last(output if output is not None else value)
     arranged = _even_pixels if channels_last else layout.planar
     value, other = arranged(value), None if other is None else arranged(other)
-    tensors = [_steps(tensor, channels_last) for tensor in (value, other, output)]
     where, sizes, kernels = place(value), tuple(value.shape), module(value.device)
     rows = _ROWS[which] if with_sums else 0
-    shares = kernels.stream_shares(where, sizes, channels_last, *tensors) if rows else 0
-    # Apart from each other: what is returned may live on as the gradient of a bias.
-    merged = value.new_empty((rows, value.shape[1]), dtype=torch.float32)
-    parts = merged.new_empty((shares, *merged.shape))
     with current(where):
+        tensors = [
+            _steps(value, channels_last),
+            _steps(other, channels_last),
+            _steps(output, channels_last, written=True),
+        ]
+        shares = kernels.stream_shares(where, sizes, channels_last, *tensors) if rows else 0
+        # Apart from each other: what is returned may live on as the gradient of a bias.
+        merged = value.new_empty((rows, value.shape[1]), dtype=torch.float32)
+        parts = merged.new_empty((shares, *merged.shape))
         kernels.stream(
             which,
             where,
@@ -303,8 +307,8 @@ def _stream(
             address(bias),
             address(normalisation),
             address(sums),
-            parts.data_ptr(),
-            merged.data_ptr(),
+            address(parts, written=True),
+            address(merged, written=True),
         )
     return merged
 
@@ -326,12 +330,12 @@ def _pixel_stride(tensor: Tensor) -> int:
     return next((tensor.stride(i) for i in (3, 2, 0) if tensor.shape[i] > 1), tensor.shape[1])
 
 
-def _steps(tensor: Tensor | None, channels_last: bool) -> Located:
+def _steps(tensor: Tensor | None, channels_last: bool, written: bool = False) -> Located:
     if tensor is None:
         return _NONE
     if not channels_last:
-        return located(tensor, *convolution.PLANE_STRIDES)
-    return tensor.data_ptr(), (_pixel_stride(tensor), 1)
+        return located(tensor, *convolution.PLANE_STRIDES, written=written)
+    return address(tensor, written), (_pixel_stride(tensor), 1)
 
 
 def _normalisation(
@@ -348,6 +352,7 @@ def _normalisation(
     assert source is not None
     channels = source.shape[-1]
     table = source.new_empty((5, channels))
+    updated = moments is not None
     where, kernels = place_on(source.device), module(source.device)
     with current(where):
         kernels.normalisation(
@@ -357,10 +362,10 @@ def _normalisation(
             channels,
             address(gamma),
             address(beta),
-            address(running_mean),
-            address(running_var),
+            address(running_mean, written=updated),
+            address(running_var, written=updated),
             momentum,
             eps,
-            table.data_ptr(),
+            address(table, written=True),
         )
     return table

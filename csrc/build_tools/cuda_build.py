@@ -9,7 +9,11 @@ import ninja_file
 import toolchain
 
 CSRC = Path(__file__).resolve().parents[1]
+# PTX of the oldest architecture, which the interpreter reads and newer GPUs run.
+EMULATED = [f"{toolchain.OLDEST_ARCHITECTURE}-virtual"]
 NVCC_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", f"-I{CSRC}")
+# One rounding where PTX has one: the host compiler must not contract.
+_INTERPRETER_FLAGS = ("-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
 
 
 def cuda_sources() -> list[Path]:
@@ -22,30 +26,59 @@ def host_sources() -> list[Path]:
     return sorted(CSRC.glob("*.cpp"))
 
 
-def build_extension(
-    toolkit: toolchain.Toolkit, architectures: list[str], output: Path, folder: Path
-) -> None:
-    """Compiles and links the extension module `output`, with intermediate files in `folder`.
+def build_extension(toolkit: toolchain.Toolkit, architectures: list[str], output: Path) -> None:
+    """Compiles and links the extension module `output`.
 
     Raises:
         subprocess.CalledProcessError: a source does not compile; the compiler has said why.
     """
+    folder = _folder(architectures)
+    edges = _object_edges(folder)
     rules = {
-        "compile": _compile(
-            toolkit,
-            *toolchain.gencode_flags(architectures),
-            *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
-            *("-isystem", toolchain.find_pybind11(), "-isystem", sysconfig.get_path("include")),
-        ),
+        "compile": _compile_objects(toolkit, architectures),
         "link": f"{ninja_file.quoted(toolkit.host_compiler)} -shared -o $out $in "
         f"{ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
-    edges = [
-        (folder / f"{source.stem}{source.suffix}.o", "compile", [source])
-        for source in (*cuda_sources(), *host_sources())
+    ninja_file.run(folder, rules, [*edges, (output, "link", [target for target, _, _ in edges])])
+
+
+def build_emulated(toolkit: toolchain.Toolkit) -> Path:
+    """Links the extension with the interpreter in place of the CUDA runtime; gives its file.
+
+    The texts of PTX that the interpreter reads lie beside it, ``*.ptx``. Errors as
+    `build_extension`; also `toolchain.Missing` without cuobjdump.
+    """
+    folder = _folder(EMULATED)
+    output = folder / "emulated.so"
+    objects = _object_edges(folder)
+    texts = [
+        (target.with_suffix(".ptx"), "ptx", [target])
+        for target, _, [source] in objects
+        if source.suffix == ".cu"
     ]
-    objects = [target for target, _, _ in edges]
-    ninja_file.run(folder, rules, [*edges, (output, "link", objects)])
+    interpreter = [
+        (folder / "interpreter" / f"{source.stem}.o", "interpreter", [source])
+        for source in sorted(CSRC.glob("interpreter/*.cpp"))
+    ]
+    linked = [target for target, _, _ in (*objects, *interpreter)]
+    compiler = ninja_file.quoted(toolkit.host_compiler)
+    rules = {
+        "compile": _compile_objects(toolkit, EMULATED),
+        "interpreter": ninja_file.quoted(
+            *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, "-std=c++20", "-O2"),
+            *("-Xcompiler", ",".join(_INTERPRETER_FLAGS), *_python_headers()),
+        )
+        + " -MD -MF $out.d -c $in -o $out",
+        # The text follows some lines about the object.
+        "ptx": f"{ninja_file.quoted(toolchain.find_cuobjdump())} -ptx $in "
+        "| sed -n '/^\\.version/,$$p' > $out",
+        # Other libraries in the process bring a CUDA runtime too.
+        "link": f"{compiler} -shared -Wl,-Bsymbolic -o $out $in -lpthread",
+    }
+    edges = [*objects, *texts, *interpreter, (output, "link", linked)]
+    with ninja_file.locked(folder):
+        ninja_file.run(folder, rules, edges, quiet=True)
+    return output
 
 
 def build_cubins(
@@ -63,6 +96,32 @@ def build_cubins(
     ]
     ninja_file.run(folder, rules, edges)
     return [(rule.removeprefix("sm_"), cubin) for cubin, rule, _ in edges]
+
+
+def _folder(architectures: list[str]) -> Path:
+    """Where the objects for these architectures lie."""
+    return CSRC.parent / "build" / "cuda" / ",".join(architectures)
+
+
+def _object_edges(folder: Path) -> list[tuple[Path, str, list[Path]]]:
+    return [
+        (folder / f"{source.stem}{source.suffix}.o", "compile", [source])
+        for source in (*cuda_sources(), *host_sources())
+    ]
+
+
+def _compile_objects(toolkit: toolchain.Toolkit, architectures: list[str]) -> str:
+    return _compile(
+        toolkit,
+        *toolchain.gencode_flags(architectures),
+        *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
+        *_python_headers(),
+    )
+
+
+def _python_headers() -> tuple[str, ...]:
+    python = sysconfig.get_path("include")
+    return ("-isystem", str(toolchain.find_pybind11()), "-isystem", python)
 
 
 def _compile(toolkit: toolchain.Toolkit, *flags: object, output: str = "-c") -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import toolchain
 
 
 def run(
-    folder: Path, rules: Mapping[str, str], edges: Iterable[tuple[Path, str, list[Path]]]
+    folder: Path,
+    rules: Mapping[str, str],
+    edges: Iterable[tuple[Path, str, list[Path]]],
+    quiet: bool = False,
 ) -> None:
     """Brings every target up to date; MAX_JOBS limits how many commands run at a time.
 
@@ -21,6 +25,7 @@ def run(
         rules: the command of each rule; ``$in`` and ``$out`` stand for the files, ``$out.d`` for
             the list of headers that the compiler is to write.
         edges: target, rule and sources.
+        quiet: print nothing but what commands that fail have printed.
 
     Raises:
         subprocess.CalledProcessError: a command has failed; its output has been passed on.
@@ -36,7 +41,19 @@ def run(
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = os.environ.get("MAX_JOBS")
     limit = [f"-j{int(jobs)}"] if jobs else []
-    subprocess.run([toolchain.find_ninja(), "-C", str(folder), *limit], check=True)
+    command = [toolchain.find_ninja(), "-C", str(folder), *limit, *(["--quiet"] if quiet else [])]
+    subprocess.run(command, check=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from building in a folder."""
+    import fcntl  # not on every system where this file is imported
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def quoted(*words: object) -> str:

@@ -99,6 +99,18 @@ def find_ninja() -> str:
     raise Missing("ninja is not installed", "pip install ninja")
 
 
+def find_cuobjdump() -> str:
+    """The cuobjdump on PATH or in /usr/local/cuda, or else the one that Triton brings."""
+    candidates = [shutil.which("cuobjdump"), "/usr/local/cuda/bin/cuobjdump"]
+    if (triton := importlib.util.find_spec("triton")) and triton.submodule_search_locations:
+        package = Path(triton.submodule_search_locations[0])
+        candidates.append(str(package / "backends" / "nvidia" / "bin" / "cuobjdump"))
+    for candidate in candidates:
+        if candidate and Path(candidate).is_file():
+            return candidate
+    raise Missing("cuobjdump is not installed", "install a CUDA toolkit, or pip install triton")
+
+
 def find_pybind11() -> Path:
     """The headers of pybind11."""
     if not importlib.util.find_spec("pybind11"):
@@ -109,7 +121,7 @@ def find_pybind11() -> Path:
 
 
 def architectures(toolkit: Toolkit) -> list[str]:
-    """For which GPUs to compile, as in "90" or "120+PTX": as asked for, or those here, or all."""
+    """For which GPUs to compile, as `gencode_flags` takes them: those asked for, here, or all."""
     asked = os.environ.get("CONVMIXER_KERNELS_ARCHITECTURES", "")
     known = _known_architectures(toolkit)
     if asked:
@@ -141,18 +153,19 @@ def gpus() -> set[int]:
 
 
 def gencode_flags(entries: list[str]) -> list[str]:
-    """The flags of nvcc for "90" (machine code) or "120+PTX" (and PTX for newer GPUs)."""
+    """The flags of nvcc for "90" (machine code), "90-virtual" (PTX) or "120+PTX" (both)."""
     flags = []
     for entry in entries:
-        number = entry.removesuffix("+PTX")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if entry.endswith("+PTX"):
+        number = entry.removesuffix("+PTX").removesuffix("-virtual")
+        if not entry.endswith("-virtual"):
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if entry != number:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
 
 
 def _checked(entry: str, known: set[int], toolkit: Toolkit) -> str:
-    match = re.fullmatch(r"(\d+)\.?(\d)(\+PTX)?", entry)
+    match = re.fullmatch(r"(\d+)\.?(\d)(\+PTX|-virtual)?", entry)
     if match is None:
         raise ValueError(
             f"CONVMIXER_KERNELS_ARCHITECTURES: got {entry!r}, expected a list such as 80;90;120+PTX"

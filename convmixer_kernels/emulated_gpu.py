@@ -1,0 +1,137 @@
+"""A GPU that is an interpreter of PTX: the compiled CUDA kernels on CPU tensors, for tests.
+
+The extension is the one that a GPU runs: the same objects, linked with `csrc/interpreter` in place
+of the CUDA runtime. It is built in `build/` beside `csrc/` where that is not up to date, as it is
+after the extension was built with CONVMIXER_KERNELS_ARCHITECTURES=80-virtual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+
+
+# What differs from the settings that the interpreter starts with (csrc/interpreter/settings.h), by
+# name: when copies land, in what order warps and lanes run, and what else a GPU leaves open.
+settings: dict[str, object] = {}
+
+# Whether tensors whose addresses are taken are for `permit`.
+is_launching = False
+_lock = threading.RLock()
+# By the address of a storage: the first and the last address, and whether it may be written.
+_permitted: dict[int, tuple[int, int, bool]] = {}
+
+
+@functools.cache
+def extension() -> ModuleType:
+    """The CUDA extension on the interpreter, built if need be.
+
+    Raises:
+        FileNotFoundError: this is not a checkout, or a compiler or build tool is missing; says so.
+        RuntimeError: the sources do not compile.
+    """
+    _load("_cuda_runtime").set_files(
+        {
+            kernel.decode(): str(file)
+            for file in _build().parent.glob("*.ptx")
+            for kernel in re.findall(rb"\.entry (\w+)\(", file.read_bytes())
+        }
+    )
+    return _load("_cuda")
+
+
+@functools.cache
+def interpreter() -> ModuleType:
+    """The interpreter that runs the kernels of `extension`; errors as there."""
+    return _load("_interpreter")
+
+
+@contextlib.contextmanager
+def launching() -> Iterator[ModuleType]:
+    """Lets kernels access the tensors of `permit` meanwhile, and nothing else.
+
+    Yields:
+        The interpreter, with `settings`.
+
+    Raises:
+        RuntimeError: the interpreter has found faults in the kernels; says which.
+    """
+    global is_launching
+    machine = interpreter()
+    with _lock:
+        machine.set(**_defaults() | settings)
+        is_launching = True
+        try:
+            yield machine
+        finally:
+            is_launching = False
+            machine.forbid_all()
+            _permitted.clear()
+            if found := machine.take_findings():
+                raise RuntimeError("\n".join(["the kernels have done wrong:", *map(str, found)]))
+
+
+def permit(tensor: Tensor, writable: bool) -> None:
+    """Lets the kernels that are being launched read a tensor, or write it too."""
+    if tensor.numel() == 0:
+        return
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.data_ptr()
+    end = begin + (last + 1) * tensor.element_size()
+    # Tensors that share memory are permitted together.
+    storage = tensor.untyped_storage().data_ptr()
+    if known := _permitted.get(storage):
+        interpreter().forbid(known[0])
+        begin, end = min(begin, known[0]), max(end, known[1])
+        writable = writable or known[2]
+    _permitted[storage] = begin, end, writable
+    interpreter().permit(begin, end - begin, writable)
+
+
+@functools.cache
+def _defaults() -> dict[str, object]:
+    values: dict[str, object] = interpreter().settings()
+    return values
+
+
+@functools.cache
+def _load(name: str) -> ModuleType:
+    """One of the Python modules that the file of the extension holds."""
+    spec = importlib.util.spec_from_file_location(name, _build())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def _build() -> Path:
+    tools = CSRC / "build_tools"
+    if not tools.is_dir():
+        raise FileNotFoundError(
+            f"it is compiled from the sources of the project, but {CSRC} does not exist; work in a "
+            "checkout, installed with pip install -e ."
+        )
+    if str(tools) not in sys.path:
+        sys.path.append(str(tools))
+    import cuda_build
+    import toolchain
+
+    try:
+        return cuda_build.build_emulated(toolchain.find_toolkit())
+    except toolchain.Missing as missing:
+        raise FileNotFoundError(str(missing)) from None
+    except subprocess.CalledProcessError:
+        raise RuntimeError("the sources do not compile, see above") from None

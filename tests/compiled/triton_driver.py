@@ -1,0 +1,135 @@
+"""A driver that lets Triton compile for a GPU and run what it has compiled on the emulated one.
+
+Triton compiles to PTX as it does for a GPU of that architecture; ptxas is left out.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.backends.nvidia.compiler import CUDABackend
+
+from convmixer_kernels import architectures, emulated_gpu
+from convmixer_kernels.backends import triton as backend
+from convmixer_kernels.backends.triton import launching
+from convmixer_kernels.backends.triton.problem import Device
+
+# How parameters lie in memory, by their type in a signature.
+_FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q"}
+_FORMATS |= {"u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}
+_SCRATCH = struct.pack("Q", 0)  # kernels end with two addresses, of memory that none of ours needs
+
+
+class _Utils:
+    """What Triton asks of a GPU before it launches a kernel there."""
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self._shared_bytes = architectures.find(capability).shared_bytes
+        self._loaded = 0
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self._shared_bytes}
+
+    def load_binary(
+        self, name: str, kernel: bytes, shared: int, device: int
+    ) -> tuple[str, str, int, int, int]:
+        """Makes a kernel known under a name of its own: Triton compiles functions many times."""
+        self._loaded += 1
+        own = f"{name}_{self._loaded}"
+        text = kernel.decode().replace(f".entry {name}(", f".entry {own}(")
+        emulated_gpu.interpreter().load(f"{own}.ptx", text)
+        return own, own, 0, 0, 1024
+
+
+class _Launcher:
+    """Starts a kernel with what Triton hands to its own launchers."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self._types = list(source.signature.values())
+        self._threads = 32 * metadata.num_warps
+        self._shared_bytes = metadata.shared
+
+    def __call__(
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: int,
+        kernel: str,
+        packed_metadata: Any,
+        launch_metadata: Any,
+        enter_hook: Any,
+        exit_hook: Any,
+        *arguments: Any,
+    ) -> None:
+        with emulated_gpu.launching() as interpreter:
+            values = [
+                self._value(type, argument)
+                for type, argument in zip(self._types, arguments, strict=True)
+                if type != "constexpr"
+            ]
+            block, shared_bytes = (self._threads, 1, 1), self._shared_bytes
+            values += [_SCRATCH, _SCRATCH]
+            interpreter.launch(kernel, (x, y, z), block, shared_bytes, values)
+
+    @staticmethod
+    def _value(type: str, argument: Any) -> bytes:
+        if not type.startswith("*"):
+            return struct.pack(_FORMATS[type], argument)
+        if isinstance(argument, Tensor):
+            emulated_gpu.permit(argument, writable=True)
+            return struct.pack("Q", argument.data_ptr())
+        return struct.pack("Q", argument or 0)
+
+
+class Driver(DriverBase):
+    """One GPU of some architecture, whose tensors are those of the CPU."""
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self._capability = capability
+        self.utils = _Utils(capability)
+        self.launcher_cls = _Launcher
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+    def get_device_capability(self, device: int = 0) -> tuple[int, int]:
+        return self._capability
+
+    def get_current_target(self) -> GPUTarget:
+        major, minor = self._capability
+        return GPUTarget("cuda", 10 * major + minor, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, type: str) -> str:
+        return type
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError("nothing is measured on an emulated GPU")
+
+
+def use(capability: tuple[int, int], multiprocessors: int = 1) -> None:
+    """From now on the Triton kernels of this process are compiled for a GPU and run emulated.
+
+    The process must not have TRITON_INTERPRET set.
+    """
+    triton.runtime.driver.set_active(Driver(capability))
+    # In place of machine code, its text.
+    CUDABackend.make_cubin = lambda self, ptx, metadata, options, capability: ptx.encode()
+    launching._INTERPRETER = Device(capability, multiprocessors)
+    backend.unavailable = lambda device: None

@@ -1,0 +1,45 @@
+"""The emulated GPU as tests want it: another chip, other orders, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from convmixer_kernels import architectures, emulated_gpu
+from convmixer_kernels.backends import cuda_device
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Changes some of `emulated_gpu.settings`."""
+    for name, value in changes.items():
+        monkeypatch.setitem(emulated_gpu.settings, name, value)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    """Gives a block the shared memory of an architecture: kernels are chosen for it."""
+    shared_bytes = architectures.find(capability).shared_bytes
+    chip = cuda_device.EMULATED_CHIP._replace(shared_bytes=shared_bytes)
+    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
+    use(monkeypatch, shared_bytes_per_block=shared_bytes)
+
+
+def set_multiprocessors(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:
+    """Changes into how many shares passes are cut; 0: one share."""
+    chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=multiprocessors)
+    monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
+
+
+def count(operation: Callable[..., object], *arguments: object) -> dict[str, int]:
+    """What the kernels of an operation have asked of the machine."""
+    emulated_gpu.extension()
+    emulated_gpu.interpreter().take_counters()
+    operation(*arguments)
+    counters: dict[str, int] = emulated_gpu.interpreter().take_counters()
+    return counters
+
+
+def moved(operation: Callable[..., object], *arguments: object) -> int:
+    """Bytes of global memory that the kernels of an operation have read and written."""
+    counters = count(operation, *arguments)
+    return counters["global_bytes_read"] + counters["global_bytes_written"]
