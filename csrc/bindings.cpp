@@ -12,13 +12,6 @@
 #include "dispatch.h"
 #include "dispatch_fused.h"
 
-#ifdef CONVMIXER_KERNELS_EMULATED
-#include "emulation/counters.h"
-#define MODULE_NAME _emulated
-#else
-#define MODULE_NAME _cuda
-#endif
-
 namespace {
 
 using namespace depthwise;
@@ -293,7 +286,7 @@ void normalisation_at(const Place& place, uintptr_t moments, int parts, int chan
 
 }  // namespace
 
-PYBIND11_MODULE(MODULE_NAME, extension) {
+PYBIND11_MODULE(_cuda, extension) {
   extension.doc() =
       "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
   const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
@@ -316,16 +309,4 @@ PYBIND11_MODULE(MODULE_NAME, extension) {
   extension.def("stream_shares", &shares_of_stream);
   extension.def("stream", &stream_at, without_gil);
   extension.def("normalisation", &normalisation_at, without_gil);
-#ifdef CONVMIXER_KERNELS_EMULATED
-  // What the kernels have asked of the machine since the last call.
-  extension.def("take_counters", [] {
-    const emulation::Counters taken = std::exchange(emulation::counters, {});
-    pybind11::dict result;
-    result["global_bytes_read"] = taken.global_bytes_read;
-    result["global_bytes_written"] = taken.global_bytes_written;
-    result["matrices_read"] = taken.matrices_read;
-    result["matrix_passes"] = taken.matrix_passes;
-    return result;
-  });
-#endif
 }

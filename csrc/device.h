@@ -1,21 +1,10 @@
 // What the kernels take from the machine: every PTX instruction, and the launch of a kernel.
 //
-// This is the one file that knows whether nvcc or a host compiler reads it. For a host compiler,
-// emulation/device.h defines the same functions, with the same meaning, on the CPU. Kernels keep to
-// a few rules, so that both builds see the same source:
-//   - PTX, dynamic shared memory and launches only through this header: no __shared__, no <<<>>>;
-//   - shared memory taken array by array;
-//   - memory reinterpreted as another type by memcpy, or through the vector types of CUDA.
-// threadIdx, __syncthreads, __syncwarp, __shfl_*_sync, __ldg, min, max, the half types and the rest
-// of what emulation/cuda_names.h lists mean the same in both builds.
-//
 // A "lane" is a thread's place in its warp. Where a function says "the whole warp", all 32 lanes
 // must call it together. Instructions are those of the PTX ISA, sections "Warp Level Matrix
 // Multiply-Accumulate Instructions" and "Data Movement and Conversion Instructions"; compute capability
 // 8.0 or newer.
 #pragma once
-
-#ifdef __CUDACC__
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -266,7 +255,3 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 }
 
 }  // namespace device
-
-#else
-#include "emulation/device.h"
-#endif

@@ -35,12 +35,12 @@ struct ItemLayout {
 template <int Step, int Tiles>
 class Item {
  public:
-  __device__ __forceinline__ Item(int number, const Tiling& tiling)
+  __host__ __device__ __forceinline__ Item(int number, const Tiling& tiling)
       : window_(number % tiling.windows),
         strip_(number / tiling.windows % tiling.strips),
         image_(number / tiling.windows / tiling.strips * (jobs >> tiling.groups_log2)) {}
 
-  __device__ __forceinline__ void advance(const Tiling& tiling) {
+  __host__ __device__ __forceinline__ void advance(const Tiling& tiling) {
     if (++window_ < tiling.windows) return;
     window_ = 0;
     if (++strip_ < tiling.strips) return;
@@ -48,14 +48,14 @@ class Item {
     image_ += jobs >> tiling.groups_log2;
   }
 
-  __device__ __forceinline__ int image() const { return image_; }
-  __device__ __forceinline__ int top(const Tiling& tiling) const {
+  __host__ __device__ __forceinline__ int image() const { return image_; }
+  __host__ __device__ __forceinline__ int top(const Tiling& tiling) const {
     return strip_ * (Step << tiling.groups_log2);
   }
-  __device__ __forceinline__ int left() const { return window_ * window_step(Tiles); }
+  __host__ __device__ __forceinline__ int left() const { return window_ * window_step(Tiles); }
   // The tiles whose outputs belong to this item.
-  __device__ __forceinline__ int first_tile() const { return window_ == 0 ? 0 : 1; }
-  __device__ __forceinline__ int last_tile(const Tiling& tiling) const {
+  __host__ __device__ __forceinline__ int first_tile() const { return window_ == 0 ? 0 : 1; }
+  __host__ __device__ __forceinline__ int last_tile(const Tiling& tiling) const {
     return window_ + 1 == tiling.windows ? Tiles : Tiles - 1;
   }
 

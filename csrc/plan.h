@@ -106,7 +106,8 @@ constexpr int blocks_of_planes(const Shape& shape, int size, int tiles, Pass pas
 
 // Tensor cores cut off what a sum has beyond a float, so that in long sums of one sign errors add up:
 // how many items one warp sums for a gradient of the filter at most. A bias gradient of positive
-// numbers is off by 8e-6 with 64 items, by 2e-5 with 256 (emulated); shares are added with rounding.
+// numbers is off by 8e-6 with 64 items, by 2e-5 with 256, on an emulated GPU; shares are added with
+// rounding.
 constexpr int most_summed_items = 64;
 constexpr int most_grid_shares = 65535;
 

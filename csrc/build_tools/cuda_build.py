@@ -81,6 +81,26 @@ def build_emulated(toolkit: toolchain.Toolkit) -> Path:
     return output
 
 
+def build_program(toolkit: toolchain.Toolkit, source: Path, *host_flags: str) -> Path:
+    """Compiles one file of C++ to a program, with flags for the host compiler; gives its file.
+
+    Errors as `build_extension`.
+    """
+    folder = CSRC.parent / "build" / "programs"
+    output = folder / source.stem
+    flags = [word for flag in host_flags for word in ("-Xcompiler", flag)]
+    rules = {
+        "compile": _compile(toolkit, *toolchain.gencode_flags(EMULATED), *flags),
+        "link": ninja_file.quoted(toolkit.host_compiler, *host_flags)
+        + f" -o $out $in {ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
+    }
+    target = folder / f"{source.stem}.o"
+    edges = [(target, "compile", [source]), (output, "link", [target])]
+    with ninja_file.locked(folder):
+        ninja_file.run(folder, rules, edges, quiet=True)
+    return output
+
+
 def build_cubins(
     toolkit: toolchain.Toolkit, architectures: list[str], folder: Path
 ) -> list[tuple[str, Path]]:

@@ -5,9 +5,14 @@ Triton compiles to PTX as it does for a GPU of that architecture; ptxas is left 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import struct
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 import triton
 from torch import Tensor
@@ -101,17 +106,18 @@ class Driver(DriverBase):
         return True
 
     def get_current_device(self) -> int:
+        # Triton keeps what it has compiled by this number.
+        major, minor = self._capability
+        return 10 * major + minor
+
+    def get_current_stream(self, device: int) -> int:
         return 0
 
-    def get_current_stream(self, device: int = 0) -> int:
-        return 0
-
-    def get_device_capability(self, device: int = 0) -> tuple[int, int]:
+    def get_device_capability(self, device: int) -> tuple[int, int]:
         return self._capability
 
     def get_current_target(self) -> GPUTarget:
-        major, minor = self._capability
-        return GPUTarget("cuda", 10 * major + minor, 32)
+        return GPUTarget("cuda", self.get_current_device(), 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
@@ -123,13 +129,21 @@ class Driver(DriverBase):
         raise NotImplementedError("nothing is measured on an emulated GPU")
 
 
-def use(capability: tuple[int, int], multiprocessors: int = 1) -> None:
-    """From now on the Triton kernels of this process are compiled for a GPU and run emulated.
+@contextlib.contextmanager
+def running(capability: tuple[int, int], multiprocessors: int = 1) -> Iterator[ModuleType]:
+    """The Triton backend, compiling for a GPU that is emulated.
 
     The process must not have TRITON_INTERPRET set.
     """
-    triton.runtime.driver.set_active(Driver(capability))
-    # In place of machine code, its text.
-    CUDABackend.make_cubin = lambda self, ptx, metadata, options, capability: ptx.encode()
-    launching._INTERPRETER = Device(capability, multiprocessors)
-    backend.unavailable = lambda device: None
+    device = Device(capability, multiprocessors)
+    with pytest.MonkeyPatch.context() as patch:
+        # In place of machine code, the text that it is made of.
+        patch.setattr(CUDABackend, "make_cubin", lambda self, ptx, *rest: ptx.encode())
+        patch.setattr(launching, "_INTERPRETER", device)
+        patch.setattr(triton.runtime.driver, "_active", _driver(capability))
+        yield backend
+
+
+@functools.cache
+def _driver(capability: tuple[int, int]) -> Driver:
+    return Driver(capability)

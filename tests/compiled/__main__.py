@@ -1,0 +1,137 @@
+"""``make compiled``: what nvcc and Triton compile, run on an interpreter of PTX, without a GPU.
+
+Thousands of cases against float64, and faults planted in the PTX that must be noticed. Fails on a
+wrong value, on anything that the interpreter finds, and if too many faults go unnoticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# A part of the faults makes no difference to any result, such as one barrier of two.
+LEAST_NOTICED = 0.97
+FAULTS_OF_EACH_KIND = 5
+
+
+@dataclass
+class Row:
+    """What the cases of an operation have come to."""
+
+    cases: int = 0
+    wrong: list[str] = field(default_factory=list)
+    largest_error: float = 0.0
+    warp_instructions: int = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make compiled", description=__doc__)
+    parts = ("cuda", "triton", "faults")
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="all unless named")
+    options = parser.parse_args(arguments)
+    chosen = options.parts or parts
+    os.environ["CONVMIXER_KERNELS_EMULATE"] = "1"
+    os.environ.pop("TRITON_INTERPRET", None)  # or Triton would not compile
+    from convmixer_kernels import emulated_gpu
+
+    emulated_gpu.interpreter()  # built once, not by every worker
+    begin = time.time()
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        failed = False
+        if "cuda" in chosen or "triton" in chosen:
+            failed |= not _all_right(pool, [part for part in chosen if part != "faults"])
+        if "faults" in chosen:
+            failed |= not _all_noticed(pool)
+        pool.close()
+        pool.join()
+    times = os.times()
+    processor = sum(times[:4])
+    print(f"{time.time() - begin:.0f} s, {processor / 60:.1f} minutes of processor time")
+    return int(failed)
+
+
+def _all_right(pool: Any, backends: Sequence[str]) -> bool:
+    from . import cases
+
+    groups = defaultdict(list)
+    for backend, every in (("cuda", cases.cuda_cases), ("triton", cases.triton_cases)):
+        for case in every() if backend in backends else ():
+            groups[backend, case.capability, case.kernel_size, case.dtype].append(case)
+    rows: dict[tuple[str, str, str], Row] = defaultdict(Row)
+    # Triton's take the longest.
+    for verdicts in pool.imap_unordered(_run, sorted(groups.values(), key=_work, reverse=True)):
+        for case, verdict, instructions in verdicts:
+            gpu = "sm_{}{}".format(*case.capability)
+            row = rows[case.backend, gpu, case.operation]
+            row.cases += 1
+            row.warp_instructions += instructions
+            row.largest_error = max([row.largest_error, *verdict.errors.values()])
+            row.wrong += [f"{case}: {problem}" for problem in verdict.problems]
+            for problem in verdict.problems:
+                print(f"WRONG {case}: {problem}", flush=True)
+    print("\nlargest error: in units of what is allowed; million: instructions of warps\n")
+    print(
+        f"{'backend':8}{'GPU':7}{'operation':26}{'cases':>6}{'wrong':>7}{'error':>7}{'million':>9}"
+    )
+    for (backend, gpu, operation), row in sorted(rows.items()):
+        print(
+            f"{backend:8}{gpu:7}{operation:26}{row.cases:6}{len(row.wrong):7}"
+            f"{row.largest_error:7.2f}{row.warp_instructions / 1e6:9.1f}"
+        )
+    total = sum(row.cases for row in rows.values())
+    wrong = sum(len(row.wrong) for row in rows.values())
+    print(f"{total} cases, {wrong} problems\n")
+    return wrong == 0
+
+
+def _work(group: list[Any]) -> float:
+    return len(group) * (20 if group[0].backend == "triton" else 1)
+
+
+def _run(group: list[Any]) -> list[tuple[Any, Any, int]]:
+    from convmixer_kernels import emulated_gpu
+
+    from .running import run
+
+    results = []
+    for case in group:
+        verdict = run(case)
+        counters = emulated_gpu.interpreter().take_counters()
+        results.append((case, verdict, counters["warp_instructions"]))
+    return results
+
+
+def _all_noticed(pool: Any) -> bool:
+    from . import faults
+
+    planted, noticed, missed = Counter[str](), Counter[str](), []
+    for results in pool.imap_unordered(_plant, faults.FAMILIES):
+        for fault, found in results:
+            planted[fault.kind] += 1
+            noticed[fault.kind] += bool(found)
+            if not found:
+                missed.append(str(fault))
+    print(f"{'fault':24}{'planted':>8}{'noticed':>8}")
+    for kind, count in planted.items():
+        print(f"{kind:24}{count:8}{noticed[kind]:8}")
+    share = noticed.total() / planted.total()
+    print(f"{planted.total()} faults, {100 * share:.1f} % noticed; unnoticed:")
+    print(*[f"  {each}" for each in missed], sep="\n")
+    return share >= LEAST_NOTICED
+
+
+def _plant(family: str) -> list[tuple[Any, str]]:
+    from .faults import faults, notice
+
+    return [(fault, notice(fault, module)) for fault, module in faults(family, FAULTS_OF_EACH_KIND)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Faults planted in PTX, one at a time, where a case executes it; each must be noticed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from convmixer_kernels import emulated_gpu
+
+from .running import gpu_of, run
+from .steps import Case, prepare
+
+BF16 = torch.bfloat16
+# A case of every family of kernels, with some shares where these are added.
+FAMILIES = {
+    "forward, whole planes": Case("forward", (9, 5, 32, 32), 9, BF16),
+    "forward": Case("forward", (40, 5, 7, 7), 9, BF16),
+    "weight gradient": Case("weight_gradient", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
+    "channels_last forward": Case("forward", (4, 16, 14, 14), 9, BF16, "channels_last"),
+    "channels_last weight gradient": Case(
+        "weight_gradient", (5, 8, 14, 14), 9, BF16, "channels_last", multiprocessors=7
+    ),
+    "fused forward": Case("forward_normalised", (20, 5, 14, 14), 9, BF16),
+    "fused channels_last forward": Case(
+        "forward_normalised", (4, 16, 14, 14), 9, BF16, "channels_last"
+    ),
+    "moments forward": Case("forward_moments", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
+    "backward": Case("fused_backward", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
+    "batch norm": Case("statistics", (9, 3, 16, 16), 9, BF16, multiprocessors=7),
+    "channels_last batch norm": Case(
+        "statistics", (5, 24, 7, 7), 9, BF16, "channels_last", multiprocessors=7
+    ),
+}
+SECONDS = 60  # of processor time; a kernel with a fault may not end
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One instruction of a kernel, changed; `line` counts in the file of PTX."""
+
+    family: str
+    kernel: str
+    kind: str
+    line: int
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        name = re.sub(r"^_ZN9depthwise\d+", "", self.kernel)[:40]
+        return (
+            f"{self.family}, {name}, line {self.line}, {self.kind}: {self.before} -> {self.after}"
+        )
+
+
+# ---- kinds of faults -----------------------------------------------------------------------------
+
+
+def _other_register(line: str, registers: list[str], pick: random.Random) -> str | None:
+    """Reads another register of the same kind than it should."""
+    sources = list(re.finditer(r"%(?:rd|rs|r|f|p)\d+", line))[1:]
+    if not sources or line.startswith(("@", "st", "cp")):
+        return None
+    source = pick.choice(sources)
+    kind = re.match(r"%[a-z]+", source[0])
+    assert kind is not None
+    others = [each for each in registers if re.fullmatch(kind[0] + r"\d+", each)]
+    others = [each for each in others[-6:] if each != source[0]]
+    if not others:
+        return None
+    return line[: source.start()] + pick.choice(others) + line[source.end() :]
+
+
+def _other_offset(line: str, registers: list[str], pick: random.Random) -> str | None:
+    """Accesses memory further on."""
+    found = re.search(r"\[(%\w+)(?:\+(-?\d+))?\]", line)
+    if not found:
+        return None
+    step = pick.choice((2, 4, 16, 64))
+    return f"{line[: found.start()]}[{found[1]}+{int(found[2] or 0) + step}]{line[found.end() :]}"
+
+
+def _negated_predicate(line: str, registers: list[str], pick: random.Random) -> str | None:
+    if line.startswith("@"):
+        return line.replace("@!%", "@%", 1) if line.startswith("@!") else "@!" + line[1:]
+    opposite = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+    found = re.match(r"setp\.(\w\w)\.(?=[us]\d|b)", line)
+    return None if not found else line.replace(found[1], opposite[found[1]], 1)
+
+
+def _other_constant(line: str, registers: list[str], pick: random.Random) -> str | None:
+    found = re.fullmatch(r"((?:add|sub|mul|mad|shl|shr|and)\.\S+\s.*, )(-?\d+);", line)
+    return None if not found else f"{found[1]}{int(found[2]) + pick.choice((-1, 1))};"
+
+
+def _cut_off(line: str, registers: list[str], pick: random.Random) -> str | None:
+    """Rounds towards zero instead of to the nearest."""
+    return line.replace(".rn.", ".rz.", 1) if line.startswith("cvt.rn.") else None
+
+
+def _removed(pattern: str) -> Callable[[str, list[str], random.Random], str | None]:
+    return lambda line, registers, pick: "" if re.match(pattern, line) else None
+
+
+def _shorter_wait(line: str, registers: list[str], pick: random.Random) -> str | None:
+    found = re.fullmatch(r"cp\.async\.wait_group (\d+);", line)
+    return None if not found else f"cp.async.wait_group {int(found[1]) + 1};"
+
+
+def _other_layout(line: str, registers: list[str], pick: random.Random) -> str | None:
+    """Takes matrices transposed, or bfloat16 for float16."""
+    if line.startswith("ldmatrix"):
+        if ".trans" in line:
+            return line.replace(".trans", "")
+        return re.sub(r"\.shared", ".trans.shared", line, count=1)
+    if line.startswith("mma"):
+        return line.replace("bf16.bf16", "f16.f16")
+    return None
+
+
+KINDS: dict[str, Callable[[str, list[str], random.Random], str | None]] = {
+    "register": _other_register,
+    "offset": _other_offset,
+    "predicate": _negated_predicate,
+    "constant": _other_constant,
+    "rounding": _cut_off,
+    "layout": _other_layout,
+    "block barrier removed": _removed(r"bar\.sync|barrier\.sync"),
+    "warp barrier removed": _removed(r"bar\.warp\.sync"),
+    "wait removed": _removed(r"cp\.async\.wait_group"),
+    "wait for too few": _shorter_wait,
+    "commit removed": _removed(r"cp\.async\.commit_group"),
+}
+
+
+# ---- planting ------------------------------------------------------------------------------------
+
+
+class Module:
+    """A file of PTX, one of whose kernels can be changed and loaded again."""
+
+    def __init__(self, file: str) -> None:
+        with open(file) as text:
+            self.file, self.lines = file, text.read().split("\n")
+        entries = [number for number, line in enumerate(self.lines) if ".entry " in line]
+        self._head = self.lines[: entries[0]]
+        self._spans = {}
+        for first, after in zip(entries, [*entries[1:], len(self.lines)], strict=True):
+            name = re.search(r"\.entry (\w+)\(", self.lines[first])
+            assert name is not None
+            end = next(n for n in range(first, after) if self.lines[n] == "}")
+            self._spans[name[1]] = first, end + 1
+        self._files = [line for line in self.lines if line.startswith(".file")]
+
+    def instructions(self, kernel: str) -> Iterator[tuple[int, str]]:
+        """Number, from 1, and text of each line of a kernel."""
+        first, end = self._spans[kernel]
+        for number in range(first, end):
+            yield number + 1, self.lines[number].strip()
+
+    def changed(self, fault: Fault) -> str:
+        """A module of the kernel alone, with the fault."""
+        first, end = self._spans[fault.kernel]
+        body = self.lines[first:end]
+        body[fault.line - 1 - first] = fault.after
+        return "\n".join([*self._head, *body, *self._files, ""])
+
+
+def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, Module]]:
+    """Faults at instructions that the case of a family executes, some of each kind, at random."""
+    case = FAMILIES[family]
+    interpreter = emulated_gpu.interpreter()
+    before = {each.name: each.launches for each in interpreter.kernels()}
+    step, _ = prepare(case)
+    with gpu_of(case) as backend:
+        step(backend)
+    kernels = [each for each in interpreter.kernels() if each.launches > before.get(each.name, 0)]
+    pick = random.Random(f"{family} {seed}")
+    possible: dict[str, list[tuple[Fault, Module]]] = {kind: [] for kind in KINDS}
+    for kernel in kernels:
+        module = Module(kernel.file)
+        idle = {each.line for each in interpreter.unexecuted(kernel.name)}
+        registers: list[str] = []
+        for number, line in module.instructions(kernel.name):
+            if not re.match(r"@?!?%?\w[\w.]*\s*.*;$", line) or number in idle:
+                continue
+            for kind, plant in KINDS.items():
+                after = plant(line, registers, pick)
+                if after is not None:
+                    fault = Fault(family, kernel.name, kind, number, line, after)
+                    possible[kind].append((fault, module))
+            if target := re.match(r"[\w.]+\s+(%\w+),", line):
+                registers.append(target[1])
+    return [
+        chosen
+        for kind in KINDS
+        for chosen in pick.sample(possible[kind], min(of_each_kind, len(possible[kind])))
+    ]
+
+
+def notice(fault: Fault, module: Module) -> str:
+    """How a fault shows, in a line; empty if it does not.
+
+    It is planted in a process of its own, whose end also ends kernels that do not.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            emulated_gpu.interpreter().load(module.file, module.changed(fault))
+            found = "; ".join(run(FAMILIES[fault.family]).problems)
+        except BaseException as error:
+            found = f"{type(error).__name__}: {error}"
+        os.write(writer, found.replace("\n", " ")[:300].encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        found = stream.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    return found if status == 0 else f"ended by signal {os.WTERMSIG(status)}"
