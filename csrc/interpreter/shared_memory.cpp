@@ -1,0 +1,116 @@
+#include "shared_memory.h"
+
+#include <algorithm>
+
+namespace ptx {
+namespace {
+
+uint64_t at_time(uint32_t time) { return uint64_t{time} << 32; }
+uint32_t time_of(uint64_t access) { return static_cast<uint32_t>(access >> 32); }
+uint32_t warp_of(uint64_t thread) { return static_cast<uint32_t>(thread) / 32; }
+
+}  // namespace
+
+void SharedMemory::reset(uint32_t bytes, bool keep_history) {
+  data_.assign(bytes, 0xff);
+  touches_.assign(keep_history ? (bytes + 1) / 2 : 0, Touch{});
+}
+
+uint32_t SharedMemory::note_read(uint64_t address, uint32_t bytes, const Accessor& by) {
+  if (touches_.empty()) return no_hazard;
+  const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
+  // In most cases everything here was written, and written or read last before a barrier of the
+  // block: then the reader is the only thing to remember. Subtracting 1 makes "never" the largest.
+  const uint64_t synced = at_time(by.block_synced);
+  const uint64_t self = at_time(by.now) | by.thread | (by.whole_warp ? several_lanes : 0);
+  bool quiet = true;
+  for (size_t i = first; i <= last; ++i)
+    quiet &= touches_[i].write - 1 < synced - 1 &&
+             (touches_[i].read < synced || touches_[i].read == self);
+  if (!quiet) return note_read_slowly(first, last, by);
+  for (size_t i = first; i <= last; ++i) touches_[i].read = self;
+  return no_hazard;
+}
+
+uint32_t SharedMemory::note_read_slowly(size_t first, size_t last, const Accessor& by) {
+  const uint32_t warp = warp_of(by.thread);
+  uint32_t hazards = no_hazard;
+  for (size_t i = first; i <= last; ++i) {
+    Touch& touch = touches_[i];
+    const uint64_t writer = touch.write & who_mask;
+    if (touch.write == 0) {
+      hazards |= uninitialised;
+    } else if (touch.write >= copying) {
+      hazards |= read_under_copy;
+    } else if (writer != by.thread || by.whole_warp || (touch.write & several_lanes)) {
+      const uint32_t synced = warp_of(writer) == warp ? by.warp_synced : by.block_synced;
+      if (time_of(touch.write) >= synced) hazards |= read_after_write;
+    }
+    // Earlier readers are forgotten if a barrier orders them before whatever comes now.
+    const uint64_t reader = touch.read & who_mask;
+    const bool same_warp = warp_of(reader) == warp && !(touch.read & several_warps);
+    const bool ordered = time_of(touch.read) < (same_warp ? by.warp_synced : by.block_synced);
+    uint64_t flags = by.whole_warp ? several_lanes : 0;
+    if (!ordered) {
+      flags |= touch.read & (several_lanes | several_warps);
+      if (!same_warp) flags |= several_warps;
+      else if (reader != by.thread) flags |= several_lanes;
+    }
+    touch.read = at_time(by.now) | by.thread | flags;
+  }
+  return hazards;
+}
+
+uint32_t SharedMemory::write_hazards(const Touch& touch, const Accessor& by) const {
+  const uint32_t warp = warp_of(by.thread);
+  uint32_t hazards = no_hazard;
+  const uint64_t writer = touch.write & who_mask, reader = touch.read & who_mask;
+  if (touch.write >= copying) {
+    hazards |= write_under_copy;
+  } else if (touch.write != 0 &&
+             (writer != by.thread || by.whole_warp || (touch.write & several_lanes))) {
+    const uint32_t synced = warp_of(writer) == warp ? by.warp_synced : by.block_synced;
+    if (time_of(touch.write) >= synced) hazards |= write_after_write;
+  }
+  if (touch.read != 0) {
+    const bool same_warp = warp_of(reader) == warp && !(touch.read & several_warps);
+    const bool same_thread =
+        same_warp && reader == by.thread && !(touch.read & several_lanes) && !by.whole_warp;
+    const uint32_t synced = same_warp ? by.warp_synced : by.block_synced;
+    if (!same_thread && time_of(touch.read) >= synced) hazards |= write_after_read;
+  }
+  return hazards;
+}
+
+uint32_t SharedMemory::note_write(uint64_t address, uint32_t bytes, const Accessor& by) {
+  if (touches_.empty()) return no_hazard;
+  const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
+  const uint64_t synced = at_time(by.block_synced);
+  const uint64_t self = at_time(by.now) | by.thread | (by.whole_warp ? several_lanes : 0);
+  uint32_t hazards = no_hazard;
+  for (size_t i = first; i <= last; ++i) {
+    Touch& touch = touches_[i];
+    if (touch.write >= synced || touch.read >= synced) hazards |= write_hazards(touch, by);
+    touch = {self, 0};
+  }
+  return hazards;
+}
+
+uint32_t SharedMemory::begin_copy(uint64_t address, uint32_t bytes, const Accessor& by) {
+  if (touches_.empty()) return no_hazard;
+  const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
+  uint32_t hazards = no_hazard;
+  for (size_t i = first; i <= last; ++i) {
+    hazards |= write_hazards(touches_[i], by);
+    touches_[i] = {copying | by.thread, 0};
+  }
+  return hazards;
+}
+
+void SharedMemory::end_copy(uint64_t address, uint32_t bytes, const Accessor& by) {
+  if (touches_.empty()) return;
+  const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
+  for (size_t i = first; i <= last; ++i) touches_[i] = {at_time(by.now) | by.thread, 0};
+}
+
+}  // namespace ptx
