@@ -5,6 +5,7 @@
 # And for work on the kernels:
 #   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, tests, checks, measures
 #   make report   tables and pictures from stored results: make report RESULTS=build/quick.json
+#   make compiled thousands of cases, and planted faults, on what nvcc and Triton compile, without a GPU
 #   make budget   registers, spills and instructions of every kernel, against benchmarks/budget.csv
 #   make lint, make format, make clean
 
@@ -19,11 +20,11 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -o '^GPU' | head -1)
 PYTHON_FOLDERS := convmixer convmixer_kernels benchmarks tests csrc setup.py
 BUILD_TOOLS := setup.py $(wildcard csrc/build_tools/*.py)
 CPP_FILES := $(shell find csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
-CUDA_SOURCES := $(filter-out csrc/emulation/% tests/%,$(CPP_FILES))
-# Without a GPU the extension is only compiled, linked and imported, for which one architecture does.
-ARCHITECTURES := $(if $(GPU),,90)
+CUDA_SOURCES := $(filter-out csrc/interpreter/% tests/%,$(CPP_FILES))
+# Without a GPU the kernels run on an interpreter of PTX.
+ARCHITECTURES := $(if $(GPU),,80-virtual)
 
-.PHONY: demo test gpu report budget lint format clean
+.PHONY: demo test compiled gpu report budget lint format clean
 .PHONY: gpu-present gpu-build gpu-test gpu-sanitize gpu-memcheck gpu-racecheck gpu-synccheck gpu-initcheck gpu-benchmark
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
@@ -32,6 +33,9 @@ demo: $(VENV)/$(if $(GPU),cuda,installed)
 
 test: lint $(VENV)/cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+compiled: $(VENV)/cuda
+	OMP_NUM_THREADS=1 PYTHONPATH=csrc/build_tools $(BIN)/python -m tests.compiled.main
 
 # Each phase by itself: make gpu-build, gpu-test, gpu-sanitize (or gpu-memcheck and so on) and
 # gpu-benchmark. They use the Python that is there and no network.

@@ -42,14 +42,18 @@ def extension() -> ModuleType:
         FileNotFoundError: this is not a checkout, or a compiler or build tool is missing; says so.
         RuntimeError: the sources do not compile.
     """
-    _load("_cuda_runtime").set_files(
-        {
-            kernel.decode(): str(file)
-            for file in _build().parent.glob("*.ptx")
-            for kernel in re.findall(rb"\.entry (\w+)\(", file.read_bytes())
-        }
-    )
+    _load("_cuda_runtime").set_files(files())
     return _load("_cuda")
+
+
+@functools.cache
+def files() -> dict[str, str]:
+    """The file of PTX that has each kernel of `extension`, by the kernel's name; errors as there."""
+    return {
+        kernel.decode(): str(file)
+        for file in _build().parent.glob("*.ptx")
+        for kernel in re.findall(rb"\.entry (\w+)\(", file.read_bytes())
+    }
 
 
 @functools.cache

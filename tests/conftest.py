@@ -1,4 +1,4 @@
-"""Without a GPU the kernels run on CPU tensors: Triton interpreted, CUDA emulated.
+"""Without a GPU the kernels run on CPU tensors: Triton interpreted, CUDA on an emulated GPU.
 
 Both switches must be set before the packages are first imported.
 """
@@ -25,11 +25,6 @@ def _gpu_present() -> bool:
 if not _gpu_present():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CONVMIXER_KERNELS_EMULATE", "1")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: else one worker waits for compilers after the others have finished."""
-    items.sort(key=lambda item: item.path.name != "test_sanitizers.py")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,6 @@
 """The public convolution through op, autograd and kernels, against float64.
 
-Without a GPU "cuda" runs emulated and "triton" interpreted.
+Without a GPU "cuda" runs on an emulated one and "triton" interpreted.
 """
 
 from __future__ import annotations

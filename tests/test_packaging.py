@@ -199,6 +199,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> toolchain.Toolki
         ("90", ["90"]),
         ("9.0", ["90"]),
         ("80;90 100,12.0+PTX;", ["80", "90", "100", "120+PTX"]),
+        ("8.0-virtual 90", ["80-virtual", "90"]),
     ],
 )
 def test_architectures_as_asked_for(
@@ -214,6 +215,7 @@ def test_architectures_as_asked_for(
         ("native", "got 'native', expected a list such as 80;90;120\\+PTX"),
         ("80;75", "got '75', nvcc 13.0.77 and these kernels accept 80, 90, 100, 120"),
         ("130", "got '130'"),
+        ("80-real", "got '80-real', expected a list"),
     ],
 )
 def test_architectures_that_cannot_be(
@@ -256,8 +258,9 @@ def test_an_older_nvcc_leaves_ptx_for_what_it_does_not_know(
 
 
 def test_gencode_flags() -> None:
-    assert toolchain.gencode_flags(["80", "120+PTX"]) == [
+    assert toolchain.gencode_flags(["80", "90-virtual", "120+PTX"]) == [
         "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=compute_90",
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     ]
@@ -542,6 +545,6 @@ def test_the_report_describes_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_source_is_compiled() -> None:
     compiled = {*cuda_build.cuda_sources(), *cuda_build.host_sources()}
-    emulation = ROOT / "csrc" / "emulation"
+    interpreter = ROOT / "csrc" / "interpreter"
     sources = {*ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/**/*.cpp")}
-    assert compiled == {path for path in sources if emulation not in path.parents}
+    assert compiled == {path for path in sources if interpreter not in path.parents}

@@ -1,8 +1,8 @@
 """Hand-written CUDA kernels: tensor cores, implicit padding, sums in float32.
 
 The extension takes raw addresses, so that it is built without PyTorch; what this leaves to Python,
-checks and outputs, lies in the modules below. With CONVMIXER_KERNELS_EMULATE=1 the same sources,
-built with the host compiler, take CPU tensors (for tests: thousands of times slower).
+checks and outputs, lies in the modules below. With CONVMIXER_KERNELS_EMULATE=1 the compiled
+kernels take CPU tensors, on an emulated GPU (for tests: many thousands of times slower).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def build_program(toolkit: toolchain.Toolkit, source: Path, *host_flags: str) ->
     return output
 
 
+def compile_to_ptx(toolkit: toolchain.Toolkit, source: Path, output: Path) -> None:
+    """Compiles one file of kernels to what the interpreter reads; errors as `build_extension`."""
+    command = (toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS)
+    architecture = f"-arch=compute_{toolchain.OLDEST_ARCHITECTURE}"
+    subprocess.run([*command, architecture, "-ptx", source, "-o", output], check=True)
+
+
 def build_cubins(
     toolkit: toolchain.Toolkit, architectures: list[str], folder: Path
 ) -> list[tuple[str, Path]]:
@@ -145,7 +153,6 @@ def _python_headers() -> tuple[str, ...]:
 
 
 def _compile(toolkit: toolchain.Toolkit, *flags: object, output: str = "-c") -> str:
-    # The host sources go through nvcc too: the headers they share with the kernels take any other
-    # compiler for the emulation's.
+    # The host sources too are read as CUDA: one rule and one set of flags for all.
     command = ninja_file.quoted(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, *flags)
     return f"{command} -MD -MF $out.d -x cu {output} $in -o $out"

@@ -33,7 +33,7 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make compiled", description=__doc__)
-    parts = ("cuda", "triton", "faults")
+    parts = ("cuda", "triton", "faults", "sources")
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="all unless named")
     options = parser.parse_args(arguments)
     chosen = options.parts or parts
@@ -46,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         failed = False
         if "cuda" in chosen or "triton" in chosen:
-            failed |= not _all_right(pool, [part for part in chosen if part != "faults"])
+            failed |= not _all_right(pool, chosen)
         if "faults" in chosen:
             failed |= not _all_noticed(pool)
+        if "sources" in chosen:
+            failed |= not _all_in_sources_noticed(pool)
         pool.close()
         pool.join()
     times = os.times()
@@ -125,6 +127,20 @@ def _all_noticed(pool: Any) -> bool:
     print(f"{planted.total()} faults, {100 * share:.1f} % noticed; unnoticed:")
     print(*[f"  {each}" for each in missed], sep="\n")
     return share >= LEAST_NOTICED
+
+
+def _all_in_sources_noticed(pool: Any) -> bool:
+    from . import source_faults
+
+    results = pool.map(source_faults.notice, source_faults.FAULTS, chunksize=1)
+    missed = [
+        f"{fault.instantiation}: {fault.what}"
+        for fault, found in zip(source_faults.FAULTS, results, strict=True)
+        if not found
+    ]
+    noticed = len(results) - len(missed)
+    print(f"{len(results)} faults in sources, {noticed} noticed", *missed, sep="\n")
+    return not missed
 
 
 def _plant(family: str) -> list[tuple[Any, str]]:
