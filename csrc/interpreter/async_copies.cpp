@@ -60,12 +60,10 @@ void start_copies(Warp& warp, const Instruction& in, LaneMask lanes) {
     Copy copy{static_cast<uint32_t>(to[l]), from[l], in.element_bytes, source_bytes[l]};
     if (!check_copy(warp, in, l, copy)) continue;
     launch.counters.global_bytes_read += copy.source_bytes;
-    const uint32_t hazards =
-        warp.block->shared.begin_copy(copy.to, copy.bytes, warp.accessor(l));
+    const uint32_t hazards = warp.block->shared.begin_copy(copy.to, copy.bytes, warp.accessor(l));
     if (hazards) report_hazards(warp, in, l, copy.to, hazards);
     const Copies when = launch.settings.copies;
-    copy.has_landed =
-        when == Copies::early || (when == Copies::random && launch.random() % 2 == 0);
+    copy.has_landed = when == Copies::early || (when == Copies::random && launch.random() % 2 == 0);
     if (copy.has_landed) move_bytes(warp, copy);
     warp.copies[l].start(copy);
   }

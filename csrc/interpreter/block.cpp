@@ -54,8 +54,7 @@ void Block::reset(Size3 index, uint64_t block_number) {
   for (size_t i = 0; i + sizeof(unwritten) <= registers_.size(); i += sizeof(unwritten))
     std::memcpy(&registers_[i], &unwritten, sizeof(unwritten));
   for (Warp& warp : warps) {
-    const unsigned lanes =
-        std::min(lanes_per_warp, launch.threads() - warp.index * lanes_per_warp);
+    const unsigned lanes = std::min(lanes_per_warp, launch.threads() - warp.index * lanes_per_warp);
     warp.alive = all_lanes >> (lanes_per_warp - lanes);
     warp.groups = {{0, warp.alive, false}};
     for (CopyQueue& queue : warp.copies) queue.reset();

@@ -51,8 +51,7 @@ struct Block {
 
   // The stamp of a warp in the history of global memory.
   uint32_t stamp(const Warp& warp) const {
-    return launch.first_stamp + 1 +
-           static_cast<uint32_t>(number * warps.size() + warp.index);
+    return launch.first_stamp + 1 + static_cast<uint32_t>(number * warps.size() + warp.index);
   }
 
  private:

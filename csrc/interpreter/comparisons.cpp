@@ -53,9 +53,12 @@ void set_predicate_of_pairs(Warp& warp, const Instruction& in, LaneMask lanes) {
 template <auto compare>
 Execute for_integers(Type type) {
   switch (type) {
-    case Type::b16: case Type::u16: return set_predicate<uint16_t, compare>;
-    case Type::b32: case Type::u32: return set_predicate<uint32_t, compare>;
-    case Type::b64: case Type::u64: return set_predicate<uint64_t, compare>;
+    case Type::b16:
+    case Type::u16: return set_predicate<uint16_t, compare>;
+    case Type::b32:
+    case Type::u32: return set_predicate<uint32_t, compare>;
+    case Type::b64:
+    case Type::u64: return set_predicate<uint64_t, compare>;
     case Type::s16: return set_predicate<int16_t, compare>;
     case Type::s32: return set_predicate<int32_t, compare>;
     case Type::s64: return set_predicate<int64_t, compare>;
@@ -78,17 +81,23 @@ struct Comparison {
   Execute (*for_type)(Type);
 };
 constexpr Comparison of_integers[] = {
-    {"eq", for_integers<equal>},         {"ne", for_integers<different>},
-    {"lt", for_integers<less>},          {"le", for_integers<less_or_equal>},
-    {"gt", for_integers<greater>},       {"ge", for_integers<greater_or_equal>}};
-constexpr Comparison of_floats[] = {
-    {"eq", for_floats<equal>},           {"ne", for_floats<ordered_different>},
-    {"lt", for_floats<less>},            {"le", for_floats<less_or_equal>},
-    {"gt", for_floats<greater>},         {"ge", for_floats<greater_or_equal>},
-    {"equ", for_floats<equal_or_nan>},   {"neu", for_floats<different>},
-    {"ltu", for_floats<less_or_nan>},    {"leu", for_floats<less_or_equal_or_nan>},
-    {"gtu", for_floats<greater_or_nan>}, {"geu", for_floats<greater_or_equal_or_nan>},
-    {"num", for_floats<numbers>},        {"nan", for_floats<not_numbers>}};
+    {"eq", for_integers<equal>},   {"ne", for_integers<different>},
+    {"lt", for_integers<less>},    {"le", for_integers<less_or_equal>},
+    {"gt", for_integers<greater>}, {"ge", for_integers<greater_or_equal>}};
+constexpr Comparison of_floats[] = {{"eq", for_floats<equal>},
+                                    {"ne", for_floats<ordered_different>},
+                                    {"lt", for_floats<less>},
+                                    {"le", for_floats<less_or_equal>},
+                                    {"gt", for_floats<greater>},
+                                    {"ge", for_floats<greater_or_equal>},
+                                    {"equ", for_floats<equal_or_nan>},
+                                    {"neu", for_floats<different>},
+                                    {"ltu", for_floats<less_or_nan>},
+                                    {"leu", for_floats<less_or_equal_or_nan>},
+                                    {"gtu", for_floats<greater_or_nan>},
+                                    {"geu", for_floats<greater_or_equal_or_nan>},
+                                    {"num", for_floats<numbers>},
+                                    {"nan", for_floats<not_numbers>}};
 
 void decode_setp(Statement& s) {
   const Type type = s.take_type();

@@ -151,9 +151,8 @@ template <auto to, Rounding rounding>
 constexpr auto rounded = [](float a) { return to(a, rounding); };
 // The first source becomes the upper half.
 template <auto to, Rounding rounding>
-constexpr auto rounded_pair = [](float a, float b) {
-  return uint32_t{to(a, rounding)} << 16 | to(b, rounding);
-};
+constexpr auto rounded_pair =
+    [](float a, float b) { return uint32_t{to(a, rounding)} << 16 | to(b, rounding); };
 
 template <auto to>
 void decode_rounding(Statement& s, Type target) {
@@ -165,9 +164,8 @@ void decode_rounding(Statement& s, Type target) {
                                        : unary<uint16_t, float, rounded<to, zero>>;
     s.write_then_read(target, {Type::f32});
   } else {
-    s.instruction.execute = is_nearest
-                                ? binary<uint32_t, float, float, rounded_pair<to, nearest>>
-                                : binary<uint32_t, float, float, rounded_pair<to, zero>>;
+    s.instruction.execute = is_nearest ? binary<uint32_t, float, float, rounded_pair<to, nearest>>
+                                       : binary<uint32_t, float, float, rounded_pair<to, zero>>;
     s.write_then_read(target, {Type::f32, Type::f32});
   }
 }
@@ -198,8 +196,7 @@ void decode_cvt(Statement& s) {
 void shift_address(Warp& warp, const Instruction& in, LaneMask lanes) {
   const uint64_t* const a = warp.row<uint64_t>(in.sources[0]);
   Row<uint64_t> result;
-  for (unsigned l = 0; l < lanes_per_warp; ++l)
-    result[l] = a[l] + static_cast<uint64_t>(in.offset);
+  for (unsigned l = 0; l < lanes_per_warp; ++l) result[l] = a[l] + static_cast<uint64_t>(in.offset);
   warp.write(in.destinations[0], result, lanes);
 }
 

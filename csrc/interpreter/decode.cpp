@@ -14,7 +14,7 @@ namespace {
 
 class BodyDecoder {
  public:
-  explicit BodyDecoder(const Kernel& kernel) : kernel_(kernel), symbols_(kernel) {}
+  explicit BodyDecoder(const Kernel& kernel) : kernel_(kernel), symbols_(kernel.parameters) {}
 
   Program decode() {
     try {
@@ -162,8 +162,8 @@ class BodyDecoder {
   Program program_;
   Location location_;
   std::map<std::string, uint32_t> labels_;
-  std::vector<std::string> jumps_;       // names of labels
-  std::vector<uint32_t> jump_places_;    // instructions that jump there
+  std::vector<std::string> jumps_;     // names of labels
+  std::vector<uint32_t> jump_places_;  // instructions that jump there
 };
 
 }  // namespace

@@ -34,7 +34,8 @@ constexpr const char* copy_source_size = "cp.async with a source size above its 
 constexpr const char* copy_in_flight_at_exit = "copy in flight at exit";
 constexpr const char* absent_copy_out_of_bounds =
     "cp.async of source size 0 from outside permitted memory";
-constexpr const char* misaligned_absent_copy = "cp.async of source size 0 from a misaligned address";
+constexpr const char* misaligned_absent_copy =
+    "cp.async of source size 0 from a misaligned address";
 // Threads of a warp.
 constexpr const char* not_in_member_mask = "lane is not in its own member mask";
 constexpr const char* shuffle_from_inactive = "shuffle from an inactive lane";

@@ -59,10 +59,9 @@ void add_errors(const Warp& warp, Row<float>& values) {
   if (most == 0) return;
   for (float& value : values) {
     const uint64_t choices = 2 * static_cast<uint64_t>(std::abs(most)) + 1;
-    const int64_t units =
-        launch.settings.random_approximation
-            ? static_cast<int64_t>(launch.random() % choices) - std::abs(most)
-            : most;
+    const int64_t units = launch.settings.random_approximation
+                              ? static_cast<int64_t>(launch.random() % choices) - std::abs(most)
+                              : most;
     value = off_by(value, units);
   }
 }
@@ -139,12 +138,11 @@ void decode_fma(Statement& s) {
   s.instruction.execute = ternary<float, float, float, float, fused>;
 }
 
-constexpr OpcodeDecoder opcodes[] = {
-    {"fma", decode_fma},
-    {"ex2", decode_ex2},
-    {"rcp", decode_rounded_or_approximate<reciprocal, one_over>},
-    {"sqrt", decode_rounded_or_approximate<square_root, root>},
-    {"rsqrt", decode_rsqrt}};
+constexpr OpcodeDecoder opcodes[] = {{"fma", decode_fma},
+                                     {"ex2", decode_ex2},
+                                     {"rcp", decode_rounded_or_approximate<reciprocal, one_over>},
+                                     {"sqrt", decode_rounded_or_approximate<square_root, root>},
+                                     {"rsqrt", decode_rsqrt}};
 
 }  // namespace
 

@@ -36,9 +36,10 @@ namespace {
 
 // The first buffer that begins above an address.
 auto above(const Permissions::Buffers& buffers, uint64_t address) {
-  return std::upper_bound(
-      buffers.begin(), buffers.end(), address,
-      [](uint64_t wanted, const std::shared_ptr<Buffer>& buffer) { return wanted < buffer->begin; });
+  return std::upper_bound(buffers.begin(), buffers.end(), address,
+                          [](uint64_t wanted, const std::shared_ptr<Buffer>& buffer) {
+                            return wanted < buffer->begin;
+                          });
 }
 
 }  // namespace

@@ -52,8 +52,8 @@ class GlobalMemory {
 
   // Who read or wrote what a warp (`stamp`, above first_stamp) now reads or writes.
   struct Others {
-    bool written = false;         // by another warp
-    bool read = false;            // by another warp
+    bool written = false;  // by another warp
+    bool read = false;     // by another warp
     bool written_by_self = false;
   };
   Others note_read(Buffer& buffer, uint64_t address, uint32_t bytes, uint32_t stamp);

@@ -30,8 +30,8 @@ struct Operand {
 
 // How an instruction takes part in the control flow of its warp.
 enum class Flow : uint8_t {
-  straight,       // the lanes execute it and go on
-  branch,         // to Instruction::target
+  straight,  // the lanes execute it and go on
+  branch,    // to Instruction::target
   exit,
   block_barrier,  // waits for all warps of the block
   members,        // .sync: waits for the lanes in its member mask, sources[mask_source]
@@ -51,14 +51,14 @@ struct Instruction {
   bool guard_negated = false;
   Flow flow = Flow::straight;
   Space space = Space::generic;
-  bool wide_address = false;        // sources[0], a base of an address, has 64 bits
-  bool read_only_cache = false;     // .nc
-  uint8_t elements = 1;             // of a vector; number of matrices
+  bool wide_address = false;     // sources[0], a base of an address, has 64 bits
+  bool read_only_cache = false;  // .nc
+  uint8_t elements = 1;          // of a vector; number of matrices
   uint8_t element_bytes = 0;
-  uint8_t register_bytes[4] = {};   // of what is loaded or stored
+  uint8_t register_bytes[4] = {};  // of what is loaded or stored
   bool sign_extended = false;
   uint32_t target = 0;
-  int64_t offset = 0;               // of an address; other numbers in the text
+  int64_t offset = 0;  // of an address; other numbers in the text
   int64_t second_offset = 0;
 };
 
@@ -71,11 +71,20 @@ struct Location {
 };
 
 enum class Special : uint8_t {
-  tid_x, tid_y, tid_z,
-  ctaid_x, ctaid_y, ctaid_z,
-  ntid_x, ntid_y, ntid_z,
-  nctaid_x, nctaid_y, nctaid_z,
-  laneid, warpid
+  tid_x,
+  tid_y,
+  tid_z,
+  ctaid_x,
+  ctaid_y,
+  ctaid_z,
+  ntid_x,
+  ntid_y,
+  ntid_z,
+  nctaid_x,
+  nctaid_y,
+  nctaid_z,
+  laneid,
+  warpid
 };
 
 struct SpecialRegister {

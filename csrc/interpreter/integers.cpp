@@ -33,9 +33,8 @@ constexpr auto low_product_sum = [](auto a, auto b, auto c) {
 template <class T>
 using Wide = std::conditional_t<
     sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>,
-    std::conditional_t<
-        sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
-        std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>>>;
+    std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
+                       std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>>>;
 
 constexpr auto high_product = [](auto a, auto b) {
   using T = decltype(a);
@@ -45,9 +44,7 @@ constexpr auto wide_product = [](auto a, auto b) {
   using T = Wide<decltype(a)>;
   return static_cast<T>(static_cast<T>(a) * static_cast<T>(b));
 };
-constexpr auto wide_product_sum = [](auto a, auto b, auto c) {
-  return sum(wide_product(a, b), c);
-};
+constexpr auto wide_product_sum = [](auto a, auto b, auto c) { return sum(wide_product(a, b), c); };
 
 constexpr auto least = [](auto a, auto b) { return std::min(a, b); };
 constexpr auto greatest = [](auto a, auto b) { return std::max(a, b); };
@@ -221,9 +218,8 @@ Execute with_width(Statement& statement, Type type, Use use) {
 
 template <auto function>
 void decode_unary(Statement& s, Type type) {
-  s.instruction.execute = with_sign(s, type, [](auto t) -> Execute {
-    return unary<decltype(t), decltype(t), function>;
-  });
+  s.instruction.execute = with_sign(
+      s, type, [](auto t) -> Execute { return unary<decltype(t), decltype(t), function>; });
   s.write_then_read(type, {type});
 }
 
@@ -330,14 +326,14 @@ void decode_mad(Statement& s) {
 void decode_div(Statement& s) {
   const Type type = s.take_type();
   if (type == Type::f32) return decode_float_div(s);
-  s.instruction.execute = with_sign(
-      s, type, [](auto t) -> Execute { return division<decltype(t), quotient>; });
+  s.instruction.execute =
+      with_sign(s, type, [](auto t) -> Execute { return division<decltype(t), quotient>; });
   s.write_then_read(type, {type, type});
 }
 void decode_rem(Statement& s) {
   const Type type = s.take_type();
-  s.instruction.execute = with_sign(
-      s, type, [](auto t) -> Execute { return division<decltype(t), remainder_of>; });
+  s.instruction.execute =
+      with_sign(s, type, [](auto t) -> Execute { return division<decltype(t), remainder_of>; });
   s.write_then_read(type, {type, type});
 }
 
@@ -374,9 +370,8 @@ void decode_not(Statement& s) {
   if (type == Type::pred) {
     s.instruction.execute = not_predicate;
   } else {
-    s.instruction.execute = with_width(s, type, [](auto t) -> Execute {
-      return unary<decltype(t), decltype(t), complement>;
-    });
+    s.instruction.execute = with_width(
+        s, type, [](auto t) -> Execute { return unary<decltype(t), decltype(t), complement>; });
   }
 }
 
@@ -406,10 +401,11 @@ void decode_shf(Statement& s) {
   if (!clamp) s.require("wrap");
   s.require("b32");
   using T = uint32_t;
-  s.instruction.execute = left ? (clamp ? ternary<T, T, T, T, funnel_left_clamp>
-                                        : ternary<T, T, T, T, funnel_left_wrap>)
-                               : (clamp ? ternary<T, T, T, T, funnel_right_clamp>
-                                        : ternary<T, T, T, T, funnel_right_wrap>);
+  s.instruction.execute =
+      left
+          ? (clamp ? ternary<T, T, T, T, funnel_left_clamp> : ternary<T, T, T, T, funnel_left_wrap>)
+          : (clamp ? ternary<T, T, T, T, funnel_right_clamp>
+                   : ternary<T, T, T, T, funnel_right_wrap>);
   s.write_then_read(Type::b32, {Type::b32, Type::b32, Type::u32});
 }
 
@@ -433,16 +429,14 @@ void decode_prmt(Statement& s) {
 void decode_popc(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(Type::u32, {type});
-  s.instruction.execute = with_width(s, type, [](auto t) -> Execute {
-    return unary<uint32_t, decltype(t), count_of_ones>;
-  });
+  s.instruction.execute = with_width(
+      s, type, [](auto t) -> Execute { return unary<uint32_t, decltype(t), count_of_ones>; });
 }
 void decode_clz(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(Type::u32, {type});
-  s.instruction.execute = with_width(s, type, [](auto t) -> Execute {
-    return unary<uint32_t, decltype(t), leading_zeros>;
-  });
+  s.instruction.execute = with_width(
+      s, type, [](auto t) -> Execute { return unary<uint32_t, decltype(t), leading_zeros>; });
 }
 
 // "bfe", "bfi"
@@ -460,19 +454,29 @@ void decode_bfi(Statement& s) {
       with_width(s, type, [](auto t) -> Execute { return insert_bits<decltype(t)>; });
 }
 
-constexpr OpcodeDecoder opcodes[] = {
-    {"add", decode_add},   {"sub", decode_sub},
-    {"mul", decode_mul},   {"mad", decode_mad},
-    {"div", decode_div},   {"rem", decode_rem},
-    {"min", decode_min},   {"max", decode_max},
-    {"neg", decode_neg},   {"abs", decode_abs},
-    {"and", decode_bits<conjunction>}, {"or", decode_bits<disjunction>},
-    {"xor", decode_bits<exclusion>},   {"not", decode_not},
-    {"shl", decode_shl},   {"shr", decode_shr},
-    {"shf", decode_shf},   {"lop3", decode_lop3},
-    {"prmt", decode_prmt}, {"popc", decode_popc},
-    {"clz", decode_clz},   {"bfe", decode_bfe},
-    {"bfi", decode_bfi}};
+constexpr OpcodeDecoder opcodes[] = {{"add", decode_add},
+                                     {"sub", decode_sub},
+                                     {"mul", decode_mul},
+                                     {"mad", decode_mad},
+                                     {"div", decode_div},
+                                     {"rem", decode_rem},
+                                     {"min", decode_min},
+                                     {"max", decode_max},
+                                     {"neg", decode_neg},
+                                     {"abs", decode_abs},
+                                     {"and", decode_bits<conjunction>},
+                                     {"or", decode_bits<disjunction>},
+                                     {"xor", decode_bits<exclusion>},
+                                     {"not", decode_not},
+                                     {"shl", decode_shl},
+                                     {"shr", decode_shr},
+                                     {"shf", decode_shf},
+                                     {"lop3", decode_lop3},
+                                     {"prmt", decode_prmt},
+                                     {"popc", decode_popc},
+                                     {"clz", decode_clz},
+                                     {"bfe", decode_bfe},
+                                     {"bfi", decode_bfi}};
 
 }  // namespace
 

@@ -57,8 +57,7 @@ void check_launch(const Kernel& kernel, const Settings& settings, Size3 grid, Si
     refuse(std::to_string(threads) + " threads, but .maxntid allows " +
            std::to_string(kernel.most_threads));
   if (kernel.required_block && block != *kernel.required_block)
-    refuse("a block of " + text_of(block) + ", but .reqntid is " +
-           text_of(*kernel.required_block));
+    refuse("a block of " + text_of(block) + ", but .reqntid is " + text_of(*kernel.required_block));
   if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535 ||
       grid[2] > 65535)
     refuse("a grid of " + text_of(grid) + " blocks");
@@ -77,8 +76,7 @@ std::vector<std::byte> copy_parameters(const Kernel& kernel, const void* const* 
 }
 
 // The stamps of a launch. When their numbers are used up, all history is forgotten.
-uint32_t reserve_stamps(Interpreter& machine, const Permissions::Buffers& buffers,
-                        uint64_t warps) {
+uint32_t reserve_stamps(Interpreter& machine, const Permissions::Buffers& buffers, uint64_t warps) {
   if (warps >= UINT32_MAX - 1) throw Refusal("a grid of too many warps");
   if (machine.next_stamp + warps >= UINT32_MAX) {
     for (const auto& buffer : buffers) buffer->writers.clear(), buffer->readers.clear();

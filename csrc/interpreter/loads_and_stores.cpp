@@ -76,11 +76,19 @@ uint8_t* local_place(Warp& warp, const Instruction& in, unsigned lane, uint64_t 
   return &warp.local[size_t{lane} * size + address];
 }
 
+const uint8_t* parameter_place(const Warp& warp, const Instruction& in, uint64_t address,
+                               uint32_t bytes) {
+  const std::vector<std::byte>& parameters = warp.block->launch.parameters;
+  if (address % bytes != 0 || address + bytes > parameters.size())
+    warp.stop(in, "it reads beyond the parameters or misaligned, at " + std::to_string(address));
+  return reinterpret_cast<const uint8_t*>(&parameters[address]);
+}
+
 // The space of generic addresses, which become addresses of that space.
 Space resolve(const Warp& warp, const Instruction& in, LaneMask lanes, Row<uint64_t>& addresses) {
   if (in.space != Space::generic) return in.space;
   const auto space_of = [](uint64_t address) {
-    return address >= shared_window ? Space::shared
+    return address >= shared_window  ? Space::shared
            : address >= local_window ? Space::local
                                      : Space::global;
   };
@@ -118,6 +126,9 @@ void fetch(Warp& warp, const Instruction& in, LaneMask lanes, Data& data) {
     case Space::local:
       counters.local_bytes_read += total * lane_count;
       each([&](unsigned l) { return local_place(warp, in, l, addresses[l], total); });
+      break;
+    case Space::param:
+      each([&](unsigned l) { return parameter_place(warp, in, addresses[l], total); });
       break;
     default:
       counters.global_bytes_read += total * lane_count;
@@ -175,22 +186,16 @@ void store(Warp& warp, const Instruction& in, LaneMask lanes) {
   put(warp, in, lanes, data);
 }
 
-// The same value for all lanes.
-template <class Element, class Register>
-void load_parameter(Warp& warp, const Instruction& in, LaneMask lanes) {
-  Data data;
-  const auto total = size_t{in.elements} * sizeof(Element);
-  for (LaneData& lane : data)
-    std::memcpy(lane.bytes, &warp.block->launch.parameters[static_cast<size_t>(in.offset)], total);
-  to_registers<Element, Register>(warp, in, lanes, data);
-}
-
 // The function for an element of memory and a register, of which the latter is as wide or wider.
 template <template <class, class> class Function, class Element>
 Execute for_register(int register_bytes) {
   switch (register_bytes) {
-    case 2: if constexpr (sizeof(Element) <= 2) return Function<Element, uint16_t>::execute; break;
-    case 4: if constexpr (sizeof(Element) <= 4) return Function<Element, uint32_t>::execute; break;
+    case 2:
+      if constexpr (sizeof(Element) <= 2) return Function<Element, uint16_t>::execute;
+      break;
+    case 4:
+      if constexpr (sizeof(Element) <= 4) return Function<Element, uint32_t>::execute;
+      break;
     case 8: return Function<Element, uint64_t>::execute;
     default: break;
   }
@@ -215,11 +220,13 @@ Execute for_types(Type type, int register_bytes) {
 }
 
 template <class Element, class Register>
-struct Load { static constexpr Execute execute = load<Element, Register>; };
+struct Load {
+  static constexpr Execute execute = load<Element, Register>;
+};
 template <class Element, class Register>
-struct Store { static constexpr Execute execute = store<Element, Register>; };
-template <class Element, class Register>
-struct LoadParameter { static constexpr Execute execute = load_parameter<Element, Register>; };
+struct Store {
+  static constexpr Execute execute = store<Element, Register>;
+};
 
 Space take_space(Statement& s) {
   if (s.take("global")) return Space::global;
@@ -265,13 +272,8 @@ void decode_ld(Statement& s) {
   const Type type = take_access(s);
   const int width = width_of_registers(s, s.write_list(0, 4, type));
   s.comma();
-  if (in.space == Space::param) {
-    in.offset = s.parameter_address(in.elements * in.element_bytes);
-    in.execute = for_types<LoadParameter>(type, width);
-  } else {
-    in.wide_address = s.address(0, in.offset) == 64;
-    in.execute = for_types<Load>(type, width);
-  }
+  in.wide_address = s.address(0, in.offset) == 64;
+  in.execute = for_types<Load>(type, width);
   if (!in.execute) s.refuse("its type is not known");
 }
 

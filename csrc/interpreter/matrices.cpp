@@ -183,8 +183,8 @@ void store_matrices(Warp& warp, const Instruction& in, LaneMask) {
     }
     for (unsigned row = 0; row < rows_per_matrix; ++row) {
       const unsigned lane = rows_per_matrix * m + row;
-      write_shared(warp, in, lane, addresses[lane],
-                   reinterpret_cast<const uint8_t*>(matrix[row]), bytes_per_row, true);
+      write_shared(warp, in, lane, addresses[lane], reinterpret_cast<const uint8_t*>(matrix[row]),
+                   bytes_per_row, true);
     }
     counters.matrix_write_passes += passes_of_matrix(addresses, m);
   }

@@ -55,9 +55,7 @@ class ModuleReader {
   }
 
  private:
-  static std::string base_name(const std::string& path) {
-    return path.substr(path.rfind('/') + 1);
-  }
+  static std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
   void skip_spaces() { move_to(std::min(text_.find_first_not_of(" \t\r\n", at_), text_.size())); }
 

@@ -40,7 +40,7 @@ struct Kernel {
   int first_line = 0;
   std::vector<Parameter> parameters;
   uint32_t parameter_bytes = 0;
-  unsigned most_threads = 0;  // .maxntid; 0 if not given
+  unsigned most_threads = 0;                              // .maxntid; 0 if not given
   std::optional<std::array<unsigned, 3>> required_block;  // .reqntid
 
   std::optional<Program> program;    // once decoded

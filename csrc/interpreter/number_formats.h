@@ -55,9 +55,10 @@ inline uint16_t to_f16(float value, Rounding rounding) {
   const uint32_t normal = (magnitude + half - rebias) >> 13;
 
   const float absolute = float_of(magnitude);
-  const uint32_t subnormal = nearest ? bits_of(absolute + 0.5f) - bits_of(0.5f)
-                                     : static_cast<uint32_t>(static_cast<int32_t>(
-                                           absolute < 1 ? absolute * 0x1p24f : 0.0f));
+  const uint32_t subnormal =
+      nearest
+          ? bits_of(absolute + 0.5f) - bits_of(0.5f)
+          : static_cast<uint32_t>(static_cast<int32_t>(absolute < 1 ? absolute * 0x1p24f : 0.0f));
 
   const uint32_t largest = nearest ? 0x7c00 : 0x7bff;  // where a finite value is too large
   uint32_t result = absolute < 0x1p-14f ? subnormal : normal;

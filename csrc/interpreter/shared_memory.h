@@ -10,10 +10,10 @@ namespace ptx {
 enum Hazard : uint32_t {
   no_hazard = 0,
   uninitialised = 1,
-  read_after_write = 2,   // nothing orders the access after a write by another thread
+  read_after_write = 2,  // nothing orders the access after a write by another thread
   write_after_read = 4,
   write_after_write = 8,
-  read_under_copy = 16,   // an asynchronous copy into these bytes is in flight
+  read_under_copy = 16,  // an asynchronous copy into these bytes is in flight
   write_under_copy = 32
 };
 

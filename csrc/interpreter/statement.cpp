@@ -15,10 +15,10 @@ struct NamedType {
   Type type;
 };
 constexpr NamedType types[] = {
-    {"pred", Type::pred}, {"b8", Type::b8},       {"b16", Type::b16},   {"b32", Type::b32},
-    {"b64", Type::b64},   {"u8", Type::u8},       {"u16", Type::u16},   {"u32", Type::u32},
-    {"u64", Type::u64},   {"s8", Type::s8},       {"s16", Type::s16},   {"s32", Type::s32},
-    {"s64", Type::s64},   {"f16", Type::f16},     {"f16x2", Type::f16x2}, {"bf16", Type::bf16},
+    {"pred", Type::pred},     {"b8", Type::b8},   {"b16", Type::b16},     {"b32", Type::b32},
+    {"b64", Type::b64},       {"u8", Type::u8},   {"u16", Type::u16},     {"u32", Type::u32},
+    {"u64", Type::u64},       {"s8", Type::s8},   {"s16", Type::s16},     {"s32", Type::s32},
+    {"s64", Type::s64},       {"f16", Type::f16}, {"f16x2", Type::f16x2}, {"bf16", Type::bf16},
     {"bf16x2", Type::bf16x2}, {"f32", Type::f32}};
 
 // PTX ISA, "Special Registers".
@@ -49,6 +49,12 @@ Type type_named(std::string_view name) {
 
 // ---- symbols -------------------------------------------------------------------------------------
 
+Symbols::Symbols(const std::vector<Parameter>& parameters) {
+  open_scope();
+  for (const Parameter& parameter : parameters)
+    declare_variable(parameter.variable.name, parameter.offset);
+}
+
 void Symbols::declare_register(const std::string& name, int bits) {
   scopes_.back()[name] = {static_cast<int32_t>(register_bits_.size()), bits};
   register_bits_.push_back(bits);
@@ -74,12 +80,6 @@ const Register* Symbols::find_register(const std::string& name) {
 const uint32_t* Symbols::find_variable(const std::string& name) const {
   const auto found = variables_.find(name);
   return found == variables_.end() ? nullptr : &found->second;
-}
-
-const Parameter* Symbols::find_parameter(const std::string& name) const {
-  for (const Parameter& parameter : kernel_.parameters)
-    if (parameter.variable.name == name) return &parameter;
-  return nullptr;
 }
 
 Operand Symbols::constant(uint64_t value, int bits) {
@@ -294,19 +294,6 @@ int Statement::address(int source, int64_t& offset) {
   if (!at_end() && next() == "-") offset += number();
   if (!take_symbol(']')) refuse("expected ]");
   return bits;
-}
-
-uint32_t Statement::parameter_address(int bytes) {
-  if (!take_symbol('[')) refuse("expected an address");
-  const std::string name = word();
-  const Parameter* const parameter = symbols_.find_parameter(name);
-  if (!parameter) refuse("the parameter " + name);
-  const int64_t offset = take_symbol('+') ? number() : 0;
-  if (!take_symbol(']')) refuse("expected ]");
-  const int64_t place = parameter->offset + offset;
-  if (offset < 0 || offset + bytes > parameter->variable.bytes || place % bytes != 0)
-    refuse("it reads beyond the parameter, or misaligned");
-  return static_cast<uint32_t>(place);
 }
 
 void Statement::finish() {

@@ -21,7 +21,7 @@ struct Register {
 // The names of a kernel and what has been given a place for them.
 class Symbols {
  public:
-  explicit Symbols(const Kernel& kernel) : kernel_(kernel) { open_scope(); }
+  explicit Symbols(const std::vector<Parameter>& parameters);
 
   void open_scope() { scopes_.emplace_back(); }
   void close_scope() { scopes_.pop_back(); }
@@ -32,8 +32,8 @@ class Symbols {
 
   // Null if the name is unknown.
   const Register* find_register(const std::string& name);
+  // The address of a variable or parameter in its space; null if the name is unknown.
   const uint32_t* find_variable(const std::string& name) const;
-  const Parameter* find_parameter(const std::string& name) const;
 
   // The operand that has this value in all lanes.
   Operand constant(uint64_t value, int bits);
@@ -44,7 +44,6 @@ class Symbols {
   const std::vector<std::byte>& constants() const { return constants_; }
 
  private:
-  const Kernel& kernel_;
   std::vector<std::unordered_map<std::string, Register>> scopes_;
   std::unordered_map<std::string, uint32_t> variables_;
   std::vector<int> register_bits_;
@@ -82,11 +81,9 @@ class Statement {
   // A list in braces, or one operand. Returns how many there were.
   int write_list(int first, int most, Type type);
   int read_list(int first, int most, Type type);
-  // [base + offset]: a register or variable to a source, the number to `offset`. Returns the bits
+  // [base + offset]: a register, variable or parameter to a source, the number to `offset`. Returns the bits
   // of the base.
   int address(int source, int64_t& offset);
-  // [name + offset] in the space of parameters, where so many bytes are read.
-  uint32_t parameter_address(int bytes);
   int64_t number();
   std::string word();
 

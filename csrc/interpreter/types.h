@@ -18,20 +18,42 @@ using Row = std::array<T, lanes_per_warp>;
 
 // PTX ISA, "Fundamental Types" and "Packed Data Types"; those that occur. `none` is no type.
 enum class Type : uint8_t {
-  none, pred,
-  b8, b16, b32, b64,
-  u8, u16, u32, u64,
-  s8, s16, s32, s64,
-  f16, f16x2, bf16, bf16x2, f32
+  none,
+  pred,
+  b8,
+  b16,
+  b32,
+  b64,
+  u8,
+  u16,
+  u32,
+  u64,
+  s8,
+  s16,
+  s32,
+  s64,
+  f16,
+  f16x2,
+  bf16,
+  bf16x2,
+  f32
 };
 
 constexpr int bits_of(Type type) {
   switch (type) {
     case Type::none: return 0;
     case Type::pred: return 1;
-    case Type::b8: case Type::u8: case Type::s8: return 8;
-    case Type::b16: case Type::u16: case Type::s16: case Type::f16: case Type::bf16: return 16;
-    case Type::b64: case Type::u64: case Type::s64: return 64;
+    case Type::b8:
+    case Type::u8:
+    case Type::s8: return 8;
+    case Type::b16:
+    case Type::u16:
+    case Type::s16:
+    case Type::f16:
+    case Type::bf16: return 16;
+    case Type::b64:
+    case Type::u64:
+    case Type::s64: return 64;
     default: return 32;
   }
 }

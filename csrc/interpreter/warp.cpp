@@ -64,9 +64,10 @@ size_t Warp::choose_group() {
   for (const LaneGroup& group : groups) {
     if (group.waiting) continue;
     ++ready;
-    const bool better = !chosen || (order == Order::forward   ? group.at < chosen->at
-                                    : order == Order::reverse ? group.at > chosen->at
-                                                  : block->launch.random() % ready == 0);
+    const bool better =
+        !chosen || (order == Order::forward   ? group.at < chosen->at
+                    : order == Order::reverse ? group.at > chosen->at
+                                              : block->launch.random() % ready == 0);
     if (better) chosen = &group;
   }
   if (!chosen)
@@ -109,8 +110,7 @@ void Warp::step(size_t index_of_group) {
   }
 
   const bool waits = in.flow != Flow::branch && in.flow != Flow::exit;
-  if (waits && lanes != group.lanes && lanes != 0)
-    stop(in, "its guard holds for some lanes only");
+  if (waits && lanes != group.lanes && lanes != 0) stop(in, "its guard holds for some lanes only");
   if (waits && lanes != 0 && wait_for_members(group, in, lanes)) return;
 
   ++launch.counters.warp_instructions;

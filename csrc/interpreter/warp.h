@@ -54,8 +54,7 @@ struct Warp {
     if (lanes == all_lanes) {
       std::memcpy(to, values.data(), sizeof(values));
     } else {
-      for (unsigned l = 0; l < lanes_per_warp; ++l)
-        to[l] = lanes >> l & 1 ? values[l] : to[l];
+      for (unsigned l = 0; l < lanes_per_warp; ++l) to[l] = lanes >> l & 1 ? values[l] : to[l];
     }
   }
   void write_predicate(Operand operand, LaneMask values, LaneMask lanes) const {

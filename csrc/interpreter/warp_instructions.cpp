@@ -145,10 +145,9 @@ void trap(Warp& warp, const Instruction& in, LaneMask) { warp.stop(in, "trap"); 
 
 void decode_trap(Statement& s) { s.instruction.execute = trap; }
 
-constexpr OpcodeDecoder opcodes[] = {{"shfl", decode_shfl}, {"vote", decode_vote},
-                                     {"bar", decode_bar},   {"bra", decode_bra},
-                                     {"ret", decode_exit},  {"exit", decode_exit},
-                                     {"trap", decode_trap}, {"barrier", decode_bar}};
+constexpr OpcodeDecoder opcodes[] = {
+    {"shfl", decode_shfl}, {"vote", decode_vote}, {"bar", decode_bar},   {"bra", decode_bra},
+    {"ret", decode_exit},  {"exit", decode_exit}, {"trap", decode_trap}, {"barrier", decode_bar}};
 
 }  // namespace
 
