@@ -48,11 +48,10 @@ inline void copy_async(void* to, const void* from, bool present, Place place = P
   {
     const Quiet quiet;
     require_shared("cp.async", place, to, Bytes);
-    // The source of a copy that only clears is not read and need not exist, but the hardware wants
-    // it aligned too.
+    // The source of a copy that only clears is not read, but must exist and be aligned too.
     require_aligned("cp.async", place, from, Bytes);
     require_addressable(to, Bytes);
-    if (present) require_addressable(from, Bytes);
+    require_addressable(from, Bytes);
     ++counters.copies;
     if (present) counters.global_bytes_read += Bytes;
     const Copies when = block.settings.copies;
