@@ -33,8 +33,8 @@ struct ForwardLayout {
 };
 
 // What a warp does, between the places where kernels differ: `epilogue` takes the sums, `residual`
-// says whether it gets to see the input beside them. With `added` it takes nothing: the sums are written
-// with that tensor added, of the output's strides.
+// says whether it gets to see the input beside them. Given `added`, a tensor of the output's strides,
+// the sums plus that tensor are written instead.
 template <class T, int Size, int Step, int Tiles, bool Whole, class Epilogue>
 __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tiling tiling,
                                                  int input_alignment, int output_alignment,
@@ -78,12 +78,13 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
                          p.output_strides.image, output_alignment};
   Reader<T, Step, Tiles, Rows, pad, 0, Whole> reader(source, first, p.shape, tiling, input_pitch);
   Writer<T, Step, Tiles, Rows, Whole> writer(target, first, p.shape, tiling, output_pitch);
-  // Of a plane lower or narrower than the tiles, the rest of them is never fetched.
+  // Below low planes nothing to be added is ever fetched.
   if constexpr (Epilogue::adds) clear(output, output_elements, lane);
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if constexpr (Epilogue::adds) {
       if (added && number >= first) {
+        // The outputs of the item before leave from the same place.
         __syncwarp();
         writer.fetch_added(output, static_cast<const T*>(added), lane);
       }
@@ -101,20 +102,13 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
         {here + Rows::job(lane / 4, tiling.groups_log2, input_pitch),
          here + Rows::job(lane / 4 + 8, tiling.groups_log2, input_pitch)},
         residual};
-    const auto write = [&] {
+    if (!Epilogue::adds || added == nullptr) {
       take.template operator()<T, Size, Rows>(first_job, second_job, sum, own, number, lane);
-    };
-    if constexpr (Epilogue::adds) {
-      if (added) {
-        device::copy_wait<1>();
-        __syncwarp();
-        write_sums_with<T, Size, Rows>(Residual<T, Rows>{{first_job, second_job}, true}, first_job,
-                                       second_job, sum, lane);
-      } else {
-        write();
-      }
-    } else {
-      write();
+    } else if constexpr (Epilogue::adds) {
+      device::copy_wait<1>();
+      __syncwarp();
+      write_sums_with<T, Size, Rows>(Residual<T, Rows>{{first_job, second_job}, true}, first_job,
+                                     second_job, sum, lane);
     }
     __syncwarp();
     writer.store_next(output, lane);

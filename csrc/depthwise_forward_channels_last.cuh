@@ -39,8 +39,8 @@ struct ChannelsLastForwardLayout {
 };
 
 // What a block does, between the places where kernels differ: `epilogue` takes the sums, `residual`
-// says whether it gets to see the input beside them. With `added` it sees that tensor instead, which
-// has the output's strides.
+// says whether it gets to see the input beside them. Given `added`, a tensor of the output's strides,
+// it sees that tensor instead.
 template <class T, int Size, int Step, int Tiles, class Epilogue>
 __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArguments& p,
                                                   const Tiling& tiling, const Staged& staged,
@@ -98,8 +98,9 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
           p.input_strides.pixel, p.shape.images - image, channels, input_in_units, thread);
     device::copy_commit();
   };
-  // What is added takes the chunks of the input, once these are in the planes, and the place of the
-  // input in the planes, once that has met its filters.
+  // `added` comes into the chunks of the input, once these are in the planes, and from there into the
+  // planes of some channels, once the input there has met its filters. It is added to the sums in
+  // registers: they are rounded once.
   const auto fetch_added = [&](int number) {
     const int image = number * images;
     fetch_chunks<Planes, warps>(
@@ -123,8 +124,8 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
     chunks_to_planes<Planes, warps, 0>(planes, staged.pitch, raw, input_list, staged.chunks,
                                        thread);
     __syncthreads();
-    if (Epilogue::adds && added) fetch_added(number);
-    else fetch(number + 1);
+    if (!Epilogue::adds || added == nullptr) fetch(number + 1);
+    else if constexpr (Epilogue::adds) fetch_added(number);
 #pragma unroll
     for (int i = 0; i < per_warp; ++i) {
       const unsigned mine = unsigned(device::opaque(thread));
@@ -136,7 +137,7 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
       const auto take = epilogue.of(channel + c);
       load_no_further();
       float sum[Step][Tiles][4] = {};
-      if (!Epilogue::adds || exists)
+      if (exists)
         multiply<T, Size, Step, Tiles, Rows, false, ahead>(
             sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
             bands[i], lane);

@@ -9,8 +9,8 @@
 // Where pixels are not whole units on 16-byte boundaries, elements take the same way one by one.
 //
 // A block stays in one section of the images, so where each chunk belongs is listed once. Every chunk
-// of the section is on the list, also where it lies outside: there the pixels that no copy ever
-// writes stand for zeros, and every item overwrites what the one before left in the planes.
+// of the section is on the list, also where it lies outside: it is filled with zeros, and every item
+// overwrites what the one before left in the chunks and planes.
 #pragma once
 #include "item.cuh"
 #include "pairs.cuh"
@@ -130,9 +130,9 @@ __device__ __forceinline__ void clear_together(T* at, size_t elements, int threa
     device::store_shared(at + i, make_uint4(0, 0, 0, 0));
 }
 
-// Brings the chunks of an item to shared memory, with zeros for pixels, images and channels that do not
-// exist. `from` is the first channel of the block in the item's first image; copies of what does not
-// exist name it too.
+// Brings the chunks of an item to shared memory, with zeros for pixels, images and channels that do
+// not exist. `from` is the first channel of the block in the item's first image, which the copies of
+// what does not exist name.
 template <class Planes, int Warps, class T>
 __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int count, const T* from,
                                              ptrdiff_t pixel_stride, int images, int channels,
@@ -178,8 +178,8 @@ __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int coun
   }
 }
 
-// Transposes chunks into planes, 8 channels of four chunks a warp at a time, of Octets times 8 channels
-// from the octet `first_octet` on. The planes begin at column Shift, 0 or 4.
+// Transposes chunks into planes, 8 channels of four chunks a warp at a time: those of Octets octets
+// of channels from `first_octet` on. The planes begin at column Shift, 0 or 4.
 template <class Planes, int Warps, int Shift, int Octets = Planes::octets, class T>
 __device__ __forceinline__ void chunks_to_planes(T* planes, int pitch, const T* raw,
                                                  const Chunk* list, int count, int thread,

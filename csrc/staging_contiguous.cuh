@@ -25,7 +25,7 @@ __device__ __forceinline__ void clear(T* at, int elements, int lane) {
 // What readers and writers are told alike.
 template <class T>
 struct Planes {
-  T* tensor;  // an element of it, for copies of what lies outside
+  T* tensor;  // its first element
   T* first;   // the plane of image 0
   ptrdiff_t image_stride;
   int alignment;  // in elements, of every row
@@ -107,7 +107,7 @@ struct Span {
 };
 
 // Brings a span of planes to shared memory at column Shift, `from` and `to` being those of the item's
-// first image; zeros for what lies outside, whose copies name the first element of `tensor`.
+// first image. What lies outside becomes zeros, by copies that name the first element of `tensor`.
 template <class Layout, int Tiles, int Shift, int Piece, class T>
 __device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* tensor, const T* from,
                                            ptrdiff_t image_stride, const Span& span,
@@ -292,8 +292,8 @@ class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
   int in_shared_, left_;
 };
 
-// Writes one finished item after another to memory. `fetch_added` brings to its place what is to be
-// added to the item that is written next: the same item of `added`, a tensor of the same strides.
+// Writes one finished item after another to memory. `fetch_added` brings the item of another tensor
+// of the same strides, `added` its first element, to the place of the item that is written next.
 template <class T, int Step, int Tiles, class Layout, bool Whole>
 class Writer {
  public:

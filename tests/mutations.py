@@ -41,12 +41,12 @@ SECOND_TYPE = {
 # By the kernel that has the fault and the sanitizer that it is run under.
 MUTATIONS = {
     ("forward", "thread"): [
-        Mutation("no barrier after the copies", FORWARD, WARP),
-        Mutation("no barrier between sums and stores", FORWARD, WARP, nth=1),
+        Mutation("no barrier after the copies", FORWARD, WARP, nth=1),
+        Mutation("no barrier between sums and stores", FORWARD, WARP, nth=3),
         Mutation("no barrier before the bands", CORE, WARP),
-        Mutation("wait for too few copies", FORWARD, "copy_wait<1>", "copy_wait<2>"),
+        Mutation("wait for too few copies", FORWARD, "? 2 : 1>", "? 2 : 2>"),
         Mutation("no zeros around planes", FORWARD, "clear(input, input_elements, lane);"),
-        Mutation("halo one row off", STAGING, "item_.top(tiling_) - Pad", "item_.top(tiling_)"),
+        Mutation("halo one row off", STAGING, "item.top(tiling) - Pad", "item.top(tiling)"),
         Mutation(
             "more rows written than there are", STAGING, ", shape.height - top);", ", 1 << 20);"
         ),
@@ -68,18 +68,18 @@ MUTATIONS = {
     ],
     ("channels_last_forward", "thread"): [
         Mutation("no barrier after the filters", PIXELS_FORWARD, BLOCK),
-        Mutation("no barrier after the copies", PIXELS_FORWARD, BLOCK, nth=2),
-        Mutation("no barrier after transposing", PIXELS_FORWARD, BLOCK, nth=3),
-        Mutation("no barrier between sums and stores", PIXELS_FORWARD, BLOCK, nth=4),
+        Mutation("no barrier after the copies", PIXELS_FORWARD, BLOCK, nth=4),
+        Mutation("no barrier after transposing", PIXELS_FORWARD, BLOCK, nth=5),
+        Mutation("no barrier between sums and stores", PIXELS_FORWARD, BLOCK, nth=6),
         Mutation("no barrier before sums replace inputs", PIXELS_FORWARD, WARP),
-        Mutation("wait for too few copies", PIXELS_FORWARD, "copy_wait<0>", "copy_wait<1>"),
+        Mutation("wait for too few copies", PIXELS_FORWARD, "copy_wait<0>", "copy_wait<1>", nth=1),
         Mutation("no zeros around planes", PIXELS_FORWARD, "clear_together(planes,", "(void)(0,"),
         HALO_ROW_OFF,
     ],
     ("channels_last_forward", "address"): [
         Mutation("more channels read than there are", PIXELS_STAGING, "if (channels <= 0) return;"),
         Mutation(
-            "more images read than there are", PIXELS_STAGING, "chunk.present < missing);", "true);"
+            "more images read than there are", PIXELS_STAGING, "chunk.present < missing;", "true;"
         ),
         Mutation("more rows written than there are", PIXELS_STAGING, ROW_INSIDE, "y >= 0"),
     ],
@@ -94,10 +94,16 @@ MUTATIONS = {
     ("fused_forward", "thread"): [
         Mutation("residual from another row", FORWARD, "Rows::at(pad + row", "Rows::at(row"),
         Mutation("moments of missing images", EPILOGUE, "if (exists[job]) see", "see"),
-        Mutation("nothing added", STAGING, "if (added != 0)", "if (false)"),
+        Mutation("nothing added", FORWARD, "if (added && number >= first)", "if (false)"),
+        Mutation("no barrier before what is added", FORWARD, WARP),
+        Mutation("no barrier after what is added", FORWARD, WARP, nth=2),
+        Mutation("no wait for what is added", FORWARD, "copy_wait<1>", "copy_wait<2>"),
     ],
     ("channels_last_fused_forward", "thread"): [
-        Mutation("nothing added", PIXELS_STAGING, "if (added != 0)", "if (false)", nth=1),
+        Mutation("nothing added", PIXELS_FORWARD, "residual || added", "residual"),
+        Mutation("no wait for what is added", PIXELS_FORWARD, "copy_wait<0>", "copy_wait<1>"),
+        Mutation("no barrier before what is added", PIXELS_FORWARD, BLOCK, nth=2),
+        Mutation("no barrier after what is added", PIXELS_FORWARD, BLOCK, nth=3),
         Mutation("no barrier before sums replace inputs", PIXELS_FORWARD, WARP),
     ],
     ("backward", "thread"): [

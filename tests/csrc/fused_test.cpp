@@ -102,7 +102,7 @@ bool forward_is_right(const Case& each, int size, bool normalised) {
   FusedForwardArgumentsOf<Layout> p{};
   p.input = x.data();
   p.weight = weight.data();
-  p.bias = float_bias.data();
+  p.bias = normalised ? float_bias.data() : nullptr;
   p.output = y.data();
   p.shape = shape;
   p.input_strides = x.strides();
@@ -118,13 +118,12 @@ bool forward_is_right(const Case& each, int size, bool normalised) {
   std::vector<double> expected(plane);
   for (size_t i = 0; i < size_t(shape.images) * channels; ++i) {
     const size_t c = i % channels;
-    expected.assign(plane, bias[c]);
+    expected.assign(plane, normalised ? bias[c] : 0);
     (normalised ? add_outputs : add_input_gradient)(expected.data(), &input[i * plane],
                                                     &filter[c * taps], shape, size);
     for (size_t j = i * plane; j < (i + 1) * plane; ++j) {
       const double sum = expected[j - i * plane];
-      const double right =
-          normalised ? tables.normalised(sum, c) + input[j] : as_stored<T>(sum) + other[j];
+      const double right = normalised ? tables.normalised(sum, c) + input[j] : sum + other[j];
       report.compare("element", j, float(y.at(j)), float(rounded<T>(right)));
     }
   }
