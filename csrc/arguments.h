@@ -69,7 +69,7 @@ struct FusedForwardArgumentsOf : ForwardArgumentsOf<Layout> {
   Normalisation normalisation;  // without rows: the convolution as it is
   Activation activation;
   bool residual;      // add the input
-  const void* added;  // a tensor to add, of the output's strides, or null
+  const void* added;  // a tensor of the output's strides to add to the convolution alone, or null
 };
 using FusedForwardArguments = FusedForwardArgumentsOf<Strides>;
 using ChannelsLastFusedForwardArguments = FusedForwardArgumentsOf<PixelStrides>;

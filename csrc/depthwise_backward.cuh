@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
   // filter.
   const auto fetch = [&](T* to, const void* tensor, const Strides& strides, int number) {
     const Planes<const T> planes{
+        static_cast<const T*>(tensor),
         static_cast<const T*>(tensor) + device::opaque(channel) * strides.channel, strides.image,
         8};
     Reader<T, Step, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch,
@@ -87,10 +88,10 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
         .fetch_next(to, lane);
   };
   const auto store = [&](void* tensor, const Strides& strides, const T* from, int number) {
-    const Planes<T> planes{static_cast<T*>(tensor) + device::opaque(channel) * strides.channel,
+    const Planes<T> planes{static_cast<T*>(tensor),
+                           static_cast<T*>(tensor) + device::opaque(channel) * strides.channel,
                            strides.image, 8};
-    Writer<T, Step, Tiles, Rows, true, false>(planes, number, p.shape, tiling, pitch,
-                                              device::opaque(lane))
+    Writer<T, Step, Tiles, Rows, true>(planes, number, p.shape, tiling, pitch, device::opaque(lane))
         .store_next(from, lane);
   };
 
@@ -161,12 +162,8 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
     const int job = Rows::job(mine / 4, tiling.groups_log2, pitch);
     const int other_job = Rows::job(mine / 4 + 8, tiling.groups_log2, pitch);
     const Residual<T, Rows> residual{{gradient + job, gradient + other_job}, p.residual};
-    write_sums<T, Size, Rows, Layout::shift != 0>(
-        value + job, value + other_job, sum, mine,
-        [&](float low, float high, int which, int row, int column) {
-          const float2 also = residual.at(which, row, column);
-          return pack<T>(low + also.x, high + also.y);
-        });
+    write_sums_with<T, Size, Rows, Layout::shift != 0>(residual, value + job, value + other_job,
+                                                       sum, mine);
     __syncwarp();
     store(p.input_gradient, p.input_gradient_strides, value, number);
 

@@ -33,7 +33,8 @@ struct ForwardLayout {
 };
 
 // What a warp does, between the places where kernels differ: `epilogue` takes the sums, `residual`
-// says whether it gets to see the input beside them, `added` is a tensor for the writer to add.
+// says whether it gets to see the input beside them. Given `added`, a tensor of the output's strides,
+// the sums plus that tensor are written instead.
 template <class T, int Size, int Step, int Tiles, bool Whole, class Epilogue>
 __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tiling tiling,
                                                  int input_alignment, int output_alignment,
@@ -69,20 +70,30 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
   T* const first_job = output + Rows::job(lane / 4, tiling.groups_log2, output_pitch);
   T* const second_job = output + Rows::job(lane / 4 + 8, tiling.groups_log2, output_pitch);
 
-  const Planes<const T> source{static_cast<const T*>(p.input) + channel * p.input_strides.channel,
+  const Planes<const T> source{static_cast<const T*>(p.input),
+                               static_cast<const T*>(p.input) + channel * p.input_strides.channel,
                                p.input_strides.image, input_alignment};
-  const Planes<T> target{static_cast<T*>(p.output) + channel * p.output_strides.channel,
+  const Planes<T> target{static_cast<T*>(p.output),
+                         static_cast<T*>(p.output) + channel * p.output_strides.channel,
                          p.output_strides.image, output_alignment};
   Reader<T, Step, Tiles, Rows, pad, 0, Whole> reader(source, first, p.shape, tiling, input_pitch);
-  Writer<T, Step, Tiles, Rows, Whole, Epilogue::adds> writer(target, first, p.shape, tiling,
-                                                             output_pitch);
-  if constexpr (Epilogue::adds) writer.add(p.output, added);
+  Writer<T, Step, Tiles, Rows, Whole> writer(target, first, p.shape, tiling, output_pitch);
+  // Below low planes nothing to be added is ever fetched.
+  if constexpr (Epilogue::adds) clear(output, output_elements, lane);
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
+    if constexpr (Epilogue::adds) {
+      if (added && number >= first) {
+        // The outputs of the item before leave from the same place.
+        __syncwarp();
+        writer.fetch_added(output, static_cast<const T*>(added), lane);
+      }
+      device::copy_commit();
+    }
     if (number + 1 < last) reader.fetch_next(input + (stage ^ 1) * stage_elements, lane);
     device::copy_commit();
     if (number < first) continue;
-    device::copy_wait<1>();
+    device::copy_wait<Epilogue::adds ? 2 : 1>();
     __syncwarp();
     const T* const here = input + stage * stage_elements;
     float sum[Step][Tiles][4] = {};
@@ -91,7 +102,14 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
         {here + Rows::job(lane / 4, tiling.groups_log2, input_pitch),
          here + Rows::job(lane / 4 + 8, tiling.groups_log2, input_pitch)},
         residual};
-    take.template operator()<T, Size, Rows>(first_job, second_job, sum, own, number, lane);
+    if (!Epilogue::adds || added == nullptr) {
+      take.template operator()<T, Size, Rows>(first_job, second_job, sum, own, number, lane);
+    } else if constexpr (Epilogue::adds) {
+      device::copy_wait<1>();
+      __syncwarp();
+      write_sums_with<T, Size, Rows>(Residual<T, Rows>{{first_job, second_job}, true}, first_job,
+                                     second_job, sum, lane);
+    }
     __syncwarp();
     writer.store_next(output, lane);
   }

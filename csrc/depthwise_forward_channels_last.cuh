@@ -39,7 +39,8 @@ struct ChannelsLastForwardLayout {
 };
 
 // What a block does, between the places where kernels differ: `epilogue` takes the sums, `residual`
-// says whether it gets to see the input beside them, `added` is a tensor for the writer to add.
+// says whether it gets to see the input beside them. Given `added`, a tensor of the output's strides,
+// it sees that tensor instead.
 template <class T, int Size, int Step, int Tiles, class Epilogue>
 __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArguments& p,
                                                   const Tiling& tiling, const Staged& staged,
@@ -97,6 +98,24 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
           p.input_strides.pixel, p.shape.images - image, channels, input_in_units, thread);
     device::copy_commit();
   };
+  // `added` comes into the chunks of the input, once these are in the planes, and from there into the
+  // planes of some channels, once the input there has met its filters. It is added to the sums in
+  // registers: they are rounded once.
+  const auto fetch_added = [&](int number) {
+    const int image = number * images;
+    fetch_chunks<Planes, warps>(
+        raw, output_list, Layout::output_chunks,
+        static_cast<const T*>(added) + image * p.output_strides.image + channel,
+        p.output_strides.pixel, p.shape.images - image, channels, output_in_units, thread);
+    device::copy_commit();
+  };
+  const auto place_added = [&](int octet) {
+    device::copy_wait<0>();
+    __syncthreads();
+    chunks_to_planes<Planes, warps, 0, Planes::octets / per_warp>(
+        planes, staged.pitch, raw, output_list, Layout::output_chunks, thread, octet);
+    __syncthreads();
+  };
   fetch(first);
 #pragma unroll 1
   for (int number = first; number < last; ++number) {
@@ -105,35 +124,45 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
     chunks_to_planes<Planes, warps, 0>(planes, staged.pitch, raw, input_list, staged.chunks,
                                        thread);
     __syncthreads();
-    fetch(number + 1);
+    if (!Epilogue::adds || added == nullptr) fetch(number + 1);
+    else if constexpr (Epilogue::adds) fetch_added(number);
 #pragma unroll
     for (int i = 0; i < per_warp; ++i) {
       const unsigned mine = unsigned(device::opaque(thread));
       const int lane = int(mine % 32), c = int(mine / 32) + i * warps;
-      if (c >= channels) continue;
+      const bool exists = c < channels;
+      if (!Epilogue::adds && !exists) continue;
       T* const plane = planes + Planes::at(staged.pitch, c);
       // Read anew for each item: registers are scarcer than reads that hit the cache.
       const auto take = epilogue.of(channel + c);
       load_no_further();
       float sum[Step][Tiles][4] = {};
-      multiply<T, Size, Step, Tiles, Rows, false, ahead>(
-          sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
-          bands[i], lane);
+      if (exists)
+        multiply<T, Size, Step, Tiles, Rows, false, ahead>(
+            sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
+            bands[i], lane);
       __syncwarp();
+      if constexpr (Epilogue::adds) {
+        if (added) {
+          place_added(i);
+          if (i + 1 == per_warp) fetch(number + 1);
+        }
+        if (!exists) continue;
+      }
       const int job = lane / 4;
       T* const first_job = plane + Rows::job(job, tiling.groups_log2, staged.image);
       T* const second_job = plane + Rows::job(job + 8, tiling.groups_log2, staged.image);
-      // Each sum takes the place of the input that is its residual.
+      // Each sum takes the place of its residual.
       take.template operator()<T, Size, Outputs>(
-          first_job, second_job, sum, Residual<T, Outputs>{{first_job, second_job}, residual},
-          number, lane);
+          first_job, second_job, sum,
+          Residual<T, Outputs>{{first_job, second_job}, residual || added}, number, lane);
     }
     __syncthreads();
     const int image = number * images;
-    planes_to_memory<Planes, warps, Layout::output_chunks, Epilogue::adds>(
-        static_cast<T*>(p.output) + image * p.output_strides.image + channel,
-        bytes_between(p.output, added), planes, staged.pitch, output_list, p.output_strides.pixel,
-        p.shape.images - image, channels, output_in_units, thread);
+    planes_to_memory<Planes, warps, Layout::output_chunks>(
+        static_cast<T*>(p.output) + image * p.output_strides.image + channel, planes, staged.pitch,
+        output_list, p.output_strides.pixel, p.shape.images - image, channels, output_in_units,
+        thread);
   }
 }
 

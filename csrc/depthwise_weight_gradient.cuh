@@ -67,9 +67,11 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
   clear(gradient, gradient_elements, lane);
   __syncwarp();
 
-  const Planes<const T> x{static_cast<const T*>(p.input) + channel * p.input_strides.channel,
+  const Planes<const T> x{static_cast<const T*>(p.input),
+                          static_cast<const T*>(p.input) + channel * p.input_strides.channel,
                           p.input_strides.image, input_alignment};
   const Planes<const T> dy{
+      static_cast<const T*>(p.output_gradient),
       static_cast<const T*>(p.output_gradient) + channel * p.gradient_strides.channel,
       p.gradient_strides.image, gradient_alignment};
   Reader<T, Step, Tiles, Input, pad, Sums::input_shift, Whole> x_reader(x, first, p.shape, tiling,

@@ -3,9 +3,21 @@
 #include "choices.h"
 
 namespace depthwise {
+namespace {
+
+template <class Layout>
+void check_added(const FusedForwardArgumentsOf<Layout>& p) {
+  if (p.added &&
+      (p.bias || p.normalisation.rows || p.residual || p.activation != Activation::identity))
+    throw std::invalid_argument(
+        "a tensor is added to a convolution alone: no bias, activation, normalisation or residual");
+}
+
+}  // namespace
 
 cudaError_t fused_forward(const FusedForwardArguments& p, Type type, const Chip& chip,
                           cudaStream_t stream) {
+  check_added(p);
   const Plan chosen = checked(plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);
   return with_size(p.filter_size, [&](auto size) {
     return launch_fused_forward<decltype(size)::value>(p, type, chosen, stream);
@@ -14,6 +26,7 @@ cudaError_t fused_forward(const FusedForwardArguments& p, Type type, const Chip&
 
 cudaError_t fused_forward(const ChannelsLastFusedForwardArguments& p, Type type, const Chip& chip,
                           cudaStream_t stream) {
+  check_added(p);
   const Plan chosen =
       checked(channels_last_plan(p.shape, p.filter_size, Pass::forward, chip), p.shape);
   return with_size(p.filter_size, [&](auto size) {

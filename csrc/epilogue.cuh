@@ -42,10 +42,22 @@ struct Residual {
   }
 };
 
+// Writes the sums plus the residual to shared memory, which may be the place of the residual.
+template <class T, int Size, class Layout, bool Shifted = false, int Step, int Tiles, class Other>
+__device__ __forceinline__ void write_sums_with(const Residual<T, Other>& residual, T* first,
+                                                T* second, const float (&sum)[Step][Tiles][4],
+                                                int lane) {
+  write_sums<T, Size, Layout, Shifted>(first, second, sum, lane,
+                                       [&](float low, float high, int job, int row, int column) {
+                                         const float2 also = residual.at(job, row, column);
+                                         return pack<T>(low + also.x, high + also.y);
+                                       });
+}
+
 // An epilogue is what a kernel does with the sums of a channel. `of` reads what belongs to the
 // channel; what it gives is called with the sums of one item after the other and told of the end.
-// Where it `adds`, the writer adds another tensor. `rows_ahead` is how many input rows `multiply` may
-// load at a time beside it.
+// Where it `adds`, the kernel can also add a tensor to the bare sums. `rows_ahead` is how many input
+// rows `multiply` may load at a time beside it.
 
 // The convolution with its bias.
 struct BiasEpilogue {

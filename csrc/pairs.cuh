@@ -32,29 +32,4 @@ using Bits = std::conditional_t<
     std::conditional_t<Elements == 4, uint2,
                        std::conditional_t<Elements == 2, uint32_t, unsigned short>>>;
 
-// Element by element, rounded once.
-template <class T, class Bits>
-__device__ __forceinline__ Bits add_elements(Bits a, Bits b) {
-  constexpr int words = (sizeof(Bits) + 3) / 4;
-  uint32_t left[words] = {}, right[words] = {};
-  memcpy(left, &a, sizeof(Bits));
-  memcpy(right, &b, sizeof(Bits));
-#pragma unroll
-  for (int i = 0; i < words; ++i) {
-    const float2 x = unpack<T>(left[i]), y = unpack<T>(right[i]);
-    left[i] = pack<T>(x.x + y.x, x.y + y.y);
-  }
-  memcpy(&a, left, sizeof(Bits));
-  return a;
-}
-
-// A tensor of the same strides as another is found by the distance between the two; none is 0.
-__device__ __forceinline__ ptrdiff_t bytes_between(const void* from, const void* to) {
-  return to ? static_cast<const char*>(to) - static_cast<const char*>(from) : 0;
-}
-template <class T>
-__device__ __forceinline__ const T* offset_by(const T* at, ptrdiff_t bytes) {
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(at) + bytes);
-}
-
 }  // namespace depthwise

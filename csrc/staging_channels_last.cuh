@@ -9,8 +9,8 @@
 // Where pixels are not whole units on 16-byte boundaries, elements take the same way one by one.
 //
 // A block stays in one section of the images, so where each chunk belongs is listed once. Every chunk
-// of the section is on the list, also where it lies outside: there the pixels that no copy ever
-// writes stand for zeros, and every item overwrites what the one before left in the planes.
+// of the section is on the list, also where it lies outside: it is filled with zeros, and every item
+// overwrites what the one before left in the chunks and planes.
 #pragma once
 #include "item.cuh"
 #include "pairs.cuh"
@@ -130,8 +130,9 @@ __device__ __forceinline__ void clear_together(T* at, size_t elements, int threa
     device::store_shared(at + i, make_uint4(0, 0, 0, 0));
 }
 
-// Brings the chunks of an item to shared memory, with zeros for images and channels that do not
-// exist. `from` is the first channel of the block in the item's first image.
+// Brings the chunks of an item to shared memory, with zeros for pixels, images and channels that do
+// not exist. `from` is the first channel of the block in the item's first image, which the copies of
+// what does not exist name.
 template <class Planes, int Warps, class T>
 __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int count, const T* from,
                                              ptrdiff_t pixel_stride, int images, int channels,
@@ -147,21 +148,24 @@ __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int coun
   const char* const origin = reinterpret_cast<const char*>(from + pixel * pixel_stride + 8 * octet);
   T* to = raw + Planes::unit(first, pixel, octet);
   list += first;
+  const auto exists = [&](const Chunk& chunk) {
+    return unsigned(pixel) < chunk.present % 16 && chunk.present < missing;
+  };
   if (in_units) {
 #pragma unroll 4
     for (int n = first; n < count; n += step, list += step, to += step * Planes::chunk) {
       const Chunk chunk = *list;
-      if (unsigned(pixel) < chunk.present % 16)
-        device::copy_async<16>(to, origin + chunk.bytes, chunk.present < missing);
+      const bool present = exists(chunk);
+      device::copy_async<16>(
+          to, present ? origin + chunk.bytes : reinterpret_cast<const char*>(from), present);
     }
   } else {
     // One element at a time, through registers.
 #pragma unroll 1
     for (int n = first; n < count; n += step, list += step, to += step * Planes::chunk) {
       const Chunk chunk = *list;
-      if (unsigned(pixel) >= chunk.present % 16) continue;
       const auto* const bits = reinterpret_cast<const unsigned short*>(origin + chunk.bytes);
-      const int existing = chunk.present < missing ? channels : 0;
+      const int existing = exists(chunk) ? channels : 0;
       uint32_t word[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -174,16 +178,17 @@ __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int coun
   }
 }
 
-// Transposes chunks into planes, 8 channels of four chunks a warp at a time. The planes begin at
-// column Shift, 0 or 4.
-template <class Planes, int Warps, int Shift, class T>
+// Transposes chunks into planes, 8 channels of four chunks a warp at a time: those of Octets octets
+// of channels from `first_octet` on. The planes begin at column Shift, 0 or 4.
+template <class Planes, int Warps, int Shift, int Octets = Planes::octets, class T>
 __device__ __forceinline__ void chunks_to_planes(T* planes, int pitch, const T* raw,
-                                                 const Chunk* list, int count, int thread) {
-  constexpr int octets = Planes::octets, step = Warps / octets * 4;
-  static_assert(Warps % octets == 0 && (Shift == 0 || Shift == 4));
+                                                 const Chunk* list, int count, int thread,
+                                                 int first_octet = 0) {
+  constexpr int step = Warps / Octets * 4;
+  static_assert(Warps % Octets == 0 && (Shift == 0 || Shift == 4));
   const unsigned number = unsigned(device::opaque(thread));
   const int warp = number / 32, lane = number % 32;
-  const int octet = warp % octets, first = warp / octets * 4;
+  const int octet = first_octet + warp % Octets, first = warp / Octets * 4;
   // Matrix m is pixels 2m and 2m + 1 of four chunks: lane l receives channel l / 4 of chunk l % 4.
   const T* from = raw + Planes::unit(first + lane % 8 / 2, lane / 8 * 2 + lane % 2, octet);
   T* const plane = planes + Planes::at(pitch, 8 * octet + lane / 4) + Shift;
@@ -208,10 +213,9 @@ __device__ __forceinline__ void chunks_to_planes(T* planes, int pitch, const T* 
   }
 }
 
-// Writes finished planes to memory. `to` is the first channel of the block in the first image. With
-// Adds it adds the tensor that lies `added` bytes from there, unless that is zero.
-template <class Planes, int Warps, int Count, bool Adds, class T>
-__device__ __forceinline__ void planes_to_memory(T* to, ptrdiff_t added, const T* planes, int pitch,
+// Writes finished planes to memory. `to` is the first channel of the block in the first image.
+template <class Planes, int Warps, int Count, class T>
+__device__ __forceinline__ void planes_to_memory(T* to, const T* planes, int pitch,
                                                  const Chunk* list, ptrdiff_t pixel_stride,
                                                  int images, int channels, bool in_units,
                                                  int thread) {
@@ -239,27 +243,16 @@ __device__ __forceinline__ void planes_to_memory(T* to, ptrdiff_t added, const T
     }
   };
   if (in_units) {
-    each_unit([=](char* at, const uint32_t (&r)[4]) {
-      uint4 unit = make_uint4(r[0], r[1], r[2], r[3]);
-      if constexpr (Adds)
-        if (added != 0)
-          unit = add_elements<T>(unit,
-                                 device::load_global(reinterpret_cast<const uint4*>(at + added)));
-      device::store_global(reinterpret_cast<uint4*>(at), unit);
+    each_unit([](char* at, const uint32_t (&r)[4]) {
+      device::store_global(reinterpret_cast<uint4*>(at), make_uint4(r[0], r[1], r[2], r[3]));
     });
   } else {
     each_unit([=](char* at, const uint32_t (&r)[4]) {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (i < channels) {
-          auto element = static_cast<unsigned short>(r[i / 2] >> i % 2 * 16);
-          if constexpr (Adds)
-            if (added != 0)
-              element = add_elements<T>(
-                  element,
-                  device::load_global(reinterpret_cast<const unsigned short*>(at + added) + i));
-          device::store_global(reinterpret_cast<unsigned short*>(at) + i, element);
-        }
+        if (i < channels)
+          device::store_global(reinterpret_cast<unsigned short*>(at) + i,
+                               static_cast<unsigned short>(r[i / 2] >> i % 2 * 16));
     });
   }
 }

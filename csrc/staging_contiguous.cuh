@@ -25,7 +25,8 @@ __device__ __forceinline__ void clear(T* at, int elements, int lane) {
 // What readers and writers are told alike.
 template <class T>
 struct Planes {
-  T* first;  // the plane of image 0
+  T* tensor;  // its first element
+  T* first;   // the plane of image 0
   ptrdiff_t image_stride;
   int alignment;  // in elements, of every row
 };
@@ -106,10 +107,11 @@ struct Span {
 };
 
 // Brings a span of planes to shared memory at column Shift, `from` and `to` being those of the item's
-// first image; zeros for what lies outside.
+// first image. What lies outside becomes zeros, by copies that name the first element of `tensor`.
 template <class Layout, int Tiles, int Shift, int Piece, class T>
-__device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* from, ptrdiff_t image_stride,
-                                           const Span& span, const Shape& shape, int lane) {
+__device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* tensor, const T* from,
+                                           ptrdiff_t image_stride, const Span& span,
+                                           const Shape& shape, int lane) {
   from += ptrdiff_t(span.top) * shape.width + span.left;
 #pragma unroll 1
   for (int image = 0; image < span.images; ++image) {
@@ -117,9 +119,9 @@ __device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* from, ptrd
     each_piece<Layout, Tiles, Piece>(
         from, shape.width, span.first_row, span.rows, 0, 8 * Tiles, lane,
         [&](const T* in_plane, int in_shared, int row, int column) {
-          device::copy_async<2 * Piece>(
-              to + Shift + in_shared, in_plane,
-              unsigned(span.top + row) < unsigned(height) && span.left + column < shape.width);
+          const bool inside =
+              unsigned(span.top + row) < unsigned(height) && span.left + column < shape.width;
+          device::copy_async<2 * Piece>(to + Shift + in_shared, inside ? in_plane : tensor, inside);
         });
     to += pitch, from += image_stride;
   }
@@ -168,13 +170,41 @@ __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
   }
 }
 
-// Writes the outputs of an item to the planes. With Adds it adds the tensor that lies `added` bytes
-// from them in memory, unless that is zero.
-template <class Layout, int Piece, bool Adds, int Step, int Tiles, class T>
-__device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, ptrdiff_t added,
-                                           const T* from, const Item<Step, Tiles>& item,
-                                           const Shape& shape, const Tiling& tiling, int pitch,
-                                           int lane) {
+// Brings an item of planes to shared memory at column Shift, with Pad rows of halo above and below.
+template <class Layout, int Pad, int Shift, int Step, int Tiles, class T>
+__device__ __forceinline__ void fetch_item(T* to, const Planes<const T>& planes,
+                                           const Item<Step, Tiles>& item, const Shape& shape,
+                                           const Tiling& tiling, int pitch, int lane) {
+  // Each of the ways below would keep its addresses in registers of its own.
+  lane = device::opaque(lane);
+  const bool one_strip = tiling.strips == 1;
+  // What follows from it would stay in registers from item to item.
+  const int images = device::opaque(jobs >> tiling.groups_log2);
+  const Span span{images,
+                  min(images, shape.images - item.image()),
+                  one_strip ? Pad : 0,
+                  one_strip ? shape.height : (Step << tiling.groups_log2) + 2 * Pad,
+                  one_strip ? 0 : item.top(tiling) - Pad,
+                  item.left()};
+  const T* const from = planes.first + item.image() * planes.image_stride;
+  const auto fetch = [&](auto piece) {
+    fetch_rows<Layout, Tiles, Shift, decltype(piece)::value>(
+        to, pitch, planes.tensor, from, planes.image_stride, span, shape, lane);
+  };
+  using std::integral_constant;
+  constexpr int widest = Shift % 8 == 0 ? 8 : 4;
+  if (planes.alignment >= widest) fetch(integral_constant<int, widest>());
+  else if (widest > 4 && planes.alignment == 4) fetch(integral_constant<int, 4>());
+  else if (planes.alignment == 2) fetch(integral_constant<int, 2>());
+  else
+    fetch_elements<Layout, Tiles, Shift>(to, pitch, from, planes.image_stride, span, shape, lane);
+}
+
+// Writes the outputs of an item to the planes.
+template <class Layout, int Piece, int Step, int Tiles, class T>
+__device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, const T* from,
+                                           const Item<Step, Tiles>& item, const Shape& shape,
+                                           const Tiling& tiling, int pitch, int lane) {
   using Value = Bits<Piece>;
   const int images = min(jobs >> tiling.groups_log2, shape.images - item.image());
   const int top = item.top(tiling), rows = min(Step << tiling.groups_log2, shape.height - top);
@@ -185,12 +215,8 @@ __device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, pt
   for (int image = 0; image < images; ++image) {
     each_piece<Layout, Tiles, Piece>(
         to, shape.width, 0, rows, first, end, lane, [&](T* in_plane, int in_shared, int, int) {
-          Value value = *reinterpret_cast<const Value*>(from + in_shared);
-          Value* const target = reinterpret_cast<Value*>(in_plane);
-          if constexpr (Adds)
-            if (added != 0)
-              value = add_elements<T>(value, device::load_global(offset_by(target, added)));
-          device::store_global(target, value);
+          device::store_global(reinterpret_cast<Value*>(in_plane),
+                               *reinterpret_cast<const Value*>(from + in_shared));
         });
     to += image_stride, from += pitch;
   }
@@ -213,30 +239,7 @@ class Reader {
         pitch_(image_pitch) {}
 
   __device__ __forceinline__ void fetch_next(T* to, int lane) {
-    // Each of the ways below would keep its addresses in registers of its own.
-    lane = device::opaque(lane);
-    const bool one_strip = tiling_.strips == 1;
-    // What follows from it would stay in registers from item to item.
-    const int images = device::opaque(jobs >> tiling_.groups_log2);
-    const Span span{images,
-                    min(images, shape_.images - item_.image()),
-                    one_strip ? Pad : 0,
-                    one_strip ? shape_.height : (Step << tiling_.groups_log2) + 2 * Pad,
-                    one_strip ? 0 : item_.top(tiling_) - Pad,
-                    item_.left()};
-    const T* const from = planes_.first + item_.image() * planes_.image_stride;
-    const auto fetch = [&](auto piece) {
-      fetch_rows<Layout, Tiles, Shift, decltype(piece)::value>(
-          to, pitch_, from, planes_.image_stride, span, shape_, lane);
-    };
-    using std::integral_constant;
-    constexpr int widest = Shift % 8 == 0 ? 8 : 4;
-    if (planes_.alignment >= widest) fetch(integral_constant<int, widest>());
-    else if (widest > 4 && planes_.alignment == 4) fetch(integral_constant<int, 4>());
-    else if (planes_.alignment == 2) fetch(integral_constant<int, 2>());
-    else
-      fetch_elements<Layout, Tiles, Shift>(to, pitch_, from, planes_.image_stride, span, shape_,
-                                           lane);
+    fetch_item<Layout, Pad, Shift>(to, planes_, item_, shape_, tiling_, pitch_, lane);
     item_.advance(tiling_);
   }
 
@@ -257,7 +260,7 @@ class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
   __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
                                     const Shape& shape, const Tiling&, int,
                                     int lane = int(threadIdx.x) % 32)
-      : stride_(planes.image_stride) {
+      : tensor_(planes.tensor), stride_(planes.image_stride) {
     const Plane plane(Pad, pitch, lane);
     const int first_image = first_item * Plane::images + plane.image;
     from_ = planes.first + first_image * stride_ + plane.in_plane;
@@ -269,7 +272,7 @@ class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
     Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
       // An image that does not exist counts as zero.
       const bool exists = Plane::images == 1 || image < left_;
-      const T* const from = from_ + image * stride_ + in_plane;
+      const T* const from = exists ? from_ + image * stride_ + in_plane : tensor_;
       T* const at = to + in_shared_ + in_shared;
       if constexpr (Shift % 8 == 0) {
         device::copy_async<16>(at, from, exists);
@@ -283,14 +286,15 @@ class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
   }
 
  private:
+  const T* tensor_;
   const T* from_;
   ptrdiff_t stride_;
   int in_shared_, left_;
 };
 
-// Writes one finished item after another to memory. With Adds it may add another tensor of the same
-// strides to them.
-template <class T, int Step, int Tiles, class Layout, bool Whole, bool Adds>
+// Writes one finished item after another to memory. `fetch_added` brings the item of another tensor
+// of the same strides, `added` its first element, to the place of the item that is written next.
+template <class T, int Step, int Tiles, class Layout, bool Whole>
 class Writer {
  public:
   __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
@@ -301,15 +305,17 @@ class Writer {
         item_(first_item, tiling),
         pitch_(image_pitch) {}
 
-  __device__ __forceinline__ void add(const void* to, const void* added) {
-    added_ = bytes_between(to, added);
+  __device__ __forceinline__ void fetch_added(T* to, const T* added, int lane) const {
+    const Planes<const T> planes{added, added + (planes_.first - planes_.tensor),
+                                 planes_.image_stride, planes_.alignment};
+    fetch_item<Layout, 0, 0>(to, planes, item_, shape_, tiling_, pitch_, lane);
   }
 
   __device__ __forceinline__ void store_next(const T* from, int lane) {
     lane = device::opaque(lane);
     const auto store = [&](auto piece) {
-      store_rows<Layout, decltype(piece)::value, Adds>(planes_.first, planes_.image_stride, added_,
-                                                       from, item_, shape_, tiling_, pitch_, lane);
+      store_rows<Layout, decltype(piece)::value>(planes_.first, planes_.image_stride, from, item_,
+                                                 shape_, tiling_, pitch_, lane);
     };
     using std::integral_constant;
     if (planes_.alignment == 8) store(integral_constant<int, 8>());
@@ -325,18 +331,17 @@ class Writer {
   const Tiling& tiling_;
   Item<Step, Tiles> item_;
   int pitch_;
-  ptrdiff_t added_ = 0;
 };
 
-template <class T, int Step, int Tiles, class Layout, bool Adds>
-class Writer<T, Step, Tiles, Layout, true, Adds> {
+template <class T, int Step, int Tiles, class Layout>
+class Writer<T, Step, Tiles, Layout, true> {
   using Plane = WholePlane<Step, Tiles, Layout>;
   static constexpr int pitch = Layout::image(Plane::groups, 0);
 
  public:
   __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
                                     const Tiling&, int, int lane = int(threadIdx.x) % 32)
-      : stride_(planes.image_stride) {
+      : tensor_(planes.tensor), stride_(planes.image_stride) {
     const Plane plane(0, pitch, lane);
     const int first_image = first_item * Plane::images + plane.image;
     to_ = planes.first + first_image * stride_ + plane.in_plane;
@@ -344,28 +349,29 @@ class Writer<T, Step, Tiles, Layout, true, Adds> {
     left_ = shape.images - first_image;
   }
 
-  __device__ __forceinline__ void add(const void* to, const void* added) {
-    added_ = bytes_between(to, added);
+  __device__ __forceinline__ void fetch_added(T* to, const T* added, int) const {
+    const T* const first = added + (to_ - tensor_);
+    Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
+      const bool exists = Plane::images == 1 || image < left_;
+      device::copy_async<16>(to + in_shared_ + in_shared,
+                             exists ? first + image * stride_ + in_plane : added, exists);
+    });
   }
 
   __device__ __forceinline__ void store_next(const T* from, int) {
     Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
       if (Plane::images > 1 && image >= left_) return;
-      T* const to = to_ + image * stride_ + in_plane;
-      uint4 value = *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared);
-      if constexpr (Adds)
-        if (added_ != 0)
-          value = add_elements<T>(
-              value, device::load_global(reinterpret_cast<const uint4*>(offset_by(to, added_))));
-      device::store_global(reinterpret_cast<uint4*>(to), value);
+      device::store_global(reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane),
+                           *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared));
     });
     to_ += Plane::images * stride_;
     left_ -= Plane::images;
   }
 
  private:
+  T* tensor_;
   T* to_;
-  ptrdiff_t stride_, added_ = 0;
+  ptrdiff_t stride_;
   int in_shared_, left_;
 };
 

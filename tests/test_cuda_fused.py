@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels.backends import cuda
+from convmixer_kernels.backends import cuda, cuda_fused
 from convmixer_kernels.backends import reference_batch_norm as steps
 
 from . import emulated, strided
@@ -227,6 +227,23 @@ def test_a_large_mean_leaves_a_tiny_variance() -> None:
         moments = cuda.moments(layout(value), None, "gelu")
         exact = steps.moments(layout(value).double(), None, "gelu")
         torch.testing.assert_close(moments.double(), exact, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
+    case = Case((2, 8, 9, 9, 5), FP16, "identity", layout=LAYOUTS[layout])
+    output = torch.empty_like(case.input)
+    for bias, table, activation, residual in [
+        (case.bias, None, "identity", False),
+        (None, case.normalisation, "identity", False),
+        (None, None, "gelu", False),
+        (None, None, "identity", True),
+    ]:
+        with pytest.raises(ValueError, match="a tensor is added to a convolution alone: no bias"):
+            cuda_fused._fused_forward(
+                *(case.input, case.weight, bias, output, True, table),
+                *(activation, residual, case.grad),
+            )
 
 
 def test_only_what_is_asked_for() -> None:

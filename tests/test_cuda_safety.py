@@ -163,6 +163,20 @@ def test_any_address_that_is_a_multiple_of_an_element(
     check("cuda", input, moved(weight), bias, moved(grad_output))
 
 
+@in_both_layouts
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 16, 16, 9), (3, 8, 7, 12, 9), (1, 16, 36, 20, 9), (1, 8, 5, 70, 9)], ids=str
+)
+def test_copies_of_what_lies_outside_name_an_address_inside(
+    shape: tuple[int, int, int, int, int], layout: str
+) -> None:
+    """Of tensors that fill their memory, with images, rows and columns missing in every pass.
+
+    What runs kernels without a GPU reports an address outside a tensor even where nothing is read.
+    """
+    check("cuda", *arranged_case(layout, shape))
+
+
 @needs_gpu
 @in_both_layouts
 def test_more_than_two_to_the_31_elements(layout: str) -> None:

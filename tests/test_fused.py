@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_kernels import functional, gelu_batch_norm, ops
@@ -151,6 +152,141 @@ def test_evaluation_rounds_once(
         output = fused_cases.call(arguments, use(name))
     allowed = torch.finfo(FP16).eps / 2 * exact.abs() + 1e-5
     assert ((output.double() - exact).abs() <= allowed).all()
+
+
+# ---- sums that nearly cancel ---------------------------------------------------------------------
+
+# (N, C, H, W, k): every width of tiles and windows, pieces of 8, 4, 2 and 1 columns, several
+# strips, channels and images that leave a block of theirs open.
+CANCELLING = [
+    (17, 2, 7, 8, 9),
+    (3, 9, 9, 13, 5),
+    (2, 24, 14, 14, 7),
+    (2, 3, 16, 16, 3),
+    (1, 5, 18, 20, 8),
+    (1, 9, 32, 32, 11),
+    (1, 3, 35, 44, 13),
+    (1, 9, 6, 50, 15),
+    (1, 2, 36, 70, 9),
+]
+
+
+def cancelling_cases() -> Iterator[object]:
+    for name in IMPLEMENTATIONS[1:]:
+        for index, shape in enumerate(CANCELLING[:2] if name == "steps" else CANCELLING):
+            for layout in ("contiguous", "channels_last", "slice_of_channels"):
+                if name == "triton" and DEVICE == "cpu" and math.prod(shape) > 20000:
+                    continue
+                dtypes = [dtype for dtype in dtypes_of(name) if dtype in (FP16, BF16)]
+                dtype = dtypes[(index + (layout == "channels_last")) % len(dtypes)]
+                label = "x".join(map(str, shape[:4])) + f"-k{shape[4]}"
+                yield pytest.param(
+                    *(name, shape, layout, dtype), id=f"{name}-{label}-{layout}-{str(dtype)[6:]}"
+                )
+
+
+every_cancelling_case = pytest.mark.parametrize(
+    ("name", "shape", "layout", "dtype"), list(cancelling_cases())
+)
+
+
+def nearly_minus_one(weight: Tensor) -> Tensor:
+    """A filter of -1 and small numbers around it: what it gives nearly cancels the residual."""
+    middle = (weight.shape[-1] - 1) // 2
+    small = weight / 64
+    small[:, :, middle, middle] = -1
+    return small
+
+
+def cancelling_arguments(
+    shape: tuple[int, int, int, int, int], layout: str, dtype: torch.dtype
+) -> fused_cases.Arguments:
+    """With running statistics that change nothing, so that nothing else is rounded on the way."""
+    arguments = random_arguments(shape[:4], shape[4], dtype, activation="identity", training=False)
+    assert arguments.weight is not None
+    eps, ones = 2.0**-10, torch.ones(shape[1], device=DEVICE)
+    statistics = {"running_mean": 0 * ones, "running_var": ones - eps, "eps": eps}
+    weight = nearly_minus_one(arguments.weight)
+    arguments = replace(arguments, weight=weight, bias=None, gamma=None, beta=None, **statistics)
+    return arranged(arguments, LAYOUTS[layout])
+
+
+def convolved(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The convolution in float64, and the sums of the magnitudes of its terms."""
+    k = weight.shape[-1]
+    before, after = (k - 1) // 2, k // 2
+    padded, weight = F.pad(images.double(), (before, after, before, after)), weight.double()
+    both = ((padded, weight), (padded.abs(), weight.abs()))
+    exact, terms = (F.conv2d(*each, groups=len(weight)) for each in both)
+    return exact, terms
+
+
+def assert_rounded_once(actual: Tensor, exact: Tensor, terms: Tensor) -> None:
+    """Within half a unit in the last place, and what float32 loses in a sum of such terms."""
+    unit = torch.finfo(actual.dtype).eps * torch.exp2(exact.abs().log2().floor())
+    error = (actual.double() - exact).abs() / (unit / 2 + 2**-20 * terms)
+    assert error.max() <= 1, f"{error.max():.2f} times what one rounding may be off by"
+
+
+@every_cancelling_case
+def test_gradients_that_nearly_cancel_are_added_before_they_are_rounded(
+    name: str,
+    shape: tuple[int, int, int, int, int],
+    layout: str,
+    dtype: torch.dtype,
+    use: Callable[[str], str],
+) -> None:
+    """The gradient of the input is that of the convolution and that of the residual."""
+    arguments = cancelling_arguments(shape, layout, dtype)
+    assert arguments.weight is not None
+    turned, terms = convolved(arguments.grad.flip(2, 3), arguments.weight)
+    exact = turned.flip(2, 3) + arguments.grad.double()
+    terms = terms.flip(2, 3) + arguments.grad.double().abs()
+    assert exact.abs().median() < terms.median() / 16
+    actual = fused_cases.run(arguments, use(name))["input"]
+    assert_rounded_once(actual, exact, terms)
+
+
+@every_cancelling_case
+def test_a_residual_that_nearly_cancels_is_added_before_the_output_is_rounded(
+    name: str,
+    shape: tuple[int, int, int, int, int],
+    layout: str,
+    dtype: torch.dtype,
+    use: Callable[[str], str],
+) -> None:
+    arguments = cancelling_arguments(shape, layout, dtype)
+    assert arguments.weight is not None
+    exact, terms = convolved(arguments.input, arguments.weight)
+    exact, terms = exact + arguments.input.double(), terms + arguments.input.double().abs()
+    assert exact.abs().median() < terms.median() / 16
+    with torch.no_grad():
+        actual = fused_cases.call(arguments, use(name))
+    assert_rounded_once(actual, exact, terms)
+
+
+@every_cancelling_case
+def test_in_training_the_convolution_is_rounded_and_then_the_output(
+    name: str,
+    shape: tuple[int, int, int, int, int],
+    layout: str,
+    dtype: torch.dtype,
+    use: Callable[[str], str],
+) -> None:
+    """The residual is added to the normalised convolution before that is rounded."""
+    arguments = cancelling_arguments(shape, layout, dtype)
+    impl = use(name)
+    assert arguments.weight is not None
+    value, moments = ops.forward_moments(
+        arguments.input, arguments.weight, None, arguments.activation, impl
+    )
+    table = ops.batch_normalisation(moments[None], None, None, None, None, 0.1, 1e-5, impl)
+    mean, scale = (row.double()[:, None, None] for row in table[:2])
+    normalised = (value.double() - mean) * scale
+    residual = LAYOUTS[layout]((arguments.grad / 64 - normalised).to(dtype))
+    actual = ops.normalise(value, None, table, residual, arguments.activation, impl)
+    terms = value.double().abs() * scale + residual.double().abs() + (mean * scale).abs()
+    assert_rounded_once(actual, normalised + residual.double(), terms)
 
 
 # ---- statistics ----------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ FAULTS = [
         "forward",
         "instantiations/forward_9.cu",
         ("no zeros around planes", FORWARD, "clear(input, input_elements, lane);"),
-        ("halo one row off", STAGING, "item_.top(tiling_) - Pad", "item_.top(tiling_)"),
+        ("halo one row off", STAGING, "item.top(tiling) - Pad", "item.top(tiling)"),
         ("more rows written than there are", STAGING, ", shape.height - top);", ", 1 << 20);"),
         (
             "more images read than there are",
@@ -74,7 +74,7 @@ FAULTS = [
         "instantiations/channels_last_forward_9.cu",
         ("no zeros around planes", PIXELS_FORWARD, "clear_together(planes,", "(void)(0,"),
         ("halo one row off", PIXELS_STAGING, *HALO),
-        ("more images read", PIXELS_STAGING, "chunk.present < missing);", "true);"),
+        ("more images read", PIXELS_STAGING, "chunk.present < missing;", "true;"),
         (
             "more rows written",
             PIXELS_STAGING,
@@ -111,8 +111,8 @@ FAULTS = [
         "nothing added",
         GRADIENT_OF_SUM,
         "instantiations/fused_forward_9.cu",
-        STAGING,
-        "if (added != 0)",
+        FORWARD,
+        "if (added && number >= first)",
         "if (false)",
     ),
     *_of(

@@ -268,9 +268,6 @@ def _fused_backward(o: Operands, of_input: bool = True, of_weight: bool = True) 
     exact = _of_input(rounded, o.weight) + (o.grad.double() if residual else 0)
     size_of_input = _of_input(size, o.weight.abs()) + o.grad.double().abs()
     of_weights = _of_weight(o.input, rounded, k), _of_weight(o.input.abs(), size, k)
-    # Of general planes and channels_last the gradient is rounded before the residual is added.
-    unrounded = _of_input(rounded, o.weight)
-    twice = _half_unit(unrounded, dtype) if o.case.backend == "cuda" else 0
 
     def run(backend: Any) -> Results:
         gradients = backend.fused_backward(
@@ -283,7 +280,7 @@ def _fused_backward(o: Operands, of_input: bool = True, of_weight: bool = True) 
 
     bounds = {}
     if of_input:
-        bounds["input gradient"] = Bound(exact, size_of_input * relative + twice)
+        bounds["input gradient"] = Bound(exact, size_of_input * relative)
         bounds["bias gradient"] = Bound(gradient.sum(_PIXELS), size.sum(_PIXELS) * 2**-16)
     if of_weight:
         bounds["weight gradient"] = Bound(of_weights[0], of_weights[1] * relative)
