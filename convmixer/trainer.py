@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from convmixer.augmentation import evaluation_transform, training_transform
 from convmixer.checkpoints import save_checkpoint
 from convmixer.config import Config
-from convmixer.config_io import to_dict
-from convmixer.data import Images, Splits
+from convmixer.config_io import check_same_run, from_dict, to_dict
+from convmixer.data import Images, Splits, few
 from convmixer.distributed import Processes
-from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.errors import TrainingDivergedError, UsageError, one_line
 from convmixer.loading import (
     EpochBatches,
     EvaluationLoader,
@@ -33,12 +34,21 @@ from convmixer.run_folder import RunFolder
 from convmixer.run_state import (
     StopRequest,
     random_states,
+    read_checkpoint,
     restore_random_states,
     seed_everything,
 )
 from convmixer.schedule import learning_rate
 from convmixer.scoring import Scores, score
-from convmixer.stepper import Stepper
+from convmixer.stepper import Stepper, shares_statistics
+
+STATE = frozenset(
+    {
+        "state_dict", "state_dict_ema", "optimizer", "scaler", "epoch_sums", "random", "epoch",
+        "step", "epoch_seconds", "history", "best_accuracy", "best_epoch", "throughput", "config",
+    }
+)  # fmt: skip
+"""Entries of `last.pt`."""
 
 
 class Trainer:
@@ -65,7 +75,8 @@ class Trainer:
     ) -> None:
         self.config, self.splits, self.folder = config, splits, folder
         self.processes, self.console = processes, console
-        self._check_splits()
+        with processes.together():
+            self._check_splits()
         seed_everything(config.seed)
         self.stepper = Stepper(config, processes)
         self.loader = self._training_loader()
@@ -90,8 +101,8 @@ class Trainer:
         classes = len(splits.class_names)
         if classes != config.model.n_classes:
             raise UsageError(
-                f"the images have {classes} classes, model.n_classes is {config.model.n_classes}: "
-                f"set --model.n_classes {classes}"
+                f"the images have {classes} classes ({few(splits.class_names)}), model.n_classes "
+                f"is {config.model.n_classes}: set --model.n_classes {classes}"
             )
 
     def _training_loader(self) -> TrainingLoader:
@@ -109,6 +120,15 @@ class Trainer:
                 "mixup and CutMix mix the images of a batch in pairs: with "
                 f"{batches.images_at_once} images at a time, choose an even batch_size"
             )
+        positions = (config.data.image_size // config.model.patch_size) ** 2
+        alone = not shares_statistics(config, processes)
+        if config.model.norm == "batch" and alone and batches.images_at_once * positions == 1:
+            raise UsageError(
+                f"BatchNorm needs more than one value per channel: batch_size {config.batch_size} "
+                f"in {config.accumulation_steps} accumulation_steps and {processes.world} "
+                "processes leaves one image at a time, of one position: raise batch_size or "
+                "data.image_size, or set model.norm layer"
+            )
         images = TrainingImages(self.splits.train, training_transform(config), config.seed)
         return TrainingLoader(images, batches, worker_count(config.data), processes.device)
 
@@ -125,7 +145,13 @@ class Trainer:
         )
 
     def _scores(self, loader: EvaluationLoader) -> Scores:
-        return score(self.stepper.evaluated, loader, self.config, self.processes)
+        scores = score(self.stepper.evaluated, loader, self.config, self.processes)
+        if not math.isfinite(scores.loss):
+            raise TrainingDivergedError(
+                f"the loss on held-out images became {scores.loss} after epoch {self.epoch}: lower "
+                "--optimizer.lr, or set --optimizer.clip_grad_norm"
+            )
+        return scores
 
     def test(self) -> Scores:
         """Return the scores of the evaluated model on the test images."""
@@ -145,12 +171,37 @@ class Trainer:
             "config": to_dict(self.config),
         }
 
+    def continue_from(self, path: Path) -> None:
+        """Continue where a run was saved.
+
+        Raises:
+            UsageError: the file is damaged, holds something else, or is of another run.
+        """
+        state = read_checkpoint(path)
+        if missing := sorted(STATE - state.keys()):
+            raise UsageError(
+                f"{path} is not the saved state of a run, for it lacks {few(missing)}; weights "
+                "alone start another run with --initial_checkpoint"
+            )
+        try:
+            self.load_state(state)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        except Exception as error:  # What it holds may have any form.
+            raise UsageError(f"{path} does not fit this run ({one_line(error)[:200]})") from error
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken.
 
         Raises:
-            UsageError: where the run had another number of processes.
+            UsageError: where the run had other settings, images or processes.
         """
+        check_same_run(from_dict(state["config"]), self.config, "this state")
+        if state["step"] > self.loader.steps:
+            raise UsageError(
+                f"the run stopped after step {state['step']} of an epoch, which now has "
+                f"{self.loader.steps}: the images are not those of the run"
+            )
         processes = self.processes
         if len(state["random"]) != processes.world:
             raise UsageError(

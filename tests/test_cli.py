@@ -27,7 +27,7 @@ from convmixer.config_io import (
     to_dict,
     to_yaml,
 )
-from convmixer.errors import UsageError
+from convmixer.errors import UsageError, one_line
 from convmixer.evaluate import checkpoint_config, evaluate
 from convmixer.run_folder import RunFolder
 from convmixer.train import train
@@ -228,8 +228,9 @@ def test_the_number_of_seeds_has_to_fit_the_folder(capsys, run_folder, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_missing_gpu_is_named(capsys):
-    error = _failure(capsys, "train", "--recipe", "digits", "--device", "cuda")
+def test_a_missing_gpu_is_named(capsys, tmp_path):
+    options = ["--device", "cuda", "--out", tmp_path / "run"]
+    error = _failure(capsys, "train", "--recipe", "digits", *options)
     assert "device: cuda asked for" in error and "sees no GPU" in error
 
 
@@ -270,7 +271,7 @@ def test_an_error_in_a_worker_process_is_one_line_too():
         "Caught UsageError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
         "last):\n  File x\nconvmixer.errors.UsageError: cannot read image x.png: damaged"
     )
-    assert cli._one_line(error) == "cannot read image x.png: damaged"
+    assert one_line(error) == "cannot read image x.png: damaged"
 
 
 # Help
@@ -421,7 +422,7 @@ def test_evaluation_checks_the_classes(run_folder, capsys, tmp_path):
         capsys, "evaluate", "--checkpoint", run_folder / "best.pt", "--data.source", "images",
         "--data", tmp_path,
     )  # fmt: skip
-    assert "the images have 2 classes, the model has 10" in error
+    assert "the images have 2 classes (class0, class1), the model has 10" in error
 
 
 # Weights
