@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from convmixer.errors import UsageError
 from convmixer.files import PICKLED, ZIP, kind_of_file, replacing
+from convmixer.terminal import printable
 
 ACCEPTED_FORMATS = (
     "a state dict of this package or timm (stem.*, blocks.*, head.*), of the paper's nn.Sequential "
@@ -259,7 +260,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_pickled(path: Path) -> object:
-    if zipfile.is_zipfile(path):
+    if kind_of_file(path) == ZIP:
         _check_archive(path)
     # timm's training script stores its arguments as a Namespace, which only holds attributes.
     with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
@@ -279,6 +280,8 @@ def _check_archive(path: Path) -> None:
         UsageError: one differs, or torch.save did not write the archive.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise UsageError("is damaged (its end is missing)")
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
             if "constants.pkl" in names or "data.pkl" not in names:
@@ -302,9 +305,7 @@ def _refused(name: str) -> str:
 
 def _unreadable(path: Path) -> str:
     kind = kind_of_file(path)
-    if kind == ZIP:
-        return "its end is missing"
-    return f"it is {kind}" if kind not in (None, PICKLED) else "it cannot be unpickled"
+    return f"it is {kind}" if kind not in (None, PICKLED, ZIP) else "it cannot be unpickled"
 
 
 def _read_safetensors(path: Path) -> object:
@@ -334,7 +335,7 @@ def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             continue
         plain = _without_prefixes(str(name))
         if plain in cleaned:
-            raise UsageError(f"has {plain} twice, under different prefixes")
+            raise UsageError(f"has {printable(plain)} twice, under different prefixes")
         cleaned[plain] = value
     return cleaned
 
@@ -357,7 +358,7 @@ def _rename(name: str, rules: Sequence[_Rule]) -> str:
 
 
 def _first(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_IN_MESSAGE])
+    shown = ", ".join(printable(name) for name in names[:_NAMES_IN_MESSAGE])
     more = len(names) - _NAMES_IN_MESSAGE
     return f"{shown} and {more} more" if more > 0 else shown
 

@@ -185,12 +185,15 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            # What is merged in may be replaced.
+            merged = key_node.tag == "tag:yaml.org,2002:merge"
+            key = None if merged else self.construct_object(key_node, deep=True)
+            if key is None or not isinstance(key, Hashable):
+                continue
+            if key in seen:
                 mark = key_node.start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", mark)
-            if isinstance(key, Hashable):
-                seen.add(key)
+            seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 

@@ -188,16 +188,16 @@ def save_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
     """
     counts = confusion.double()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1.0)
-    size = 2.2 + 0.48 * len(class_names)
+    labels = [label(name) for name in class_names]
+    size = max(4.5, 1.8 + 0.48 * len(labels) + 0.1 * max(map(len, labels)))
     figure = new_figure(size, size)
     axes = figure.subplots()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0.0, vmax=1.0)
-    labels = [label(name) for name in class_names]
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     for row, column in counts.nonzero().tolist():
         axes.text(
             column,

@@ -55,10 +55,10 @@ def flush_output() -> None:
 def _until_the_reader_goes() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
-        # The interpreter flushes standard output once more when it ends.
+    except OSError as error:
+        # The interpreter writes out what is left when it ends, and would fail once more.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None
+        if not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, "standard output") from None

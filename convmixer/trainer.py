@@ -51,6 +51,27 @@ STATE = frozenset(
 """Entries of `last.pt`."""
 
 
+def check_values_per_channel(config: Config, images_at_once: int, world: int) -> None:
+    """Check that BatchNorm has a variance to compute, which one value per channel has not.
+
+    Args:
+        config: the settings.
+        images_at_once: images that one process takes through the model together.
+        world: number of processes.
+
+    Raises:
+        UsageError: naming the settings that decide on it.
+    """
+    positions = (config.data.image_size // config.model.patch_size) ** 2
+    if config.model.norm == "batch" and images_at_once * positions == 1:
+        raise UsageError(
+            "BatchNorm needs more than one value per channel, and one image of data.image_size "
+            f"{config.data.image_size} has one position: with accumulation_steps "
+            f"{config.accumulation_steps} and {world} processes, set batch_size to "
+            f"{2 * config.accumulation_steps * world} or more"
+        )
+
+
 class Trainer:
     """One run and where it stands.
 
@@ -120,15 +141,8 @@ class Trainer:
                 "mixup and CutMix mix the images of a batch in pairs: with "
                 f"{batches.images_at_once} images at a time, choose an even batch_size"
             )
-        positions = (config.data.image_size // config.model.patch_size) ** 2
-        alone = not shares_statistics(config, processes)
-        if config.model.norm == "batch" and alone and batches.images_at_once * positions == 1:
-            raise UsageError(
-                f"BatchNorm needs more than one value per channel: batch_size {config.batch_size} "
-                f"in {config.accumulation_steps} accumulation_steps and {processes.world} "
-                "processes leaves one image at a time, of one position: raise batch_size or "
-                "data.image_size, or set model.norm layer"
-            )
+        if not shares_statistics(config, processes):
+            check_values_per_channel(config, batches.images_at_once, processes.world)
         images = TrainingImages(self.splits.train, training_transform(config), config.seed)
         return TrainingLoader(images, batches, worker_count(config.data), processes.device)
 
@@ -148,8 +162,7 @@ class Trainer:
         scores = score(self.stepper.evaluated, loader, self.config, self.processes)
         if not math.isfinite(scores.loss):
             raise TrainingDivergedError(
-                f"the loss on held-out images became {scores.loss} after epoch {self.epoch}: lower "
-                "--optimizer.lr, or set --optimizer.clip_grad_norm"
+                f"the loss on held-out images became {scores.loss} {self._remedy()}"
             )
         return scores
 
@@ -274,6 +287,8 @@ class Trainer:
         self.throughput.stop()
         self.epoch_seconds += time.perf_counter() - started
         self.stepper.average_statistics()
+        if not self.stepper.is_finite():
+            raise TrainingDivergedError(f"weights became infinite or nan {self._remedy()}")
 
     def _position(self) -> str:
         if self.epoch == self.config.epochs:
@@ -327,11 +342,12 @@ class Trainer:
         """
         sums: list[float] = self.processes.total(self.stepper.sums).tolist()
         if not math.isfinite(sums[1]):
-            raise TrainingDivergedError(
-                f"the loss became {sums[1]} in epoch {self.epoch + 1}: lower --optimizer.lr, or "
-                "set --optimizer.clip_grad_norm"
-            )
+            raise TrainingDivergedError(f"the loss became {sums[1]} {self._remedy()}")
         return sums
+
+    def _remedy(self) -> str:
+        epoch = min(self.epoch + 1, self.config.epochs)
+        return f"in epoch {epoch}: lower --optimizer.lr, or set --optimizer.clip_grad_norm"
 
     @property
     def parameters(self) -> int:
