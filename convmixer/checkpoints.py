@@ -36,6 +36,8 @@ _PREFIX = re.compile(r"^(module|model|net|network)\.|_orig_mod\.")
 _COUNTER = "num_batches_tracked"
 _SAFETENSORS_LENGTH = 8
 """Bytes of the length that a safetensors file begins with; a JSON object follows."""
+_FOLDER = 0x10
+"""The attribute of a folder in a zip archive."""
 _HEAD = ("head.weight", "head.bias")
 _STEM = "stem.0.weight"
 _NAMES_IN_MESSAGE = 3
@@ -288,6 +290,8 @@ def _check_archive(path: Path) -> None:
                 kind = "TorchScript" if "constants.pkl" in names else "a zip archive"
                 raise UsageError(f"is {kind}, no file of weights as torch.save writes it")
             for entry in archive.infolist():
+                if entry.external_attr & _FOLDER:  # torch.load would take what memory holds
+                    raise UsageError(f"is damaged ({entry.filename} is a folder)")
                 # torch.save writes 0 where it was told to compute none.
                 if entry.CRC:
                     with archive.open(entry) as file:

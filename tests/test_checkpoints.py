@@ -347,6 +347,20 @@ def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path):
     check_refused(path, "is damaged", "Bad CRC-32")
 
 
+def test_a_weight_marked_as_a_folder_is_noticed(tmp_path):
+    """PyTorch gives it whatever stands in memory."""
+    path = tmp_path / "model.pt"
+    torch.save(our_model().state_dict(), path)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    data[data.index(b"model/data/0", start) - 8] |= (
+        0x10  # in its entry of the directory of the archive
+    )
+    path.write_bytes(data)
+    check_refused(path, "is damaged", "data/0 is a folder")
+
+
 def test_files_without_checksums_are_read(tmp_path):
     state = randomised(our_model()).state_dict()
     computed = torch.serialization.get_crc32_options()
