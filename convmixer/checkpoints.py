@@ -30,8 +30,8 @@ _WRAPPERS = (
     "state_dict_ema", "model_ema", "params_ema", "ema_state_dict", "ema",
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module",
 )  # fmt: skip
-# Put before names by DataParallel, DistributedDataParallel and AveragedModel, by the attribute in
-# which a LightningModule keeps its model, and by torch.compile.
+# DataParallel, DistributedDataParallel, AveragedModel and torch.compile put these before names, and
+# so does the attribute in which a LightningModule keeps its model.
 _PREFIX = re.compile(r"^(module|model|net|network)\.|_orig_mod\.")
 _COUNTER = "num_batches_tracked"
 _SAFETENSORS_LENGTH = 8
@@ -220,7 +220,7 @@ def _problem(tensor: Tensor, counter: bool) -> str | None:
         return f"{kind}, not whole numbers" if tensor.is_complex() else None
     if not tensor.is_floating_point():
         return f"{kind}, not floating-point numbers"
-    # PyTorch tells of no float8 number whether it is finite.
+    # PyTorch has no isfinite for float8.
     return None if tensor.float().isfinite().all() else "not finite"
 
 
@@ -244,7 +244,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint")
     read = _read_safetensors if _is_safetensors(path) else _read_pickled
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the ages and the damages of a file
+        # PyTorch warns of old formats, and of damage before it raises an error.
+        warnings.simplefilter("ignore")
         checkpoint = read(path)
     if not isinstance(checkpoint, Mapping):
         raise _unknown(f"holds a {type(checkpoint).__name__}, no state dict")
@@ -290,7 +291,8 @@ def _check_archive(path: Path) -> None:
                 kind = "TorchScript" if "constants.pkl" in names else "a zip archive"
                 raise UsageError(f"is {kind}, no file of weights as torch.save writes it")
             for entry in archive.infolist():
-                if entry.external_attr & _FOLDER:  # torch.load would take what memory holds
+                if entry.external_attr & _FOLDER:
+                    # torch.load reads nothing here, and leaves the tensor as memory was.
                     raise UsageError(f"is damaged ({entry.filename} is a folder)")
                 # torch.save writes 0 where it was told to compute none.
                 if entry.CRC:
@@ -325,7 +327,7 @@ def _read_safetensors(path: Path) -> object:
 
 def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     state: Mapping[str, Any] = checkpoint
-    for _ in _WRAPPERS:  # Entries of entries end, where a mapping does not hold itself.
+    for _ in _WRAPPERS:  # A mapping may hold itself, so the number of entries is limited.
         wrapper = next((n for n in _WRAPPERS if _is_filled(state.get(n))), None)
         if wrapper is None:
             break

@@ -185,7 +185,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            # What is merged in may be replaced.
+            # A key of the mapping takes the place of one that is merged in.
             merged = key_node.tag == "tag:yaml.org,2002:merge"
             key = None if merged else self.construct_object(key_node, deep=True)
             if key is None or not isinstance(key, Hashable):
@@ -215,7 +215,7 @@ def load_yaml(path: Path) -> Config:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path} is not valid YAML{line}: {error.problem}") from None
-    except Exception as error:  # Among them dates that do not exist, and values within themselves.
+    except Exception as error:  # PyYAML lets errors of Python pass, as for a date in month 13.
         raise UsageError(f"{path} is not valid YAML: {type(error).__name__}") from None
     if config is None:
         raise UsageError(f"{path} holds no settings")

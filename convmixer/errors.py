@@ -27,7 +27,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename2 or error.filename}: {error.strerror}"
     text = str(error).strip() or type(error).__name__
-    if "Traceback" in text:  # of a process that loads images
+    if "Traceback" in text:
+        # A process that loads images sends all of its own, with the message at the end.
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
 

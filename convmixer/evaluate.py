@@ -57,8 +57,8 @@ def checkpoint_config(
     else:
         try:
             config = from_dict(saved) if isinstance(saved, Mapping) else None
-        except UsageError:  # the settings of another program
-            config = None
+        except UsageError:
+            config = None  # The settings are those of another program.
         if config is None:
             raise UsageError(
                 f"{checkpoint} does not say which model it belongs to: name it with --variant (one "

@@ -55,6 +55,23 @@ def kind_of_file(path: str | os.PathLike[str]) -> str | None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the block that writes it, as on a full disk.
+
+    Raises:
+        OSError: with the name of the file.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save puts a RuntimeError on top of what it met in writing.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` in one step when the block ends.
 
@@ -69,17 +86,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save puts a RuntimeError on top of what it met in writing.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError) and cause.errno is not None:
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
-        raise
+        with naming(path):
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":

@@ -34,7 +34,8 @@ _UNDER_ANY_SUFFIX = tuple(
 LONGEST_SHAPE = 1000
 """Images are at most this many times as long as they are wide."""
 
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_BITS_PER_SAMPLE = 258
+"""The tag of TIFF for the bits of a sample."""
 _FULL_SCALES = (1.0, 255.0, 65535.0)
 _SUFFIXES_IN_NOTES = 3
 
@@ -112,7 +113,7 @@ def read_image(path: str, mode: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Of metadata that are damaged beside a good image, and of large images.
+            # Pillow warns of damaged metadata beside a good image, and of large images.
             warnings.simplefilter("ignore")
             return _read(path, mode)
     except Exception as error:  # Decoders raise anything on a damaged file.
@@ -145,7 +146,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I;"):
-        # TIFF has 12 bits too.
+        # TIFF has samples of 12 bits too.
         (bits, *_) = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
         full_scale: float | None = 2.0**bits - 1
     elif image.format == "PPM" and image.mode == "I":

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from convmixer.building import depthwise_implementation, device_name, effective_amp
 from convmixer.config import Config
 from convmixer.data import Splits
+from convmixer.files import naming
 from convmixer.terminal import printable, write_line
 
 WARMUP_STEPS = 10
@@ -32,7 +33,7 @@ class Console:
         if self.silent:
             return
         if self._log is not None:
-            with self._log.open("a", encoding="utf-8") as file:
+            with naming(self._log), self._log.open("a", encoding="utf-8") as file:
                 file.write(printable(text) + "\n")
         with tqdm.external_write_mode():
             write_line(text)

@@ -45,10 +45,13 @@ def write_error(text: str) -> None:
 
 
 def flush_output() -> None:
-    """Write out what was printed on standard output; errors are those of `write_line`."""
+    """Write out what was printed on standard output; a failure is a line on standard error."""
     if sys.stdout is not None:
-        with _until_the_reader_goes():
-            sys.stdout.flush()
+        try:
+            with _until_the_reader_goes():
+                sys.stdout.flush()
+        except OSError as error:
+            write_error(f"{error.filename}: {error.strerror}")
 
 
 @contextlib.contextmanager

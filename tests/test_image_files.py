@@ -30,7 +30,7 @@ def _folder(place: Path, **changes):
 
 
 def _refused(path: Path, mode: str = "RGB") -> str:
-    """What is said of an image that cannot be read, after its name."""
+    """Return the message on an image that cannot be read, after its name."""
     with pytest.raises(UsageError) as caught:
         read_image(str(path), mode)
     message = str(caught.value)
@@ -74,7 +74,7 @@ def test_12_bit_tiff_has_the_scale_of_12_bits(tmp_path):
     path = tmp_path / "12.tif"
     Image.fromarray((RAMP * 4095).astype(np.uint16)).save(path)
     data = bytearray(path.read_bytes())
-    entry = data.index(bytes.fromhex("02010300"))  # BitsPerSample, a short
+    entry = data.index(bytes.fromhex("02010300"))  # the tag BitsPerSample, of type short
     assert data[entry + 8] == 16
     data[entry + 8] = 12
     # Two samples of 12 bits stand in three bytes, highest bits first.

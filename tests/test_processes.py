@@ -230,7 +230,7 @@ def test_a_mistake_of_one_process_is_one_of_all(seen):
 
 
 def _errors(*messages: str | None):
-    """What processes tell each other of their mistakes."""
+    """Return a `gather` by which processes tell each other these mistakes."""
     return lambda _, __: list(messages)
 
 

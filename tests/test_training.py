@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -48,7 +49,7 @@ from convmixer.schedule import cosine, learning_rate, triangular
 from convmixer.scoring import augmented_views, score
 from convmixer.stepper import Stepper
 from convmixer.train import summarize_seeds, train, train_seeds
-from convmixer.trainer import Trainer, check_values_per_channel
+from convmixer.trainer import STATE, Trainer, check_values_per_channel
 from tests.training_helpers import (
     assert_same_state,
     tiny_config,
@@ -309,6 +310,10 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert matplotlib.image.imread(out / "curves.png").shape[2] == 4
 
 
+def test_what_a_continuation_needs_is_what_is_saved(finished):
+    assert read_checkpoint(finished[0] / "last.pt").keys() == STATE
+
+
 def test_metrics_have_a_line_an_epoch(finished):
     out, _ = finished
     header = (out / "metrics.csv").read_text().splitlines()[0]
@@ -507,6 +512,13 @@ def test_other_folders_beside_the_seeds_are_left_alone(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").touch()
     assert RunFolder(tmp_path).seeds == [0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_log_on_a_full_disk_is_named():
+    console = Console(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        console.line("line")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None])
