@@ -1,6 +1,6 @@
 # On a fresh machine with Python 3.10 or newer, its headers and venv, make and g++, each of these is
 # enough by itself:
-#   make demo     trains on the digits that come with scikit-learn
+#   make demo     trains on the digits that come with scikit-learn; make demo EPOCHS=2 is short
 #   make test     lints and runs every test
 # And for work on the kernels:
 #   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, tests, checks, measures
@@ -29,7 +29,7 @@ ARCHITECTURES := $(if $(GPU),,80-virtual)
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
 	@out=runs/digits; run=2; while [ -e $$out ]; do out=runs/digits-$$run; run=$$((run + 1)); done; \
-	$(BIN)/convmixer train --recipe digits --out $$out
+	$(BIN)/convmixer train --recipe digits --out $$out $(if $(EPOCHS),--epochs $(EPOCHS))
 
 test: lint $(VENV)/cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

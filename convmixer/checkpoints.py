@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from convmixer.errors import UsageError
-from convmixer.files import replacing
+from convmixer.files import PICKLED, ZIP, kind_of_file, replacing
+from convmixer.terminal import printable
 
 ACCEPTED_FORMATS = (
     "a state dict of this package or timm (stem.*, blocks.*, head.*), of the paper's nn.Sequential "
     "(0.*, 2.*, 3.0.fn.0.*, ...), of its tweet-sized version (0.0.*, 1.0.0.0.*, ...) or of "
-    "mmpretrain (backbone.stem.*, backbone.stages.*, head.fc.*), alone or as the entry "
-    "state_dict_ema, model_ema, state_dict or model of a checkpoint"
+    "mmpretrain (backbone.stem.*, backbone.stages.*, head.fc.*), alone or as an entry such as "
+    "state_dict_ema, model_ema, state_dict, model or net of a checkpoint"
 )
 
 # Averaged weights first: where a checkpoint has both, they are what its authors evaluate.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# Put before names by DataParallel, DistributedDataParallel and AveragedModel, and by torch.compile.
-_PREFIX = re.compile(r"^module\.|_orig_mod\.")
+_WRAPPERS = (
+    "state_dict_ema", "model_ema", "params_ema", "ema_state_dict", "ema",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module",
+)  # fmt: skip
+# DataParallel, DistributedDataParallel, AveragedModel and torch.compile put these before names, and
+# so does the attribute in which a LightningModule keeps its model.
+_PREFIX = re.compile(r"^(module|model|net|network)\.|_orig_mod\.")
+_COUNTER = "num_batches_tracked"
+_SAFETENSORS_LENGTH = 8
+"""Bytes of the length that a safetensors file begins with; a JSON object follows."""
+_FOLDER = 0x10
+"""The attribute of a folder in a zip archive."""
 _HEAD = ("head.weight", "head.bias")
 _STEM = "stem.0.weight"
 _NAMES_IN_MESSAGE = 3
@@ -74,8 +86,8 @@ def load_checkpoint(
     Args:
         model: a `ConvMixer` on any device; it may be compiled, or inside DataParallel,
             DistributedDataParallel or AveragedModel.
-        path: a file written by `torch.save` (read with ``weights_only=True``) or, with the suffix
-            ``.safetensors``, by safetensors. What it may hold is listed in `ACCEPTED_FORMATS`.
+        path: a file written by `torch.save` (read with ``weights_only=True``) or by safetensors,
+            whatever its suffix. What it may hold is listed in `ACCEPTED_FORMATS`.
         other_classes: to fine-tune: where the head in the file is for another number of classes,
             the model keeps its own head.
         other_channels: to fine-tune: where the filters of the stem are for another number of
@@ -84,7 +96,8 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: the file is damaged, holds something else, or does not fit the model.
+        UsageError: the file is damaged, holds something else or numbers that are not finite, or
+            does not fit the model.
     """
     state_dict = read_weights(path)
     present = model.state_dict()
@@ -107,7 +120,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return convert_state_dict(read_file(Path(path)))
     except UsageError as error:
-        raise UsageError(f"{path}: {error}; accepted is {ACCEPTED_FORMATS}") from error
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _misfits(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
@@ -118,11 +131,7 @@ def _misfits(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
         if name in target and tensor.shape != target[name].shape
     ]
     # PyTorch fills in this counter where an older checkpoint lacks it.
-    missing = [
-        name
-        for name in target
-        if name not in state_dict and not name.endswith("num_batches_tracked")
-    ]
+    missing = [name for name in target if name not in state_dict and not name.endswith(_COUNTER)]
     unexpected = [name for name in state_dict if name not in target]
     return [
         f"{title}: {_first(names)}"
@@ -168,10 +177,11 @@ def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Args:
         checkpoint: see `ACCEPTED_FORMATS`. Averaged weights are preferred where there are both, and
-            the prefixes ``module.`` and ``_orig_mod.`` are dropped.
+            prefixes such as ``module.``, ``model.`` and ``_orig_mod.`` are dropped.
 
     Raises:
-        UsageError: the names are those of no known implementation.
+        UsageError: the names are those of no known implementation, or a tensor holds no weights:
+            floating-point numbers, all finite, in plain memory.
     """
     state_dict = _unwrap(checkpoint)
     for telling, rules in _FORMATS:
@@ -179,9 +189,39 @@ def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             renamed = {_rename(name, rules): tensor for name, tensor in state_dict.items()}
             if len(renamed) < len(state_dict):
                 raise UsageError("has several layers where ConvMixer has one head")
+            _check_weights(renamed)
             return renamed
     found = _first(list(state_dict)) if state_dict else "nothing"
-    raise UsageError(f"the names of the weights are of no known format (found {found})")
+    raise _unknown(f"the names of the weights are of no known format (found {found})")
+
+
+def _unknown(text: str) -> UsageError:
+    return UsageError(f"{text}; accepted is {ACCEPTED_FORMATS}")
+
+
+def _check_weights(state_dict: Mapping[str, Tensor]) -> None:
+    problems: dict[str, list[str]] = {}
+    for name, tensor in state_dict.items():
+        if problem := _problem(tensor, counter=name.endswith(_COUNTER)):
+            problems.setdefault(problem, []).append(name)
+    if problems:
+        raise UsageError("; ".join(f"{text}: {_first(names)}" for text, names in problems.items()))
+
+
+def _problem(tensor: Tensor, counter: bool) -> str | None:
+    """Say why a tensor is no weight, or no counter of batches, that a model could take."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_meta:
+        return "without values, on the device meta"
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        layout = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        return f"{layout} tensors, not plain ones"
+    if counter:
+        return f"{kind}, not whole numbers" if tensor.is_complex() else None
+    if not tensor.is_floating_point():
+        return f"{kind}, not floating-point numbers"
+    # PyTorch has no isfinite for float8.
+    return None if tensor.float().isfinite().all() else "not finite"
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -197,48 +237,117 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 def read_file(path: Path) -> Mapping[str, Any]:
     """What a checkpoint file holds, read without running code of its; errors name what is wrong."""
     path = path.expanduser()
+    if path.is_dir():
+        best = path / "best.pt"
+        raise UsageError(f"is a folder; did you mean {best}?" if best.is_file() else "is a folder")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint")
-    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    read = _read_safetensors if _is_safetensors(path) else _read_pickled
+    with warnings.catch_warnings():
+        # PyTorch warns of old formats, and of damage before it raises an error.
+        warnings.simplefilter("ignore")
+        checkpoint = read(path)
     if not isinstance(checkpoint, Mapping):
-        raise UsageError(f"holds a {type(checkpoint).__name__}, no state dict")
+        raise _unknown(f"holds a {type(checkpoint).__name__}, no state dict")
     return checkpoint
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file is of safetensors, by its beginning or, for a cut one, its suffix."""
+    with path.open("rb") as file:
+        beginning = file.read(_SAFETENSORS_LENGTH + 1)
+    length = int.from_bytes(beginning[:_SAFETENSORS_LENGTH], "little")
+    if beginning[_SAFETENSORS_LENGTH:] == b"{" and length < path.stat().st_size:
+        return True
+    return path.suffix == ".safetensors" and kind_of_file(path) is None
+
+
 def _read_pickled(path: Path) -> object:
+    if kind_of_file(path) == ZIP:
+        _check_archive(path)
     # timm's training script stores its arguments as a Namespace, which only holds attributes.
     with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # A damaged pickle can raise anything.
+            # PyTorch's messages advise to run the code in the file.
             refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            reason = f"it holds a {refused[1]}" if refused else _one_line(error)
+            reason = _refused(refused[1]) if refused else _unreadable(path)
             raise UsageError(f"is damaged or not made of weights alone ({reason})") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the files in a zip archive with their checksums, as torch.load does not.
+
+    Raises:
+        UsageError: one differs, or torch.save did not write the archive.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise UsageError("is damaged (its end is missing)")
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+            if "constants.pkl" in names or "data.pkl" not in names:
+                kind = "TorchScript" if "constants.pkl" in names else "a zip archive"
+                raise UsageError(f"is {kind}, no file of weights as torch.save writes it")
+            for entry in archive.infolist():
+                if entry.external_attr & _FOLDER:
+                    # torch.load reads nothing here, and leaves the tensor as memory was.
+                    raise UsageError(f"is damaged ({entry.filename} is a folder)")
+                # torch.save writes 0 where it was told to compute none.
+                if entry.CRC:
+                    with archive.open(entry) as file:
+                        while file.read(1 << 20):
+                            pass
+    except UsageError:
+        raise
+    except Exception as error:  # A damaged archive can raise anything.
+        raise UsageError(f"is damaged ({_one_line(error)})") from error
+
+
+def _refused(name: str) -> str:
+    return f"it holds a {name}, and code is not run: save the state_dict() of the model alone"
+
+
+def _unreadable(path: Path) -> str:
+    kind = kind_of_file(path)
+    return f"it is {kind}" if kind not in (None, PICKLED, ZIP) else "it cannot be unpickled"
 
 
 def _read_safetensors(path: Path) -> object:
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise UsageError("reading .safetensors needs the package safetensors") from error
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except Exception as error:  # Damaged files raise errors of safetensors and of PyTorch.
         raise UsageError(f"is damaged or no safetensors file ({_one_line(error)})") from error
 
 
 def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     state: Mapping[str, Any] = checkpoint
-    while wrapper := next((n for n in _WRAPPERS if isinstance(state.get(n), Mapping)), None):
+    for _ in _WRAPPERS:  # A mapping may hold itself, so the number of entries is limited.
+        wrapper = next((n for n in _WRAPPERS if _is_filled(state.get(n))), None)
+        if wrapper is None:
+            break
         state = state[wrapper]
-    cleaned = {
-        _without_prefixes(name): value for name, value in state.items() if name != "n_averaged"
-    }
-    others = [name for name, value in cleaned.items() if not isinstance(value, Tensor)]
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise UsageError(f"is no state dict: not a tensor: {_first(others)}")
+        raise _unknown(f"is no state dict: not a tensor: {_first([str(n) for n in others])}")
+    cleaned: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name == "n_averaged":
+            continue
+        plain = _without_prefixes(str(name))
+        if plain in cleaned:
+            raise UsageError(f"has {printable(plain)} twice, under different prefixes")
+        cleaned[plain] = value
     return cleaned
+
+
+def _is_filled(entry: object) -> bool:
+    return isinstance(entry, Mapping) and len(entry) > 0
 
 
 def _without_prefixes(name: str) -> str:
@@ -255,7 +364,7 @@ def _rename(name: str, rules: Sequence[_Rule]) -> str:
 
 
 def _first(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_IN_MESSAGE])
+    shown = ", ".join(printable(name) for name in names[:_NAMES_IN_MESSAGE])
     more = len(names) - _NAMES_IN_MESSAGE
     return f"{shown} and {more} more" if more > 0 else shown
 

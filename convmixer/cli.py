@@ -1,7 +1,8 @@
 """The command line: `convmixer train`, `evaluate`, `ablate`, `plot-weights`.
 
-A mistake of the user is one line on stderr and exit code 2. A run that diverges leaves with 1, an
-interrupted one with 130 (SIGINT) or 143 (SIGTERM).
+A mistake of the user is one line on stderr and exit code 2; of several processes that meet it, the
+first prints it. A run that diverges leaves with 1, an interrupted one with 130 (SIGINT) or 143
+(SIGTERM).
 """
 
 from __future__ import annotations
@@ -11,17 +12,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from convmixer.terminal import flush_output, write_error
+
 TRAINING_PACKAGES = frozenset(
     {"matplotlib", "PIL", "sklearn", "timm", "torchvision", "tqdm", "yaml"}
 )
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the message of an error as one line; a worker process sends a whole traceback."""
-    text = str(error).strip() or type(error).__name__
-    if "Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,11 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in TRAINING_PACKAGES:
             raise
-        print(
-            f"convmixer: error: the package {error.name} is missing: install the extra 'train'",
-            file=sys.stderr,
+        write_error(
+            f"convmixer: error: the package {error.name} is missing: install the extra 'train'"
         )
         return 2
+    finally:
+        flush_output()
 
 
 def _run(words: Sequence[str]) -> int:
@@ -45,8 +41,14 @@ def _run(words: Sequence[str]) -> int:
 
     from convmixer.cli_parser import build_parser
     from convmixer.commands import COMMANDS
-    from convmixer.distributed import is_first_process
-    from convmixer.errors import TrainingDivergedError, UsageError
+    from convmixer.distributed import is_first_process, report_once
+    from convmixer.errors import (
+        LostProcessError,
+        ProcessError,
+        TrainingDivergedError,
+        UsageError,
+        one_line,
+    )
     from convmixer.run_state import TrainingInterruptedError
 
     parser, commands = build_parser()
@@ -56,25 +58,27 @@ def _run(words: Sequence[str]) -> int:
     program = f"convmixer {arguments.command}"
     try:
         COMMANDS[arguments.command](arguments)
+    except ProcessError as error:
+        write_error(f"{program}: error: {error}")
+        return 2
     except (UsageError, OSError) as error:
-        print(f"{program}: error: {_one_line(error)}", file=sys.stderr)
+        report_once(f"{program}: error: {one_line(error)}")
         return 2
     except torch.OutOfMemoryError:
-        print(
+        write_error(
             f"{program}: out of GPU memory: lower --batch_size, raise --accumulation_steps, or set "
-            "--gradient_checkpointing",
-            file=sys.stderr,
+            "--gradient_checkpointing"
         )
         return 1
-    except TrainingDivergedError as error:
-        print(f"{program}: {_one_line(error)}", file=sys.stderr)
+    except (TrainingDivergedError, LostProcessError) as error:
+        report_once(f"{program}: {one_line(error)}")
         return 1
     except TrainingInterruptedError as interruption:
         if is_first_process():
-            print(f"{interruption}. {_continuation(arguments, words)}", file=sys.stderr)
+            write_error(f"{interruption}. {_continuation(arguments, words)}")
         return interruption.exit_code
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        write_error(f"{program}: interrupted")
         return 130
     return 0
 

@@ -10,9 +10,10 @@ from typing import Any, NoReturn, TypeAlias
 
 from convmixer import __version__
 from convmixer.ablation_sets import TITLES
-from convmixer.config_io import FIELDS, recipe_names
+from convmixer.config_io import FIELDS, recipe_names, usual_name
+from convmixer.distributed import report_once
 from convmixer.errors import closest
-from convmixer.fields import FieldInfo
+from convmixer.fields import FieldInfo, is_list
 
 FIELD_PREFIX = "field:"
 NOT_ON_THE_COMMAND_LINE = frozenset({"recipe", "description"})
@@ -65,15 +66,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with exit code 2."""
-        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        report_once(f"{self.prog}: error: {message}")
         sys.exit(2)
 
     def unknown(self, argument: str) -> NoReturn:
         """Report an argument that is no option."""
-        option = argument.split("=")[0]
-        options = [name for action in self._actions for name in action.option_strings]
+        option, has_value, _ = argument.partition("=")
         kind = "option" if argument.startswith("-") else "argument"
-        near = closest(option, options) if kind == "option" else ""
+        options = [name for action in self._actions for name in action.option_strings]
+        # An argument without a value is rather a stray word than an option without its dashes.
+        near = (
+            closest(f"--{usual_name(option.lstrip('-'))}", options)
+            if kind == "option" or has_value
+            else ""
+        )
         self.error(f"unknown {kind} {option}{near}")
 
 
@@ -110,6 +116,8 @@ def _add_fields(parser: Parser, names: Iterable[str]) -> None:
         }
         if info.type_name == "true or false":
             options |= {"nargs": "?", "const": "true"}
+        if is_list(info.hint):
+            options |= {"nargs": "+"}
         group = groups[info.name.rpartition(".")[0]]
         group.add_argument(shown, help=_field_help(info), **options)
         if hidden:
@@ -231,7 +239,7 @@ def _add_plot_weights(commands: Commands) -> Parser:
 def field_overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the fields set on the command line, by their full names."""
     return {
-        name.removeprefix(FIELD_PREFIX): value
+        name.removeprefix(FIELD_PREFIX): " ".join(value) if isinstance(value, list) else value
         for name, value in vars(arguments).items()
         if name.startswith(FIELD_PREFIX)
     }

@@ -13,6 +13,7 @@ from convmixer.config_io import load_recipe, override
 from convmixer.errors import UsageError
 from convmixer.evaluate import checkpoint_config, evaluate
 from convmixer.run_folder import RunFolder
+from convmixer.terminal import write_line
 from convmixer.train import train, train_seeds
 from convmixer.weight_plots import plot_weights
 
@@ -67,12 +68,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _list_ablations(table: int | None) -> None:
     for number in TITLES if table is None else (table,):
         listed = ablation_set(number)
-        print(
+        write_line(
             f"table {number}: {listed.title} ({len(listed.rows)} rows; the paper: "
             f"{listed.paper_data}, recipe {listed.own_recipe})"
         )
         for row in listed.rows if table is not None else ():
-            print(f"  {folder_name(row.label):44} paper {row.paper_accuracy:.2f}%")
+            write_line(f"  {folder_name(row.label):44} paper {row.paper_accuracy:.2f}%")
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
@@ -100,7 +101,7 @@ def _plot_weights(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     for picture in pictures:
-        print(picture)
+        write_line(str(picture))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -5,19 +5,27 @@ from __future__ import annotations
 import io
 import pickle
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from convmixer.config import DataConfig
 from convmixer.errors import UsageError
+from convmixer.files import PICKLED, kind_of_file
+from convmixer.image_files import (
+    class_folders,
+    image_files,
+    is_hidden,
+    left_out_note,
+    read_image,
+)
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tiff"})
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -26,6 +34,7 @@ CIFAR10_TRAINING_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10_TEST_FILE = "test_batch"
 CIFAR10_FILES = (*CIFAR10_TRAINING_FILES, CIFAR10_TEST_FILE)
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
+NAMES_IN_NOTES = 3
 
 Indices = NDArray[np.int64]
 
@@ -70,16 +79,8 @@ class FileImages:
     mode: str
 
     def image(self, index: int) -> Image.Image:
-        """Return one image.
-
-        Raises:
-            UsageError: for a file that is gone or damaged.
-        """
-        try:
-            with Image.open(self.paths[index]) as opened:
-                return opened.convert(self.mode)
-        except (UnidentifiedImageError, OSError) as error:
-            raise UsageError(f"cannot read image {self.paths[index]}: {error}") from None
+        """Return one image; see `convmixer.image_files.read_image`."""
+        return read_image(self.paths[index], self.mode)
 
     def select(self, indices: Indices) -> FileImages:
         """Return the images at `indices`."""
@@ -95,6 +96,17 @@ class Splits:
     validation: Images | None
     test: Images
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """Lines on files that were left out and classes without images."""
+
+
+class Split(NamedTuple):
+    """The images of one split."""
+
+    images: Images
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """As in `Splits`."""
 
 
 def stratified_split(labels: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
@@ -143,10 +155,11 @@ def load_splits(config: DataConfig, channels: int) -> Splits:
     return _load_image_folder(Path(config.folder).expanduser(), config, mode)
 
 
-def load_split(config: DataConfig, channels: int, name: str) -> tuple[Images, tuple[str, ...]]:
+def load_split(config: DataConfig, channels: int, name: str) -> Split:
     """Return the images of one split, and the names of the classes.
 
-    Test images in folders need no training images beside them.
+    Test images in folders need no training images beside them: without `train/`, their own folders
+    in alphabetical order are the classes.
 
     Args:
         config, channels: as for `load_splits`.
@@ -157,14 +170,18 @@ def load_split(config: DataConfig, channels: int, name: str) -> tuple[Images, tu
     """
     if name == "test" and config.source != "digits" and config.folder is not None:
         folder = Path(config.folder).expanduser()
-        if not (folder / "train").is_dir() and (found := _evaluation_folders(folder)):
-            class_names = _class_names(found[0])
-            return _scan_images(found[0], class_names, _mode(channels)), class_names
+        if found := _evaluation_folders(folder):
+            training = folder / "train"
+            class_names = class_folders(training if training.is_dir() else found[0])
+            scan = _scan(found[0], class_names, _mode(channels))
+            return Split(scan.images, class_names, scan.notes)
+        if config.source == "images":
+            raise UsageError(_missing_folders(folder, "test", "val"))
     splits = load_splits(config, channels)
     images = {"train": splits.train, "validation": splits.validation, "test": splits.test}[name]
     if images is None:
         raise UsageError("there are no validation images: data.validation_fraction is 0")
-    return images, splits.class_names
+    return Split(images, splits.class_names, splits.notes)
 
 
 def _mode(channels: int) -> str:
@@ -172,6 +189,10 @@ def _mode(channels: int) -> str:
 
 
 def _load_digits(config: DataConfig, mode: str) -> Splits:
+    if config.folder is not None:
+        raise UsageError(
+            f"data.folder: got {config.folder}, but the digits come with scikit-learn: leave it out"
+        )
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -205,11 +226,19 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _read_cifar10_batch(path: Path) -> tuple[NDArray[np.uint8], Indices]:
     try:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        pixels = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        labels = np.asarray(batch["labels"], dtype=np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is not a CIFAR-10 batch: {error}") from None
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
+        pixels, labels = batch["data"], np.asarray(batch["labels"])
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * 32 * 32):
+            raise ValueError(f"{len(labels)} labels beside {pixels.dtype} pixels {pixels.shape}")
+        if labels.dtype.kind not in "iu" or not np.isin(labels, range(10)).all():
+            raise ValueError("labels that are no whole numbers from 0 to 9")
+    except OSError:
+        raise
+    except Exception as error:  # A damaged pickle can raise anything.
+        kind = kind_of_file(path)
+        reason = kind if kind and kind != PICKLED else f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} is not a CIFAR-10 batch: {' '.join(reason.split())}") from None
+    images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels.astype(np.int64)
 
 
 def _read_cifar10(paths: Sequence[Path], mode: str) -> ArrayImages:
@@ -267,29 +296,68 @@ def _download_cifar10(folder: Path, allowed: bool) -> None:
         socket.setdefaulttimeout(timeout)
 
 
-def _scan_images(folder: Path, class_names: tuple[str, ...], mode: str) -> FileImages:
-    paths: list[str] = []
-    labels: list[int] = []
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir():
-            continue
-        if path.name not in class_names:
-            raise UsageError(f"{path} is a class that the training images do not have")
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-        paths += [str(file) for file in files]
-        labels += [class_names.index(path.name)] * len(files)
-    if not paths:
-        raise UsageError(f"no images in {folder}: looked for one folder a class with images")
-    return FileImages(tuple(paths), np.asarray(labels, dtype=np.int64), mode)
-
-
 def _evaluation_folders(folder: Path) -> list[Path]:
     """Return the folders with images to test on, then to validate on, as far as there are any."""
     return [folder / name for name in ("test", "val") if (folder / name).is_dir()]
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+def _missing_folders(folder: Path, *names: str) -> str:
+    """Say that `folder` has none of the folders `names`, and what it may be instead."""
+    looked_for = f"looked for {' and '.join(str(folder / name) for name in names)}"
+    if not folder.is_dir():
+        return f"no images found: there is no folder {folder} ({looked_for} with a folder a class)"
+    inside = folder.name in ("train", "test", "val")
+    hint = f"; --data names the folder above, {folder.parent}" if inside else ""
+    return f"no images found: {looked_for} with a folder a class{hint}"
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """The images of a folder with a folder a class, and lines on what has none."""
+
+    images: FileImages
+    notes: tuple[str, ...]
+
+
+def _scan(folder: Path, class_names: tuple[str, ...], mode: str) -> _Scan:
+    """Find the images of every class; a class without any is noted.
+
+    Raises:
+        UsageError: there is no image, or a folder that is none of the classes.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    paths: list[str] = []
+    labels: list[int] = []
+    others = Counter(path.suffix.lower() for path in folder.iterdir() if _lies_astray(path))
+    for name in class_folders(folder):
+        if name not in numbers:
+            raise UsageError(f"{folder / name} is a class that the training images do not have")
+        found, left_out = image_files(folder / name)
+        paths += found
+        labels += [numbers[name]] * len(found)
+        others += left_out
+    if not paths:
+        raise UsageError(f"no images in {folder}: looked for one folder a class with images")
+    notes: tuple[str, ...] = (left_out_note(folder, others),) if others else ()
+    if empty := _without_images(class_names, labels):
+        notes += (f"{folder}: no images of {few(empty)}",)
+    return _Scan(FileImages(tuple(paths), np.asarray(labels, dtype=np.int64), mode), notes)
+
+
+def _lies_astray(path: Path) -> bool:
+    """Return whether this is a file beside the folders of the classes."""
+    return not is_hidden(path.name) and not path.is_dir()
+
+
+def _without_images(class_names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    present = set(labels)
+    return [name for number, name in enumerate(class_names) if number not in present]
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the first of several names for a message, and how many more there are."""
+    more = f" and {len(names) - NAMES_IN_NOTES} more" if len(names) > NAMES_IN_NOTES else ""
+    return ", ".join(names[:NAMES_IN_NOTES]) + more
 
 
 def _load_image_folder(folder: Path, config: DataConfig, mode: str) -> Splits:
@@ -298,16 +366,23 @@ def _load_image_folder(folder: Path, config: DataConfig, mode: str) -> Splits:
     With both, `val/` is the validation split; else validation images are held out of `train/`.
     """
     if not (folder / "train").is_dir():
-        raise UsageError(f"no images found: looked for {folder / 'train'} with a folder a class")
+        raise UsageError(_missing_folders(folder, "train"))
     evaluation = _evaluation_folders(folder)
     if not evaluation:
         raise UsageError(f"no test images found: looked for {folder / 'test'} and {folder / 'val'}")
-    class_names = _class_names(folder / "train")
-    train: Images = _scan_images(folder / "train", class_names, mode)
-    test = _scan_images(evaluation[0], class_names, mode)
-    validation: Images | None
+    class_names = class_folders(folder / "train")
+    train = _scan(folder / "train", class_names, mode)
+    if empty := _without_images(class_names, train.images.labels.tolist()):
+        raise UsageError(
+            f"{folder / 'train'} has folders without images: {few(empty)}; remove them, or add "
+            "images"
+        )
+    test = _scan(evaluation[0], class_names, mode)
+    notes = train.notes + test.notes
     if len(evaluation) == 2:
-        validation = _scan_images(evaluation[1], class_names, mode)
-    else:
-        train, validation = _hold_out_validation(train, config)
-    return Splits(train, validation, test, class_names)
+        validation = _scan(evaluation[1], class_names, mode)
+        return Splits(
+            train.images, validation.images, test.images, class_names, notes + validation.notes
+        )
+    rest, held_out = _hold_out_validation(train.images, config)
+    return Splits(rest, held_out, test.images, class_names, notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from convmixer.building import resolve_device
-from convmixer.errors import UsageError
+from convmixer.errors import LostProcessError, ProcessError, UsageError, one_line
+from convmixer.terminal import write_error
+
+SECONDS_TO_REPORT = 10.0
+"""After one process has met a mistake, the time in which the first one will have met it too."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,62 @@ class Processes:
         """Let the main process go through the block before the others do."""
         if not self.is_main:
             self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.barrier()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Go through the block in every process, or fail in all of them where one fails.
+
+        Raises:
+            UsageError: of a mistake that another process met.
+        """
+        if self.world == 1:
+            yield
+            return
+        mistake: UsageError | OSError | None = None
+        try:
+            yield
+        except (UsageError, OSError) as error:
+            mistake = error
+        met = self.gather(None if mistake is None else one_line(mistake))
+        if mistake is not None:
+            raise mistake
+        if messages := [message for message in met if message is not None]:
+            raise UsageError(messages[0])
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Go through a block in which this process may meet a mistake that others do not.
+
+        Raises:
+            ProcessError: of such a mistake, where there are several processes.
+        """
+        try:
+            yield
+        except (UsageError, OSError) as error:
+            if self.world == 1:
+                raise
+            raise ProcessError(one_line(error)) from error
 
 
 def is_first_process() -> bool:
     """Return whether this is the only process, or the first that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def report_once(message: str) -> None:
+    """Print a message that every process of the run has on standard error, in the first alone.
+
+    torchrun ends all processes as soon as one has ended, so the others wait until the first has
+    printed. One that is not ended by then is alone with its message, and prints it.
+    """
+    if not is_first_process():
+        time.sleep(SECONDS_TO_REPORT)
+    write_error(message)
 
 
 def processes_of_machine() -> int:
@@ -99,6 +152,7 @@ def running_processes(device: str) -> Iterator[Processes]:
 
     Raises:
         UsageError: for a GPU that is not there, or an environment that torchrun did not set.
+        LostProcessError: another process has ended while this one was waiting for it.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -122,6 +176,15 @@ def running_processes(device: str) -> Iterator[Processes]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     try:
         yield Processes(place, rank, world)
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        raise LostProcessError("another process of the run has ended; see its message") from error
     finally:
         if started_here:
             dist.destroy_process_group()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether an error says that a process is gone; gloo has no type of error for it."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)

@@ -10,11 +10,30 @@ class UsageError(ValueError):
     """Settings, files or folders that cannot work as given; the message is one clear line."""
 
 
+class ProcessError(UsageError):
+    """A mistake that one of several processes met, and the others know nothing of."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss became infinite or not a number."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line, with the file that it is about."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    text = str(error).strip() or type(error).__name__
+    if "Traceback" in text:
+        # A process that loads images sends all of its own, with the message at the end.
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
 def closest(word: str, choices: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the nearest choice, or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.7)
     return f" (did you mean {near[0]!r}?)" if near else ""

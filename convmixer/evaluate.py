@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from convmixer.building import build_model, cpu_threads, device_name
 from convmixer.checkpoints import load_checkpoint
 from convmixer.config import Config
 from convmixer.config_io import from_dict, load_recipe, override
-from convmixer.data import load_split
+from convmixer.data import few, load_split
 from convmixer.distributed import running_processes
 from convmixer.errors import UsageError
 from convmixer.loading import evaluation_loader, worker_count
@@ -22,6 +23,7 @@ from convmixer.reporting import Console
 from convmixer.run_folder import prepare_folder, write_json
 from convmixer.run_state import read_checkpoint
 from convmixer.scoring import augmented_views, score
+from convmixer.terminal import printable
 from convmixer.variants import get_variant
 
 LARGEST_CONFUSION = 20
@@ -44,25 +46,30 @@ def checkpoint_config(
         FileNotFoundError: there is no such file.
         UsageError: where the settings are neither in the file nor named, or do not exist.
     """
-    saved = read_checkpoint(checkpoint).get("config")
+    saved = None if recipe or variant else read_checkpoint(checkpoint).get("config")
+    config: Config | None
     if variant is not None:
         arguments = get_variant(variant).arguments
         config = load_recipe(recipe or ("cifar10" if arguments["n_classes"] == 10 else "imagenet"))
         config = override(config, {f"model.{name}": value for name, value in arguments.items()})
     elif recipe is not None:
         config = load_recipe(recipe)
-    elif isinstance(saved, Mapping):
-        config = from_dict(saved, where=str(checkpoint))
     else:
-        raise UsageError(
-            f"{checkpoint} does not say which model it belongs to: name it with --variant (one of "
-            "convmixer.list_variants()) or with --recipe and --model.* fields"
-        )
+        try:
+            config = from_dict(saved) if isinstance(saved, Mapping) else None
+        except UsageError:
+            config = None  # The settings are those of another program.
+        if config is None:
+            raise UsageError(
+                f"{checkpoint} does not say which model it belongs to: name it with --variant (one "
+                "of convmixer.list_variants()) or with --recipe and --model.* fields"
+            )
     return override(config, overrides or {})
 
 
 def confusion_table(confusion: Tensor, class_names: tuple[str, ...]) -> list[str]:
     """Return the lines of a table: a row for every true class, a column for every predicted one."""
+    class_names = tuple(printable(name) for name in class_names)
     counts = [[str(int(count)) for count in row] for row in confusion]
     names = max(len(name) for name in class_names)
     widths = [
@@ -107,14 +114,18 @@ def evaluate(
         raise UsageError(f"{out} already holds an evaluation.json: name another folder with --out")
     with cpu_threads(config.threads), running_processes(config.device) as processes:
         model = build_model(config, processes.device)
-        load_checkpoint(model, checkpoint)
-        with processes.main_first():  # in case the images are to be downloaded
-            images, class_names = load_split(config.data, config.model.in_chans, split)
-        if len(class_names) != config.model.n_classes:
-            raise UsageError(
-                f"the images have {len(class_names)} classes, the model has "
-                f"{config.model.n_classes}"
-            )
+        with processes.together():
+            load_checkpoint(model, checkpoint)
+        # The images may have to be downloaded.
+        with processes.together(), processes.main_first():
+            images, class_names, notes = load_split(config.data, config.model.in_chans, split)
+            if len(class_names) != config.model.n_classes:
+                raise UsageError(
+                    f"the images have {len(class_names)} classes ({few(class_names)}), the model "
+                    f"has {config.model.n_classes}"
+                )
+            if out is not None:
+                prepare_folder(out)
         loader = evaluation_loader(
             images,
             evaluation_transform(config),
@@ -124,9 +135,10 @@ def evaluate(
             rank=processes.rank,
             world=processes.world,
         )
-        if out is not None:
-            prepare_folder(out)
-        scores = score(model, loader, config, processes)
+        with processes.alone():
+            scores = score(model, loader, config, processes)
+        if not math.isfinite(scores.loss):
+            raise UsageError(f"{checkpoint}: the loss of this model is {scores.loss}, no score")
         result: dict[str, Any] = {
             "checkpoint": str(checkpoint),
             "recipe": config.recipe,
@@ -140,14 +152,20 @@ def evaluate(
         }
         if test_time_augmentation:
             views = augmented_views(config.augment.flip > 0)
-            augmented = score(model, loader, config, processes, views)
+            with processes.alone():
+                augmented = score(model, loader, config, processes, views)
             result[f"{split}_accuracy_with_augmentation"] = augmented.top1
             result[f"{split}_accuracy_top5_with_augmentation"] = augmented.top5
     if processes.is_main:
         confusion = scores.confusion if len(class_names) <= LARGEST_CONFUSION else None
-        _report(result, config, confusion, class_names, Console(silent=silent))
         if out is not None:
-            _save(result, confusion, class_names, out)
+            write_json(out / "evaluation.json", result)
+        console = Console(silent=silent)
+        for note in notes:
+            console.line(note)
+        _report(result, config, confusion, class_names, console)
+        if out is not None and confusion is not None:
+            _draw(out / "confusion.png", result, confusion, class_names)
     return result
 
 
@@ -181,14 +199,12 @@ def _report(
             console.line(line)
 
 
-def _save(
-    result: Mapping[str, Any], confusion: Tensor | None, class_names: tuple[str, ...], out: Path
+def _draw(
+    path: Path, result: Mapping[str, Any], confusion: Tensor, class_names: tuple[str, ...]
 ) -> None:
-    if confusion is not None:
-        split = result["split"]
-        title = (
-            f"{result['recipe']}, {split} split: {result[f'{split}_accuracy']:.2f} % of "
-            f"{result['images']:,} images"
-        )
-        plots.save_confusion(out / "confusion.png", confusion, class_names, title)
-    write_json(out / "evaluation.json", result)
+    split = result["split"]
+    title = (
+        f"{result['recipe']}, {split} split: {result[f'{split}_accuracy']:.2f} % of "
+        f"{result['images']:,} images"
+    )
+    plots.save_confusion(path, confusion, class_names, title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ class FieldInfo:
     @property
     def type_name(self) -> str:
         """The type in words."""
-        if _is_list(self.hint):
+        if is_list(self.hint):
             return "numbers separated by commas"
         word = {int: "a whole number", float: "a number", bool: "true or false"}
         kind = next((word[t] for t in _alternatives(self.hint) if t in word), "text")
@@ -59,7 +60,8 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def _is_list(hint: Any) -> bool:
+def is_list(hint: Any) -> bool:
+    """Return whether a field holds several numbers."""
     return typing.get_origin(hint) is list
 
 
@@ -98,6 +100,11 @@ def _parse_scalar(value: Any, hint: Any) -> Any:
     raise ValueError
 
 
+def _split(text: str) -> list[str]:
+    """Return the parts of a list: between commas, or between spaces."""
+    return re.split(r"\s*,\s*|\s+", text.strip("[]() "))
+
+
 def parse_value(info: FieldInfo, value: Any) -> Any:
     """Return `value`, from YAML or the command line, as the type of the field.
 
@@ -105,13 +112,13 @@ def parse_value(info: FieldInfo, value: Any) -> Any:
         UsageError: for a value of another type or outside the accepted range.
     """
     try:
-        if _is_list(info.hint):
-            parts = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
+        if is_list(info.hint):
+            parts = _split(value) if isinstance(value, str) else list(value)
             (element,) = typing.get_args(info.hint)
             parsed: Any = [_parse_scalar(part, element) for part in parts]
         else:
             parsed = _parse_scalar(value, info.hint)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UsageError(f"{info.name}: expected {info.type_name}, got {value!r}") from None
     _check_range(info, parsed)
     return parsed

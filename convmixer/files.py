@@ -1,13 +1,74 @@
-"""Files that are always whole: the old one or the new one."""
+"""Files that are always whole, the old one or the new one, and files of another kind than meant."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+_BEGINNING = 512
+"""Bytes by which the kind of a file is told."""
+
+PICKLED = "a pickled file"
+ZIP = "a zip archive"
+IMAGE = "an image"
+
+_KINDS = (
+    (rb"\Z", "an empty file"),
+    (rb"\0+\Z", "a file of zeros, as a download or copy leaves that did not come to its end"),
+    (
+        rb"version https://git-lfs\.",
+        "a Git LFS pointer, which stands for a file not fetched yet: run git lfs pull",
+    ),
+    (
+        rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)",
+        "a web page (HTML) in the place of what was to be downloaded",
+    ),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(\?xml|svg|error)", "an XML file"),
+    (rb"PK\x03\x04", ZIP),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd", "a compressed file: unpack it"),
+    (rb"Rar!|7z\xbc\xaf", "an archive: unpack it"),
+    (rb"\x89HDF", "an HDF5 file"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"\x80[\x02-\x05]", PICKLED),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*", IMAGE),
+    (rb"%PDF", "a PDF"),
+    (rb"\s*[{\[][\s\"{\[\]}]", "a JSON file"),
+    (rb"[\t\n\r\x20-\x7e]+\Z", "a text file"),
+)
+
+
+def kind_of_file(path: str | os.PathLike[str]) -> str | None:
+    """Say in words what a file is by its first bytes, and what helps; None for an unknown kind.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        beginning = file.read(_BEGINNING)
+    kinds = (words for pattern, words in _KINDS if re.match(pattern, beginning, re.DOTALL))
+    return next(kinds, None)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the block that writes it, as on a full disk.
+
+    Raises:
+        OSError: with the name of the file.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save puts a RuntimeError on top of what it met in writing.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -19,16 +80,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        OSError: the file cannot be written, as on a full disk; it is named.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":

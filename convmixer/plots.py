@@ -7,6 +7,7 @@ and settings stay as they are.
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from convmixer.config import Config
 from convmixer.files import replacing
+from convmixer.terminal import printable
+
+LONGEST_LABEL = 30
+"""Characters of the name of a class in a picture."""
 
 History = Sequence[Mapping[str, Any]]
 
@@ -41,9 +47,20 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    with replacing(path) as file:
+    """Write a PNG, whole or not at all. Its words are no formulas: names may hold a `$`."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
+    with replacing(path) as file, warnings.catch_warnings():
+        # A character that the font lacks shows as a box.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(file, format="png")
+
+
+def label(name: str) -> str:
+    """Return a name for a picture, in one line and not too long."""
+    shown = printable(name)
+    return shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
 
 
 def tidy(axes: Axes, title: str, ylabel: str, xlabel: str = "epoch") -> None:
@@ -171,15 +188,16 @@ def save_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
     """
     counts = confusion.double()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1.0)
-    size = 2.2 + 0.48 * len(class_names)
+    labels = [label(name) for name in class_names]
+    size = max(4.5, 1.8 + 0.48 * len(labels) + 0.1 * max(map(len, labels)))
     figure = new_figure(size, size)
     axes = figure.subplots()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
-    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     for row, column in counts.nonzero().tolist():
         axes.text(
             column,

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from convmixer.building import depthwise_implementation, device_name, effective_amp
 from convmixer.config import Config
 from convmixer.data import Splits
+from convmixer.files import naming
+from convmixer.terminal import printable, write_line
 
 WARMUP_STEPS = 10
 """Optimizer steps at the start of a process that do not count for its throughput."""
@@ -30,15 +32,15 @@ class Console:
         """Print one line and append it to the log file."""
         if self.silent:
             return
-        tqdm.write(text)
-        sys.stdout.flush()
         if self._log is not None:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            with naming(self._log), self._log.open("a", encoding="utf-8") as file:
+                file.write(printable(text) + "\n")
+        with tqdm.external_write_mode():
+            write_line(text)
 
     def bar(self, steps: int, first: int, title: str) -> tqdm[Any]:
         """Return a progress bar over an epoch; it shows only on a terminal."""
-        hidden = self.silent or not sys.stderr.isatty()
+        hidden = self.silent or sys.stderr is None or not sys.stderr.isatty()
         return tqdm(total=steps, initial=first, desc=title, leave=False, disable=hidden)
 
 

@@ -28,11 +28,15 @@ METRICS = (
     "seconds",
 )
 
+SUMMARY_NUMBERS = ("test_accuracy", "parameters", "epochs", "seed")
+SUMMARY_TEXTS = ("recipe", "data", "torch", "images_per_second")
+"""Entries of a summary that are needed again."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -86,7 +90,7 @@ class RunFolder:
         """The seeds that have a run in a folder of their own here, ascending."""
         names = [path.parent.name for path in self.path.glob("seed-*/config.yaml")]
         numbers = [name.removeprefix("seed-") for name in names]
-        return sorted(int(number) for number in numbers if number.isdigit())
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def of_seed(self, seed: int) -> RunFolder:
         """Return the folder of the run with this seed, among several."""
@@ -132,15 +136,46 @@ class RunFolder:
         return load_yaml(self.config)
 
     def load_summary(self) -> dict[str, Any]:
-        """Return the summary of a finished run."""
-        summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        """Return the summary of a finished run.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+            for name in SUMMARY_NUMBERS:
+                float(summary[name])
+            for name in SUMMARY_TEXTS:
+                summary[name]
+        except OSError:
+            raise
+        except Exception as error:  # An edited file may hold anything.
+            raise UsageError(
+                f"{self.summary} is damaged ({type(error).__name__}): remove it, and --resume "
+                "writes it again"
+            ) from None
         return summary
 
     def load_metrics(self) -> list[dict[str, float]]:
-        """Return the numbers of `metrics.csv`, a dictionary an epoch, without empty cells."""
-        with self.metrics.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [{key: float(cell) for key, cell in row.items() if cell} for row in rows]
+        """Return the numbers of `metrics.csv`, a dictionary an epoch, without empty cells.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            with self.metrics.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            metrics = [{key: float(cell) for key, cell in row.items() if cell} for row in rows]
+            for row in metrics:
+                row["epoch"], row["train_loss"], row["train_accuracy"]
+        except OSError:
+            raise
+        except Exception as error:  # An edited file may hold anything.
+            raise UsageError(
+                f"{self.metrics} is damaged ({type(error).__name__}): expected a line of names and "
+                "a line of numbers for each epoch"
+            ) from None
+        return metrics
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Write a line an epoch."""

@@ -137,6 +137,12 @@ class Stepper:
         buffers = (buffer for model in models for buffer in model.buffers())
         self.processes.average_(buffer for buffer in buffers if buffer.is_floating_point())
 
+    def is_finite(self) -> bool:
+        """Return whether all weights and statistics are finite, those of the average too."""
+        models = {self.model, self.evaluated}
+        tensors = [tensor for model in models for tensor in model.state_dict().values()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
     def state(self) -> dict[str, Any]:
         """Return weights, optimizer, scaler and sums; called in every process."""
         return {

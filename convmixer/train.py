@@ -14,18 +14,15 @@ from convmixer import plots
 from convmixer.building import cpu_threads, depthwise_implementation, device_name, effective_amp
 from convmixer.checkpoints import load_checkpoint
 from convmixer.config import Config
-from convmixer.config_io import FIELDS, get_value, override
+from convmixer.config_io import check_same_run, override
 from convmixer.data import load_splits
 from convmixer.distributed import Processes, running_processes
 from convmixer.errors import UsageError
 from convmixer.reporting import WARMUP_STEPS, Console, number, run_line
 from convmixer.run_folder import RunFolder, write_json
-from convmixer.run_state import StopRequest, TrainingInterruptedError, read_checkpoint
+from convmixer.run_state import StopRequest, TrainingInterruptedError
 from convmixer.scoring import Scores
 from convmixer.trainer import Trainer
-
-CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_interval"})
-"""Fields that say where and how a run is computed, not what; a resumed run may change them."""
 
 
 def train(
@@ -58,7 +55,7 @@ def train(
     if resume:
         if folder.seeds:
             raise UsageError(f"{out} holds several seeds: say how many with --seeds N")
-        check_same_run(folder.load_config(), config, folder)
+        check_same_run(folder.load_config(), config, f"the run in {out}")
         if folder.is_finished:
             summary = folder.load_summary()
             Console(silent=silent).line(
@@ -74,21 +71,6 @@ def train(
         return _run(config, folder, processes, stop, resume=resume, silent=silent)
 
 
-def check_same_run(saved: Config, wanted: Config, folder: RunFolder) -> None:
-    """Check that a run can continue under `wanted`.
-
-    Raises:
-        UsageError: naming the first field that differs and would change the result.
-    """
-    for name in FIELDS:
-        before, now = get_value(saved, name), get_value(wanted, name)
-        if before != now and name not in CHANGEABLE_ON_RESUME:
-            raise UsageError(
-                f"the run in {folder.path} has {name} {before}, not {now}: a resumed run keeps its "
-                f"settings, except {', '.join(sorted(CHANGEABLE_ON_RESUME))}"
-            )
-
-
 def _run(
     config: Config,
     folder: RunFolder,
@@ -99,31 +81,36 @@ def _run(
     silent: bool,
 ) -> dict[str, Any]:
     console = Console(folder.log, silent=silent or not processes.is_main)
-    with processes.main_first():  # in case the images are to be downloaded
+    # The images may have to be downloaded.
+    with processes.together(), processes.main_first():
         splits = load_splits(config.data, config.model.in_chans)
     trainer = Trainer(config, splits, folder, processes, console)
     continued = resume and folder.last.exists()
-    if config.initial_checkpoint and not continued:
-        trainer.stepper.start_from(Path(config.initial_checkpoint))
-    if processes.is_main and not resume:
-        folder.create(config)
-    if continued:
-        trainer.load_state(read_checkpoint(folder.last))
-        console.line(f"continuing {folder.path} at epoch {trainer.epoch + 1}")
-    console.line(run_line(config, splits, trainer.parameters, processes.device))
+    with processes.together():
+        if config.initial_checkpoint and not continued:
+            trainer.stepper.start_from(Path(config.initial_checkpoint))
+        if processes.is_main and not resume:
+            folder.create(config)
+        if continued:
+            trainer.continue_from(folder.last)
+            console.line(f"continuing {folder.path} at epoch {trainer.epoch + 1}")
+        for line in (run_line(config, splits, trainer.parameters, processes.device), *splits.notes):
+            console.line(line)
     try:
-        trainer.run(stop)
+        with processes.alone():
+            trainer.run(stop)
     except TrainingInterruptedError:
         if processes.is_main:
             plots.save_curves(folder.curves, config, trainer.history, None)
         raise
     processes.barrier()
-    load_checkpoint(trainer.stepper.evaluated, folder.best)
-    scores = trainer.test()
+    with processes.alone():
+        load_checkpoint(trainer.stepper.evaluated, folder.best)
+        scores = trainer.test()
     summary = _summary(trainer, scores)
     if processes.is_main:
-        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
         write_json(folder.summary, summary)
+        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
     console.line(f"images/s {number(summary['images_per_second'])} in training")
     console.line(f"test accuracy {scores.top1:.2f}% ({scores.images:,} images)")
     console.line(f"curves: {folder.curves}")
@@ -178,7 +165,7 @@ def train_seeds(
         saved = group.load_config()
         if not group.seeds:
             raise UsageError(f"{out} holds a run of one seed: leave out --seeds")
-        check_same_run(saved, config, group)
+        check_same_run(saved, config, f"the run in {out}")
     else:
         group.check_free()
     summaries, histories = [], {}
@@ -201,8 +188,8 @@ def train_seeds(
             histories[run.path.name] = run.load_metrics()
         summary = summarize_seeds(summaries)
         if processes.is_main:
-            plots.save_seed_curves(group.curves, config, histories, summary)
             write_json(group.summary, summary)
+            plots.save_seed_curves(group.curves, config, histories, summary)
     console.line(
         f"test accuracy {summary['test_accuracy']:.2f}% +- "
         f"{summary['test_accuracy_deviation']:.2f} ({seeds} seeds)"

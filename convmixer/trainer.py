@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from convmixer.augmentation import evaluation_transform, training_transform
 from convmixer.checkpoints import save_checkpoint
 from convmixer.config import Config
-from convmixer.config_io import to_dict
-from convmixer.data import Images, Splits
+from convmixer.config_io import check_same_run, from_dict, to_dict
+from convmixer.data import Images, Splits, few
 from convmixer.distributed import Processes
-from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.errors import TrainingDivergedError, UsageError, one_line
 from convmixer.loading import (
     EpochBatches,
     EvaluationLoader,
@@ -33,12 +34,42 @@ from convmixer.run_folder import RunFolder
 from convmixer.run_state import (
     StopRequest,
     random_states,
+    read_checkpoint,
     restore_random_states,
     seed_everything,
 )
 from convmixer.schedule import learning_rate
 from convmixer.scoring import Scores, score
-from convmixer.stepper import Stepper
+from convmixer.stepper import Stepper, shares_statistics
+
+STATE = frozenset(
+    {
+        "state_dict", "state_dict_ema", "optimizer", "scaler", "epoch_sums", "random", "epoch",
+        "step", "epoch_seconds", "history", "best_accuracy", "best_epoch", "throughput", "config",
+    }
+)  # fmt: skip
+"""Entries of `last.pt`."""
+
+
+def check_values_per_channel(config: Config, images_at_once: int, world: int) -> None:
+    """Check that BatchNorm has a variance to compute, which one value per channel has not.
+
+    Args:
+        config: the settings.
+        images_at_once: images that one process takes through the model together.
+        world: number of processes.
+
+    Raises:
+        UsageError: naming the settings that decide on it.
+    """
+    positions = (config.data.image_size // config.model.patch_size) ** 2
+    if config.model.norm == "batch" and images_at_once * positions == 1:
+        raise UsageError(
+            "BatchNorm needs more than one value per channel, and one image of data.image_size "
+            f"{config.data.image_size} has one position: with accumulation_steps "
+            f"{config.accumulation_steps} and {world} processes, set batch_size to "
+            f"{2 * config.accumulation_steps * world} or more"
+        )
 
 
 class Trainer:
@@ -65,7 +96,8 @@ class Trainer:
     ) -> None:
         self.config, self.splits, self.folder = config, splits, folder
         self.processes, self.console = processes, console
-        self._check_splits()
+        with processes.together():
+            self._check_splits()
         seed_everything(config.seed)
         self.stepper = Stepper(config, processes)
         self.loader = self._training_loader()
@@ -90,8 +122,8 @@ class Trainer:
         classes = len(splits.class_names)
         if classes != config.model.n_classes:
             raise UsageError(
-                f"the images have {classes} classes, model.n_classes is {config.model.n_classes}: "
-                f"set --model.n_classes {classes}"
+                f"the images have {classes} classes ({few(splits.class_names)}), model.n_classes "
+                f"is {config.model.n_classes}: set --model.n_classes {classes}"
             )
 
     def _training_loader(self) -> TrainingLoader:
@@ -109,6 +141,8 @@ class Trainer:
                 "mixup and CutMix mix the images of a batch in pairs: with "
                 f"{batches.images_at_once} images at a time, choose an even batch_size"
             )
+        if not shares_statistics(config, processes):
+            check_values_per_channel(config, batches.images_at_once, processes.world)
         images = TrainingImages(self.splits.train, training_transform(config), config.seed)
         return TrainingLoader(images, batches, worker_count(config.data), processes.device)
 
@@ -125,7 +159,12 @@ class Trainer:
         )
 
     def _scores(self, loader: EvaluationLoader) -> Scores:
-        return score(self.stepper.evaluated, loader, self.config, self.processes)
+        scores = score(self.stepper.evaluated, loader, self.config, self.processes)
+        if not math.isfinite(scores.loss):
+            raise TrainingDivergedError(
+                f"the loss on held-out images became {scores.loss} {self._remedy()}"
+            )
+        return scores
 
     def test(self) -> Scores:
         """Return the scores of the evaluated model on the test images."""
@@ -145,12 +184,37 @@ class Trainer:
             "config": to_dict(self.config),
         }
 
+    def continue_from(self, path: Path) -> None:
+        """Continue where a run was saved.
+
+        Raises:
+            UsageError: the file is damaged, holds something else, or is of another run.
+        """
+        state = read_checkpoint(path)
+        if missing := sorted(STATE - state.keys()):
+            raise UsageError(
+                f"{path} is not the saved state of a run, for it lacks {few(missing)}; weights "
+                "alone start another run with --initial_checkpoint"
+            )
+        try:
+            self.load_state(state)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        except Exception as error:  # What it holds may have any form.
+            raise UsageError(f"{path} does not fit this run ({one_line(error)[:200]})") from error
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken.
 
         Raises:
-            UsageError: where the run had another number of processes.
+            UsageError: where the run had other settings, images or processes.
         """
+        check_same_run(from_dict(state["config"]), self.config, "this state")
+        if state["step"] > self.loader.steps:
+            raise UsageError(
+                f"the run stopped after step {state['step']} of an epoch, which now has "
+                f"{self.loader.steps}: the images are not those of the run"
+            )
         processes = self.processes
         if len(state["random"]) != processes.world:
             raise UsageError(
@@ -223,6 +287,8 @@ class Trainer:
         self.throughput.stop()
         self.epoch_seconds += time.perf_counter() - started
         self.stepper.average_statistics()
+        if not self.stepper.is_finite():
+            raise TrainingDivergedError(f"weights became infinite or nan {self._remedy()}")
 
     def _position(self) -> str:
         if self.epoch == self.config.epochs:
@@ -276,11 +342,12 @@ class Trainer:
         """
         sums: list[float] = self.processes.total(self.stepper.sums).tolist()
         if not math.isfinite(sums[1]):
-            raise TrainingDivergedError(
-                f"the loss became {sums[1]} in epoch {self.epoch + 1}: lower --optimizer.lr, or "
-                "set --optimizer.clip_grad_norm"
-            )
+            raise TrainingDivergedError(f"the loss became {sums[1]} {self._remedy()}")
         return sums
+
+    def _remedy(self) -> str:
+        epoch = min(self.epoch + 1, self.config.epochs)
+        return f"in epoch {epoch}: lower --optimizer.lr, or set --optimizer.clip_grad_norm"
 
     @property
     def parameters(self) -> int:

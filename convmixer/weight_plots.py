@@ -142,6 +142,8 @@ def plot_weights(
             raise UsageError(f"{picture} exists already: name another folder with --out")
     weights = read_weights(checkpoint)
     depthwise = _depthwise_weights(weights)
+    if not depthwise or weights["stem.0.weight"].dim() != 4:
+        raise UsageError(f"{checkpoint}: holds no filters of a patch embedding and of blocks")
     shown = {}
     for layer in chosen_layers(len(depthwise), layers):
         for position, weight in enumerate(depthwise[layer], start=1):

@@ -6,6 +6,8 @@ import argparse
 import collections
 import os
 import re
+import zipfile
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -162,6 +164,14 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         lambda state: {"model_ema": state, "model": {}},
         lambda state: {"state_dict_ema": state, "state_dict": {}},
         lambda state: {"model": state, "model_ema": None},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"lr": 0.1}},
+        lambda state: {"net": state, "acc": 91.2, "epoch": 3},
+        lambda state: {"params_ema": state, "params": {}},
+        lambda state: {"state_dict": prefixed(state, "model."), "hyper_parameters": {"lr": 0.1}},
+        lambda state: {"state_dict": prefixed(state, "net._orig_mod."), "loops": {}},
+        lambda state: {"state_dict_ema": {}, "state_dict": state},
+        lambda state: {"model": "convmixer_768_32", "state_dict": state},
+        lambda state: prefixed(state, "module.model."),
         lambda state: prefixed(state, "module."),
         lambda state: prefixed(state, "_orig_mod."),
         lambda state: prefixed(state, "_orig_mod.module."),
@@ -202,7 +212,78 @@ def test_safetensors(tmp_path):
     assert torch.equal(model(image), theirs(image))
 
     path.write_bytes(path.read_bytes()[:-100])
-    check_refused(path, "is damaged or no safetensors file", "state dict of this package or timm")
+    check_refused(path, "is damaged or no safetensors file")
+
+
+def test_the_suffix_of_a_file_does_not_matter(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = randomised(our_model()).state_dict()
+    safetensors.save_file(state, tmp_path / "model.pt")
+    torch.save(state, tmp_path / "model.safetensors")
+    for name in ("model.pt", "model.safetensors"):
+        model = our_model()
+        load_checkpoint(model, tmp_path / name)
+        assert torch.equal(model.head.weight, state["head.weight"])
+
+
+def _changed(change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Tensor]:
+    """A state dict in which the named weights, or all of them, are changed."""
+    return {
+        name: change(tensor)
+        if name in names or (not names and tensor.is_floating_point())
+        else tensor
+        for name, tensor in our_model().state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to(torch.int8), "int8, not floating-point numbers: head.weight"),
+        (lambda t: t.to(torch.int64), "int64, not floating-point numbers: head.weight"),
+        (lambda t: t > 0, "bool, not floating-point numbers: head.weight"),
+        (lambda t: t.to(torch.complex64), "complex64, not floating-point numbers: head.weight"),
+        (lambda t: t.to("meta"), "without values, on the device meta: head.weight"),
+        (lambda t: t.to_sparse(), "sparse_coo tensors, not plain ones: head.weight"),
+        (lambda t: t.to_sparse_csr(), "sparse_csr tensors, not plain ones: head.weight"),
+        (
+            lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+            "quantised tensors, not plain ones: head.weight",
+        ),
+        (lambda t: t * float("nan"), "not finite: head.weight"),
+        (lambda t: (t + 9e4).half(), "not finite: head.weight"),
+        (lambda t: t.double() + 1e300, "not finite: head.weight"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantiz")
+def test_tensors_that_are_no_weights_are_refused(change, message, tmp_path):
+    torch.save(_changed(change, "head.weight"), tmp_path / "model.pt")
+    check_refused(tmp_path / "model.pt", message)
+
+
+def test_all_that_is_wrong_with_tensors_is_said_at_once(tmp_path):
+    torch.save(_changed(lambda t: t.to(torch.int8)), tmp_path / "model.pt")
+    check_refused(tmp_path / "model.pt", "stem.0.weight, stem.0.bias, stem.2.weight and ", " more")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
+def test_weights_of_every_precision_are_loaded(dtype, tmp_path):
+    state = _changed(lambda t: t.to(dtype))
+    torch.save(state, tmp_path / "model.pt")
+    model = our_model()
+    load_checkpoint(model, tmp_path / "model.pt")
+    assert torch.equal(model.head.weight, state["head.weight"].float())
+
+
+def test_averaged_counters_of_batches_are_loaded(tmp_path):
+    """Averages over all entries of a state dict make floating-point numbers of them."""
+    names = [n for n in our_model().state_dict() if n.endswith("num_batches_tracked")]
+    torch.save(_changed(lambda t: t + 5.0, *names), tmp_path / "model.pt")
+    model = our_model()
+    load_checkpoint(model, tmp_path / "model.pt")
+    assert model.state_dict()[names[0]] == 5
 
 
 def check_refused(path, *messages: str, model: nn.Module | None = None) -> None:
@@ -216,14 +297,19 @@ def check_refused(path, *messages: str, model: nn.Module | None = None) -> None:
     assert "\n" not in text
     for message in messages:
         assert message in text
+    assert "weights_only" not in text
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'none.pt'}: no such file")):
         load_checkpoint(our_model(), tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_checkpoint(our_model(), tmp_path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    check_refused(tmp_path, ": is a folder")
+    (tmp_path / "best.pt").touch()
+    check_refused(tmp_path, f": is a folder; did you mean {tmp_path / 'best.pt'}?")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9, 0.999])
@@ -232,7 +318,8 @@ def test_truncated_file(kept, tmp_path):
     torch.save(our_model().state_dict(), path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    check_refused(path, "is damaged", "accepted is a state dict of this package or timm")
+    reasons = {0.0: "it is an empty file"}
+    check_refused(path, "is damaged", reasons.get(kept, "its end is missing"))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -247,7 +334,46 @@ def test_corrupt_file(tmp_path):
         path.write_bytes(broken)
         check_refused(path, "is damaged")
     path.write_text("no checkpoint at all\n")
-    check_refused(path, "is damaged")
+    check_refused(path, "is damaged", "it is a text file")
+
+
+def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path):
+    """PyTorch loads it without a word."""
+    path, model = tmp_path / "model.pt", our_model()
+    torch.save(model.state_dict(), path)
+    data = bytearray(path.read_bytes())
+    data[data.index(model.head.weight.detach().numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(data)
+    check_refused(path, "is damaged", "Bad CRC-32")
+
+
+def test_a_weight_marked_as_a_folder_is_noticed(tmp_path):
+    """PyTorch gives it whatever stands in memory."""
+    path = tmp_path / "model.pt"
+    torch.save(our_model().state_dict(), path)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    data[data.index(b"model/data/0", start) - 8] |= (
+        0x10  # in its entry of the directory of the archive
+    )
+    path.write_bytes(data)
+    check_refused(path, "is damaged", "data/0 is a folder")
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    state = randomised(our_model()).state_dict()
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "model.pt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("model.pt", "old.pt"):
+        model = our_model()
+        load_checkpoint(model, tmp_path / name)
+        assert torch.equal(model.head.weight, state["head.weight"])
 
 
 class Unpicklable:
@@ -257,13 +383,53 @@ class Unpicklable:
 def test_other_objects_are_not_executed(tmp_path):
     path = tmp_path / "model.pt"
     torch.save({"state_dict": our_model().state_dict(), "extra": Unpicklable()}, path)
-    check_refused(path, "not made of weights alone", "Unpicklable")
+    check_refused(path, "not made of weights alone", "Unpicklable", "save the state_dict()")
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model}])
+def test_whole_models_are_refused_with_what_helps(wrap, tmp_path):
+    for model, name in ((our_model(), "ConvMixer"), (figure_3(), "Sequential")):
+        torch.save(wrap(model), tmp_path / "model.pt")
+        check_refused(tmp_path / "model.pt", f".{name}, and code is not run", "state_dict()")
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_programs_and_other_archives_are_refused(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "model.pt")
+    check_refused(tmp_path / "model.pt", "is TorchScript, no file of weights")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("words.txt", "words")
+    check_refused(tmp_path / "other.pt", "is a zip archive, no file of weights as torch.save")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "ckpt", "safetensors", ""])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 84\n", "git lfs pull"),
+        ("<!DOCTYPE html><html>404</html>", "a web page"),
+        ("<html>404</html>", "a web page"),
+        ("hello", "a text file"),
+        ('{"weight_map": {}}', "a JSON file"),
+        ("\0" * 64, "a file of zeros"),
+        ("\x1f\x8b\x08", "a compressed file"),
+        ("", "an empty file"),
+    ],
+)
+def test_it_is_said_what_a_file_is_instead_of_a_checkpoint(content, kind, suffix, tmp_path):
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(content.encode("latin1"))
+    check_refused(path, kind)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ([1, 2], "holds a list, no state dict"),
+        (torch.ones(3), "holds a Tensor, no state dict"),
+        (None, "holds a NoneType, no state dict"),
+        ({1: torch.ones(1)}, "no known format (found 1)"),
+        ({"model": {"model": {}}}, "is no state dict: not a tensor: model"),
         ({}, "no known format (found nothing)"),
         ({"epoch": 3}, "is no state dict: not a tensor: epoch"),
         (
@@ -276,6 +442,19 @@ def test_unknown_formats(content, message, tmp_path):
     path = tmp_path / "model.pt"
     torch.save(content, path)
     check_refused(path, message, "mmpretrain (backbone.stem.*")
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path):
+    content: dict[str, object] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "model.pt")
+    check_refused(tmp_path / "model.pt", "is no state dict: not a tensor: model")
+
+
+def test_one_weight_under_two_names_is_refused(tmp_path):
+    state = our_model().state_dict()
+    torch.save(state | {"model.head.bias": torch.zeros(CLASSES)}, tmp_path / "model.pt")
+    check_refused(tmp_path / "model.pt", "has head.bias twice, under different prefixes")
 
 
 def test_several_heads_are_not_merged():

@@ -12,10 +12,11 @@ import yaml
 
 from convmixer import ConvMixer, cli
 from convmixer.cli import main
-from convmixer.cli_parser import EVALUATION_FIELDS
+from convmixer.cli_parser import EVALUATION_FIELDS, build_parser, field_overrides
 from convmixer.commands import COMMANDS
 from convmixer.config import Config
 from convmixer.config_io import (
+    ELSEWHERE,
     FIELDS,
     from_dict,
     get_value,
@@ -27,7 +28,7 @@ from convmixer.config_io import (
     to_dict,
     to_yaml,
 )
-from convmixer.errors import UsageError
+from convmixer.errors import UsageError, one_line
 from convmixer.evaluate import checkpoint_config, evaluate
 from convmixer.run_folder import RunFolder
 from convmixer.train import train
@@ -90,6 +91,7 @@ def test_fields_have_several_spellings(name):
         ("epochs", " 7 ", 7),
         ("augment.scale", "0.5,1", [0.5, 1.0]),
         ("augment.scale", "[0.5, 1]", [0.5, 1.0]),
+        ("augment.scale", "0.5 1", [0.5, 1.0]),
         ("channels_last", "yes", True),
         ("channels_last", False, False),
         ("augment.rand_augment", "none", None),
@@ -144,13 +146,43 @@ def test_wrong_values_and_names_are_one_line(name, value, message):
         ("epochs: soon", "epochs: expected a whole number"),
         ("[1, 2]", "holds no settings"),
         ("a: [", "is not valid YAML"),
+        ("epochs: 3\nmodel:\n  dim: 8\n  dim: 9", "is not valid YAML, line 4: dim stands twice"),
+        ("epochs: 3\nseed: 1\nepochs: 3", "is not valid YAML, line 3: epochs stands twice"),
+        ("model: {dim: 8}\nmodel: {depth: 8}", "line 2: model stands twice"),
+        ("model.dim: 8\nmodel: {dim: 8}", "field 'model.dim' stands twice"),
+        ("optimizer: {learning_rate: 3}", "'optimizer.learning_rate' .did you mean 'optimizer.lr'"),
+        ("epochs: 2020-13-45", "is not valid YAML: ValueError"),
+        ("lr: &a [*a]", "unknown field 'lr'"),
+        ("&a model: &b {dim: *b}", "is not valid YAML: RecursionError"),
+        ("[" * 600, "is not valid YAML: RecursionError"),
+        ("seed: 1" + "0" * 5000, "is not valid YAML: ValueError"),
+        ("optimizer: {lr: 1" + "0" * 400 + "}", "optimizer.lr: expected a number"),
+        ("1: 2", "unknown field '1'"),
+        ("? [1, 2]\n: 3", "is not valid YAML, line 1: found unhashable key"),
+        ("!!python/object:os.system {}", "is not valid YAML, line 1: could not determine a constr"),
+        ("\0", "is not valid YAML"),
+        ("", "holds no settings"),
+        ("batch_size: 7\naccumulation_steps: 2", "batch_size 7 is not a multiple"),
     ],
 )
 def test_a_wrong_recipe_file_is_named(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=f"mine.yaml.*{message}"):
+    with pytest.raises(UsageError, match=f"mine.yaml.*{message}") as caught:
         load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_that_are_merged_in_yaml_stand_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: &small {dim: 8, depth: 1}\nmodel: {<<: *small, dim: 9}")
+    with pytest.raises(UsageError, match="line 2: model stands twice"):
+        load_recipe(str(path))
+    path.write_text("optimizer: {<<: {lr: 0.5, eps: 0.25}, lr: 0.125}")
+    assert (load_recipe(str(path)).optimizer.lr, load_recipe(str(path)).optimizer.eps) == (
+        0.125,
+        0.25,
+    )
 
 
 def test_settings_come_back_from_plain_values():
@@ -170,6 +202,59 @@ def test_a_mistyped_option_names_the_closest(capsys):
         capsys, "train", "--recipe", "digits", "--model.dimm=5"
     )
     assert "unknown argument digits" in _failure(capsys, "train", "digits")
+    assert "unknown argument epochs (did you mean '--epochs'?)" in _failure(
+        capsys, "train", "epochs=3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--learning_rate", "--optimizer.lr"),
+        ("--learning-rate=0.1", "--optimizer.lr"),
+        ("--optimizer.learning_rate", "--optimizer.lr"),
+        ("--LR", "--lr"),
+        ("--num_classes", "--model.n_classes"),
+        ("--img-size", "--data.image_size"),
+        ("--data_dir", "--data.folder"),
+        ("--datapath", "--data.folder"),
+        ("--wd", "--optimizer.weight_decay"),
+        ("--pretrained", "--initial_checkpoint"),
+        ("--batchsize", "--batch_size"),
+        ("-epochs", "--epochs"),
+        ("--kernel", "--kernel_size"),
+        ("--momentum", None),
+        ("--frobnicate", None),
+    ],
+)
+def test_options_of_other_programs_lead_to_fields(capsys, given, meant):
+    error = _failure(capsys, "train", "--recipe", "digits", given, "3")
+    hint = "" if meant is None else f" (did you mean '{meant}'?)"
+    assert error == f"convmixer train: error: unknown option {given.partition('=')[0]}{hint}\n"
+
+
+def test_names_of_other_programs_lead_to_fields_that_exist():
+    assert set(ELSEWHERE.values()) <= set(FIELDS)
+    last_parts = {name.rpartition(".")[2] for name in FIELDS}
+    assert not set(ELSEWHERE) & last_parts
+
+
+@pytest.mark.parametrize(
+    "words", [["0.75", "1.0"], ["0.75,1.0"], ["0.75,", "1.0"], ["0.75", ",", "1.0"], ["[0.75, 1]"]]
+)
+def test_lists_stand_with_commas_or_spaces(words):
+    parser, _ = build_parser()
+    arguments = parser.parse_args(
+        ["train", "--recipe", "digits", "--scale", *words, "--epochs", "3"]
+    )
+    config = override(load_recipe("digits"), field_overrides(arguments))
+    assert config.augment.scale == [0.75, 1.0] and config.epochs == 3
+
+
+@pytest.mark.parametrize("words", [["0.75", "x"], ["0.75,,1"], [","]])
+def test_lists_of_other_words_are_refused(capsys, words):
+    error = _failure(capsys, "train", "--recipe", "digits", "--scale", *words)
+    assert "augment.scale: expected numbers separated by commas, got" in error
 
 
 def test_an_unknown_command_is_one_line(capsys):
@@ -203,6 +288,47 @@ def test_missing_images_are_named(capsys, tmp_path):
     assert "--data FOLDER" in _failure(capsys, "train", "--recipe", "imagenet")
 
 
+@pytest.mark.parametrize(("below", "hint"), [("none", ""), ("", ""), ("val", ", ")])
+def test_an_evaluation_on_the_wrong_folder_names_what_it_looked_for(
+    below, hint, capsys, tmp_path, run_folder
+):
+    write_image_folder(tmp_path, {"val": 1} if below == "val" else {"train": 1})
+    place = tmp_path / below
+    error = _failure(
+        capsys, "evaluate", "--checkpoint", run_folder / "best.pt", "--source", "images", "--data",
+        place,
+    )  # fmt: skip
+    assert f"looked for {place / 'test'} and {place / 'val'}" in error
+    assert str(place / "train") not in error
+    assert ("--data names the folder above" in error) == bool(hint)
+
+
+def test_an_evaluation_of_the_digits_needs_no_folder(capsys, run_folder, tmp_path):
+    command = ["evaluate", "--checkpoint", run_folder / "best.pt", "--data", tmp_path]
+    assert "the digits come with scikit-learn: leave it out" in _failure(capsys, *command)
+
+
+def test_a_run_folder_is_no_checkpoint(capsys, run_folder):
+    error = _failure(capsys, "evaluate", "--checkpoint", run_folder)
+    assert f"{run_folder}: is a folder; did you mean {run_folder / 'best.pt'}?" in error
+
+
+def test_the_settings_of_another_program_are_no_model(capsys, tmp_path):
+    state = {"state_dict": ConvMixer(8, 1, 3, 1, 10).state_dict(), "config": {"lr": 0.1}}
+    torch.save(state, tmp_path / "weights.pt")
+    error = _failure(capsys, "evaluate", "--checkpoint", tmp_path / "weights.pt")
+    assert "does not say which model it belongs to" in error
+
+
+def test_a_model_whose_outputs_are_not_finite_has_no_score(capsys, tmp_path, run_folder):
+    state = dict(torch.load(run_folder / "best.pt", weights_only=True))
+    state["state_dict"]["head.bias"].copy_(torch.tensor([3e38] + [-3e38] * 9))
+    torch.save(state, tmp_path / "weights.pt")
+    command = ["evaluate", "--checkpoint", tmp_path / "weights.pt", "--out", tmp_path / "out"]
+    assert "the loss of this model is " in _failure(capsys, *command, "--device", "cpu")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_resuming_without_a_run_is_refused(capsys, tmp_path):
     error = _failure(capsys, "train", "--resume", "--out", tmp_path / "none")
     assert "no run to resume in" in error and "none: it has no config.yaml" in error
@@ -228,8 +354,9 @@ def test_the_number_of_seeds_has_to_fit_the_folder(capsys, run_folder, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_missing_gpu_is_named(capsys):
-    error = _failure(capsys, "train", "--recipe", "digits", "--device", "cuda")
+def test_a_missing_gpu_is_named(capsys, tmp_path):
+    options = ["--device", "cuda", "--out", tmp_path / "run"]
+    error = _failure(capsys, "train", "--recipe", "digits", *options)
     assert "device: cuda asked for" in error and "sees no GPU" in error
 
 
@@ -270,7 +397,7 @@ def test_an_error_in_a_worker_process_is_one_line_too():
         "Caught UsageError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
         "last):\n  File x\nconvmixer.errors.UsageError: cannot read image x.png: damaged"
     )
-    assert cli._one_line(error) == "cannot read image x.png: damaged"
+    assert one_line(error) == "cannot read image x.png: damaged"
 
 
 # Help
@@ -421,7 +548,7 @@ def test_evaluation_checks_the_classes(run_folder, capsys, tmp_path):
         capsys, "evaluate", "--checkpoint", run_folder / "best.pt", "--data.source", "images",
         "--data", tmp_path,
     )  # fmt: skip
-    assert "the images have 2 classes, the model has 10" in error
+    assert "the images have 2 classes (class0, class1), the model has 10" in error
 
 
 # Weights

@@ -162,6 +162,43 @@ def test_damaged_batch_file_is_named(tmp_path):
         load_splits(config.data, channels=3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 1, 2, 3, 4, 5, 6, 10]}, "labels that are no whole numbers from 0 to 9"),
+        ({"labels": [0, 1, 2, 3, 4, 5, 6, -1]}, "labels that are no whole numbers from 0 to 9"),
+        ({"labels": [0.0] * 8}, "labels that are no whole numbers from 0 to 9"),
+        ({"labels": [0] * 7}, r"7 labels beside uint8 pixels \(8, 3072\)"),
+        ({"data": np.zeros((8, 3072))}, "8 labels beside float64 pixels"),
+        ({"data": np.zeros((8, 3071), np.uint8)}, r"pixels \(8, 3071\)"),
+        ({"data": [1, 2]}, "AttributeError"),
+        ({"labels": None}, "TypeError"),
+    ],
+)
+def test_batches_of_other_numbers_are_refused(changes, message, tmp_path):
+    write_cifar_batches(tmp_path)
+    path = tmp_path / "test_batch"
+    whole = pickle.loads((tmp_path / "data_batch_1").read_bytes())
+    path.write_bytes(pickle.dumps(whole | changes, protocol=2))
+    config = override(load_recipe("cifar10"), {"data.folder": str(tmp_path)})
+    with pytest.raises(UsageError, match=f"test_batch is not a CIFAR-10 batch: .*{message}"):
+        load_splits(config.data, channels=3)
+
+
+def test_batches_of_cifar100_and_other_files_are_refused(tmp_path):
+    config = override(load_recipe("cifar10"), {"data.folder": str(tmp_path)})
+    for content, message in (
+        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [0]}), "'labels'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"", "an empty file"),
+        (pickle.dumps([1, 2]), "TypeError"),
+    ):
+        write_cifar_batches(tmp_path)
+        (tmp_path / "test_batch").write_bytes(content)
+        with pytest.raises(UsageError, match=f"test_batch is not a CIFAR-10 batch: .*{message}"):
+            load_splits(config.data, channels=3)
+
+
 @pytest.mark.parametrize("name", ["data_batch_1", "data_batch_3", "test_batch"])
 def test_a_missing_batch_file_is_named(tmp_path, name):
     write_cifar_batches(tmp_path)
@@ -174,7 +211,7 @@ def test_a_missing_batch_file_is_named(tmp_path, name):
 def test_test_images_need_no_training_images(tmp_path):
     write_image_folder(tmp_path, {"val": 3}, classes=4)
     config = override(load_recipe("imagenet"), {"data.folder": str(tmp_path)})
-    images, class_names = load_split(config.data, 3, "test")
+    images, class_names, _ = load_split(config.data, 3, "test")
     assert images.labels.tolist() == [label for label in range(4) for _ in range(3)]
     assert class_names == ("class0", "class1", "class2", "class3")
     with pytest.raises(UsageError, match=r"looked for .*train"):
@@ -184,7 +221,7 @@ def test_test_images_need_no_training_images(tmp_path):
 def test_a_split_is_that_of_the_run():
     splits = load_splits(tiny_config().data, channels=1)
     for name in ("train", "validation", "test"):
-        images, class_names = load_split(tiny_config().data, 1, name)
+        images, class_names, _ = load_split(tiny_config().data, 1, name)
         assert np.array_equal(images.pixels, getattr(splits, name).pixels)
         assert class_names == splits.class_names
 

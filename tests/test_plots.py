@@ -231,6 +231,15 @@ def test_files_that_hold_no_convmixer_are_named(tmp_path):
         plot_weights(tmp_path / "other.pt", tmp_path)
 
 
+@pytest.mark.parametrize("flat", ["stem.0.weight", "blocks.0.0.fn.0.weight"])
+def test_files_whose_filters_are_flat_are_named(flat, tmp_path):
+    state = ConvMixer(4, 1, 3, 2, 3).state_dict()
+    torch.save(state | {flat: state[flat].flatten()}, tmp_path / "flat.pt")
+    with pytest.raises(UsageError, match=r"flat\.pt: holds no filters"):
+        plot_weights(tmp_path / "flat.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pictures_leave_the_matplotlib_of_a_program_alone(tmp_path):
     import matplotlib.pyplot
 

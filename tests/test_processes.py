@@ -17,7 +17,12 @@ from convmixer.cli import main
 from convmixer.commands import COMMANDS
 from convmixer.data import load_splits
 from convmixer.distributed import Processes, running_processes
-from convmixer.errors import UsageError
+from convmixer.errors import (
+    LostProcessError,
+    ProcessError,
+    TrainingDivergedError,
+    UsageError,
+)
 from convmixer.loading import worker_count
 from convmixer.run_folder import RunFolder
 from convmixer.run_state import TrainingInterruptedError, read_checkpoint
@@ -199,6 +204,109 @@ def test_an_interruption_says_how_to_continue_all_processes(monkeypatch, capsys,
     assert capsys.readouterr().err == expected
     _torchrun(monkeypatch, **variables, RANK="1")
     assert cli.main(command) == 143 and capsys.readouterr().err == ""
+
+
+def test_the_others_go_on_where_the_main_process_fails_first(monkeypatch):
+    events: list[str] = []
+    monkeypatch.setattr(Processes, "barrier", lambda _: events.append("barrier"))
+    with pytest.raises(UsageError), Processes(torch.device("cpu"), 0, 2).main_first():
+        raise UsageError("no images")
+    assert events == ["barrier"]
+
+
+# Mistakes
+
+
+def test_a_mistake_of_one_process_is_one_of_all(seen):
+    """The first prints it, the other waits to be ended and prints nothing."""
+    for rank, each in enumerate(seen):
+        code, error = each["wrong folder"]
+        assert code == (2 if rank == 0 else "waited")
+        assert error.startswith("convmixer train: error: no images found: there") == (rank == 0)
+        assert error.count("\n") == (rank == 0)
+        code, error = each["wrong folder of one"]
+        assert code == (2 if rank == 0 else "waited")
+        assert ("convmixer train: error: no images found: there" in error) == (rank == 0)
+
+
+def _errors(*messages: str | None):
+    """Return a `gather` by which processes tell each other these mistakes."""
+    return lambda _, __: list(messages)
+
+
+def test_processes_share_their_mistakes(monkeypatch):
+    processes = Processes(torch.device("cpu"), 0, 2)
+    monkeypatch.setattr(Processes, "gather", _errors(None, None))
+    with processes.together():
+        pass
+    monkeypatch.setattr(Processes, "gather", _errors(None, "a.png is damaged"))
+    with pytest.raises(UsageError, match=r"a\.png is damaged"), processes.together():
+        pass
+    monkeypatch.setattr(Processes, "gather", _errors("own", "of the other"))
+    with pytest.raises(FileNotFoundError, match="own"), processes.together():
+        raise FileNotFoundError("own")
+
+
+def test_a_mistake_that_one_process_meets_alone_is_marked():
+    with pytest.raises(ProcessError, match=r"a\.png"), Processes(torch.device("cpu"), 1, 2).alone():
+        raise UsageError("a.png")
+    with pytest.raises(FileNotFoundError), Processes(torch.device("cpu")).alone():
+        raise FileNotFoundError("a.png")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ProcessError("a.png"), 2, "error: a.png"),
+        (UsageError("a.png"), 2, "error: a.png"),
+        (OSError(13, "Permission denied", "a.png"), 2, "error: a.png: Permission denied"),
+        (TrainingDivergedError("the loss"), 1, "the loss"),
+        (LostProcessError("another process"), 1, "another process"),
+    ],
+)
+def test_one_process_reports_what_all_meet(monkeypatch, capsys, error, code, message, rank):
+    def wrong(_):
+        raise error
+
+    waited: list[float] = []
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    _torchrun(monkeypatch, WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    monkeypatch.setitem(COMMANDS, "train", wrong)
+    assert main(["train", "--recipe", "digits"]) == code
+    # torchrun ends the second process while it waits; one that is not ended speaks for itself.
+    assert capsys.readouterr().err == f"convmixer train: {message}\n"
+    met_by_all = not isinstance(error, ProcessError)
+    assert waited == ([distributed.SECONDS_TO_REPORT] if rank and met_by_all else [])
+
+
+def test_a_mistyped_option_is_reported_once(monkeypatch, capsys):
+    waited: list[float] = []
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    _torchrun(monkeypatch, WORLD_SIZE="2", RANK="1", LOCAL_RANK="1")
+    with pytest.raises(SystemExit):
+        main(["train", "--epohcs", "3"])
+    assert waited == [distributed.SECONDS_TO_REPORT]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/src/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection"), True),
+        (dist.DistBackendError("NCCL error"), True),
+        (RuntimeError("size mismatch"), False),
+    ],
+)
+def test_an_ended_process_is_told_from_other_errors(monkeypatch, error, lost):
+    _torchrun(monkeypatch, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
+    monkeypatch.setattr(dist, "init_process_group", lambda _: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with (
+        pytest.raises(LostProcessError if lost else RuntimeError) as caught,
+        running_processes("cpu"),
+    ):
+        raise error
+    assert isinstance(caught.value, LostProcessError) == lost
 
 
 def test_the_main_process_loads_first(monkeypatch):

@@ -6,10 +6,13 @@ import dataclasses
 import math
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -26,6 +29,7 @@ from convmixer.config_io import load_recipe, load_yaml, override
 from convmixer.data import load_splits
 from convmixer.distributed import Processes
 from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.files import replacing
 from convmixer.optimization import (
     ExponentialMovingAverage,
     build_optimizer,
@@ -45,10 +49,11 @@ from convmixer.schedule import cosine, learning_rate, triangular
 from convmixer.scoring import augmented_views, score
 from convmixer.stepper import Stepper
 from convmixer.train import summarize_seeds, train, train_seeds
-from convmixer.trainer import Trainer
+from convmixer.trainer import STATE, Trainer, check_values_per_channel
 from tests.training_helpers import (
     assert_same_state,
     tiny_config,
+    tiny_images_config,
     tiny_options,
     write_cifar_batches,
     write_image_folder,
@@ -305,6 +310,10 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert matplotlib.image.imread(out / "curves.png").shape[2] == 4
 
 
+def test_what_a_continuation_needs_is_what_is_saved(finished):
+    assert read_checkpoint(finished[0] / "last.pt").keys() == STATE
+
+
 def test_metrics_have_a_line_an_epoch(finished):
     out, _ = finished
     header = (out / "metrics.csv").read_text().splitlines()[0]
@@ -398,6 +407,133 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(finishe
     folder.create(_exact_config())
     summary = train(_exact_config(), folder.path, resume=True, silent=True)
     assert summary["test_accuracy"] == finished[1]["test_accuracy"]
+
+
+# Folders that are not what they were
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """A copy of the finished run that has not come to its end."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.summary.unlink()
+    return folder
+
+
+def _resumed(capsys, folder: RunFolder) -> str:
+    """The one line with which resuming a run is refused."""
+    assert main(["train", "--resume", "--out", str(folder.path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def _state_of_another_seed(folder: RunFolder) -> None:
+    state = read_checkpoint(folder.last)
+    state["config"]["seed"] = 5
+    torch.save(state, folder.last)
+
+
+def _state_of_another_model(folder: RunFolder) -> None:
+    state = read_checkpoint(folder.last)
+    state["state_dict"] = ConvMixer(16, 1, 3, 1, 10, in_chans=1).state_dict()
+    torch.save(state, folder.last)
+
+
+def _state_of_more_images(folder: RunFolder) -> None:
+    torch.save(read_checkpoint(folder.last) | {"step": 9}, folder.last)
+
+
+def _edit(name: str, before: str, after: str):
+    def edit(folder: RunFolder) -> None:
+        path = folder.path / name
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: shutil.copy(f.best, f.last), r"last\.pt is not the saved state of a run"),
+        (
+            lambda f: torch.save(read_checkpoint(f.best)["state_dict"], f.last),
+            r"last\.pt is not the saved state of a run, .* --initial_checkpoint",
+        ),
+        (lambda f: torch.save([1], f.last), r"last\.pt: holds a list, no state dict"),
+        (_state_of_another_seed, r"last\.pt: this state has seed 5, not 0"),
+        (_state_of_another_model, r"last\.pt does not fit this run \(.*size mismatch"),
+        (_state_of_more_images, r"after step 9 of an epoch, which now has 4: the images are not"),
+        (_edit("config.yaml", "dim: 8", "dim: 16"), r"last\.pt: this state has model\.dim 8, not "),
+        (_edit("config.yaml", "epochs: 2", "epochs: 3"), r"this state has epochs 2, not 3"),
+        (_edit("config.yaml", "epochs: 2", "epochs: 2\nepochs: 3"), "line 6: epochs stands twice"),
+        (_edit("config.yaml", "epochs: 2", "epochs: two"), r"config\.yaml: epochs: expected a "),
+        (_edit("config.yaml", "dim: 8", "dim: [8"), r"config\.yaml is not valid YAML, line "),
+        (lambda f: f.config.write_bytes(b"\xff\xfe"), r"config\.yaml is not valid YAML"),
+        (lambda f: f.config.write_text(""), r"config\.yaml holds no settings"),
+        (lambda f: (f.last.unlink(), f.last.mkdir()), r"last\.pt: is a folder"),
+        (lambda f: (f.config.unlink(), f.config.mkdir()), r"cannot read .*config\.yaml: Is a dir"),
+        (lambda f: f.summary.mkdir(), r"summary\.json: Is a directory"),
+        (lambda f: f.summary.write_text("{"), r"summary\.json is damaged .* remove it, and "),
+        (lambda f: f.summary.write_text("[1]"), r"summary\.json is damaged"),
+        (lambda f: f.summary.write_text("{}"), r"summary\.json is damaged"),
+        (lambda f: f.summary.write_text('{"test_accuracy": "x"}'), r"summary\.json is damaged"),
+        (lambda f: f.summary.write_bytes(b"\xff"), r"summary\.json is damaged"),
+        (lambda f: (f.best.unlink(), f.best.mkdir()), r"best\.pt: is a folder"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_not_as_the_run_left_it_is_named(stopped, capsys, spoil, message):
+    spoil(stopped)
+    assert re.search(message, _resumed(capsys, stopped))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"epoch\n1",
+        b"epoch,train_loss\n1,2,3,4",
+        b"epoch,train_loss\n1,two",
+        b"epoch\n\xff",
+        b"\0\n1",
+    ],
+)
+def test_damaged_metrics_are_named(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_bytes(content)
+    with pytest.raises(UsageError, match=r"metrics\.csv is damaged"):
+        folder.load_metrics()
+
+
+def test_other_folders_beside_the_seeds_are_left_alone(tmp_path):
+    for name in ("seed-0", "seed-x", "seed-²", "seed-", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    assert RunFolder(tmp_path).seeds == [0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_log_on_a_full_disk_is_named():
+    console = Console(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        console.line("line")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None])
+def test_a_full_disk_names_the_file(tmp_path, error):
+    """torch.save ends with a RuntimeError, raised while it handles the one of the system."""
+    message = r"No space left on device: '.*last\.pt'"
+    with pytest.raises(OSError, match=message), replacing(tmp_path / "last.pt") as file:
+        if error is not None:
+            raise error
+        file.write(b"half")
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_continued_run_needs_the_same_number_of_processes(finished, tmp_path):
@@ -586,6 +722,72 @@ def test_settings_that_do_not_fit_the_images_are_refused(tmp_path, changes, mess
     with pytest.raises(UsageError, match=message):
         train(tiny_config(**changes), tmp_path / "run", silent=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "least"),
+    [
+        ({"batch_size": 1}, 1, 2),
+        ({"batch_size": 4, "accumulation_steps": 4}, 1, 8),
+        ({"batch_size": 4, "accumulation_steps": 2}, 2, 8),
+        ({"batch_size": 3}, 3, 6),
+        ({"batch_size": 1, "model.stem": "resnet"}, 1, 2),
+    ],
+)
+def test_one_value_per_channel_is_refused(changes, world, least, tmp_path):
+    write_image_folder(tmp_path, {"train": 4, "test": 1})
+    changes = {"data.image_size": 7, "mixup": 0, "cutmix": 0} | changes
+    config = override(tiny_images_config(tmp_path), changes)
+    at_once = config.batch_size // config.accumulation_steps // world
+    message = f"one value per channel.* {world} processes, set batch_size to {least} or more"
+    with pytest.raises(UsageError, match=message):
+        check_values_per_channel(config, at_once, world)
+    if world == 1:
+        with pytest.raises(UsageError, match=message):
+            train(config, tmp_path / "run", silent=True)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1, "data.image_size": 8},
+        {"batch_size": 2},
+        {"batch_size": 1, "norm": "layer"},
+        {"batch_size": 4, "accumulation_steps": 2},
+    ],
+)
+def test_few_values_per_channel_are_trained_on(changes, tmp_path):
+    write_image_folder(tmp_path, {"train": 4, "test": 1})
+    changes = {"data.image_size": 4, "mixup": 0, "cutmix": 0} | changes
+    train(override(tiny_images_config(tmp_path), changes), tmp_path / "run", silent=True)
+    state = read_checkpoint(tmp_path / "run" / "last.pt")["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ([math.nan] * 10, "weights became infinite or nan in epoch 2"),
+        ([3e38] + [-3e38] * 9, "the loss on held-out images became inf in epoch 2"),
+    ],
+)
+def test_weights_that_went_bad_are_neither_scored_nor_saved(tmp_path, monkeypatch, spoilt, message):
+    """In the last step of a run, after which no loss of training tells of it."""
+    original, calls = Stepper.average_statistics, []
+
+    def spoil(self):
+        original(self)
+        calls.append(None)
+        if len(calls) == 2:
+            self.model.head.bias.data.copy_(torch.tensor(spoilt))
+
+    monkeypatch.setattr(Stepper, "average_statistics", spoil)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingDivergedError, match=message):
+        train(tiny_config(), out, silent=True)
+    assert read_checkpoint(out / "last.pt")["epoch"] == 1
+    assert not RunFolder(out).is_finished
 
 
 def test_a_diverged_run_says_so(tmp_path, capsys):

@@ -38,6 +38,26 @@ def tiny_options(names: Iterable[str] = tuple(TINY)) -> list[str]:
     return [word for name in names for word in (f"--{name}", str(TINY[name]))]
 
 
+def tiny_images_config(folder: Path, **changes: Any) -> Config:
+    """Settings for two classes of images in a folder with a very small model; one epoch."""
+    images = {
+        "epochs": 1,
+        "batch_size": 2,
+        "data.source": "images",
+        "data.folder": str(folder),
+        "data.image_size": 8,
+        "data.mean": [0.5] * 3,
+        "data.std": [0.2] * 3,
+        "data.validation_fraction": 0,
+        "data.workers": 0,
+        "model.patch_size": 4,
+        "model.n_classes": 2,
+        "model.in_chans": 3,
+    }
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return override(load_recipe("digits"), TINY | images | named)
+
+
 def write_cifar_batches(folder: Path, training_images: int = 40, test_images: int = 20) -> None:
     """Write random images as CIFAR-10's five training batches and its test batch."""
     generator = np.random.default_rng(0)

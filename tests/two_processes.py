@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import io
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from convmixer.evaluate import checkpoint_config, evaluate
 from convmixer.run_state import TrainingInterruptedError
 from convmixer.stepper import Stepper
 from convmixer.train import train
-from tests.training_helpers import tiny_config, tiny_options
+from tests.training_helpers import tiny_config, tiny_options, write_image_folder
 
 EQUAL_TO_ONE = [
     "train", "--recipe", "digits", *tiny_options(), "--norm", "layer", "--mixup", "0",
@@ -101,6 +104,26 @@ def _diverged(config: Config, out: Path, rank: int) -> str:
     return "not diverged"
 
 
+def _mistaken(folder: Path, images: Path) -> tuple[int | str, str]:
+    """Exit code and standard error of a run on images that are not there."""
+
+    def wait(_: float) -> None:
+        raise SystemExit("waited")
+
+    error, sleep = io.StringIO(), time.sleep
+    time.sleep = wait
+    code: int | str
+    words = ["--source", "images", "--data", str(images), "--out", str(folder / "mistaken")]
+    try:
+        with contextlib.redirect_stderr(error):
+            code = main(["train", "--recipe", "digits", "--device", "cpu", *words])
+    except SystemExit as stopped:
+        code = str(stopped.code)
+    finally:
+        time.sleep = sleep
+    return code, error.getvalue()
+
+
 def work(folder: Path, rank: int) -> None:
     """Run every case in this process."""
     plots.save_curves = lambda *_: None  # type: ignore[assignment]
@@ -114,6 +137,11 @@ def work(folder: Path, rank: int) -> None:
         # Both processes must go on to the next case, or the second waits for ever.
         seen["diverged"] = _diverged(config, folder / "diverged", rank)
         checkpoint = folder / "two" / "best.pt"
+        seen["wrong folder"] = _mistaken(folder, folder / "none")
+        if rank == 0:
+            write_image_folder(folder / "images", {"train": 2, "test": 1}, classes=10)
+        place = folder / ("images" if rank == 0 else "none")
+        seen["wrong folder of one"] = _mistaken(folder, place)
         seen["evaluated"] = evaluate(checkpoint, checkpoint_config(checkpoint), silent=True)
     torch.save(seen, folder / f"{rank}.pt")
 

@@ -1,0 +1,176 @@
+"""Folders and files of images: which files are images, and how each becomes 8 bits a channel."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from convmixer.errors import UsageError
+from convmixer.files import IMAGE, kind_of_file
+
+_NOT_READ = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
+"""Formats for which Pillow starts another program, or which it names without decoding them."""
+
+SUFFIXES = {
+    suffix: name
+    for suffix, name in Image.registered_extensions().items()
+    if name in Image.OPEN and name not in _NOT_READ
+}
+"""The formats of images by the suffixes of their files, in lower case."""
+
+_UNDER_ANY_SUFFIX = tuple(
+    name
+    for name in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+    if name in Image.OPEN
+)
+"""Formats with a signature of their own, by which they are known under a wrong suffix too."""
+
+LONGEST_SHAPE = 1000
+"""Images are at most this many times as long as they are wide."""
+
+_BITS_PER_SAMPLE = 258
+"""The tag of TIFF for the bits of a sample."""
+_FULL_SCALES = (1.0, 255.0, 65535.0)
+_SUFFIXES_IN_NOTES = 3
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden: systems and programs keep theirs under a dot."""
+    return name.startswith(".")
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Return the names of the folders in `folder`, in order, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return tuple(
+            sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+        )
+
+
+def image_files(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Find the images in `folder` and in the folders below it.
+
+    Hidden files and folders are left out, and folders that a link leads to once more.
+
+    Returns:
+        the paths of the images, in order, and how many files of other suffixes were left out.
+    """
+    images: list[str] = []
+    others: Counter[str] = Counter()
+    for path in _files(os.fspath(folder), set()):
+        suffix = PurePath(path).suffix.lower()
+        if suffix in SUFFIXES:
+            images.append(path)
+        else:
+            others[suffix] += 1
+    return sorted(images), others
+
+
+def _files(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _files(entry.path, seen)
+            else:
+                yield entry.path
+
+
+def left_out_note(place: Path, others: Counter[str]) -> str:
+    """Return a line on files that are no images in the folder of a class."""
+    suffixes = sorted(others, key=lambda suffix: (-others[suffix], suffix))
+    shown = [suffix or "no suffix" for suffix in suffixes[:_SUFFIXES_IN_NOTES]]
+    more = ", ..." if len(others) > _SUFFIXES_IN_NOTES else ""
+    count = others.total()
+    files = "1 file that is no image" if count == 1 else f"{count:,} files that are no images"
+    return f"{place}: left out {files} in the folder of a class ({', '.join(shown)}{more})"
+
+
+def read_image(path: str, mode: str) -> Image.Image:
+    """Read an image file, the first one of several in it.
+
+    16-bit samples are scaled to 8 bits. So are whole and floating-point numbers of 32 bits, whose
+    scale no file tells: it is the smallest of 1 (floating point alone), 255 and 65,535 that holds
+    all of them. Transparent parts show white.
+
+    Args:
+        path: the file.
+        mode: "RGB" or "L", Pillow's names of colour and of grey.
+
+    Raises:
+        UsageError: the file is gone, damaged or no image; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata beside a good image, and of large images.
+            warnings.simplefilter("ignore")
+            return _read(path, mode)
+    except Exception as error:  # Decoders raise anything on a damaged file.
+        raise UsageError(f"cannot read image {path}: {_reason(path, error)}") from None
+
+
+def _read(path: str, mode: str) -> Image.Image:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError("it is no file")  # Opening a pipe would wait for ever.
+    own = SUFFIXES.get(PurePath(path).suffix.lower())
+    formats = [own] if own is not None else []
+    formats += [name for name in _UNDER_ANY_SUFFIX if name != own]
+    with Image.open(path, formats=formats) as opened:
+        shorter, longer = sorted(opened.size)
+        if longer > LONGEST_SHAPE * shorter:
+            width, height = opened.size
+            raise UsageError(
+                f"{width} x {height} pixels; expected at most {LONGEST_SHAPE} times as long as wide"
+            )
+        if opened.mode in ("F", "I") or opened.mode.startswith("I;"):
+            return _in_8_bits(opened).convert(mode)
+        if opened.has_transparency_data:
+            visible = opened.convert("RGBA")
+            white = Image.new("RGBA", visible.size, "white")
+            return Image.alpha_composite(white, visible).convert(mode)
+        return opened.convert(mode)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;"):
+        # TIFF has samples of 12 bits too.
+        (bits, *_) = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        full_scale: float | None = 2.0**bits - 1
+    elif image.format == "PPM" and image.mode == "I":
+        full_scale = 65535.0
+    else:
+        scales = _FULL_SCALES if image.mode == "F" else _FULL_SCALES[1:]
+        full_scale = next((scale for scale in scales if high <= scale), None)
+    if full_scale is None or not 0 <= low <= high <= full_scale:
+        raise UsageError(
+            f"its values go from {low:g} to {high:g}; expected 0 to 1, to 255 or to 65535"
+        )
+    return Image.fromarray(np.rint(values * (255.0 / full_scale)).astype(np.uint8))
+
+
+def _reason(path: str, error: Exception) -> str:
+    """Say in one line what is wrong with a file that could not be read as an image."""
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnidentifiedImageError):
+        kind = kind_of_file(path)
+        return (
+            f"it is {kind}" if kind not in (None, IMAGE) else "it is damaged, or of no known format"
+        )
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"it is damaged, or more than Pillow accepts ({text[:200]})"
