@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import facts
+import source_variants
 from convmixer_kernels.backends import cuda_device
 from phases.context import ROOT, Visit, tool
 
@@ -20,21 +21,6 @@ import toolchain
 
 SOURCES = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "build" / "programs"
-# The sources in which one choice of the planner is another: label, file, text, its replacement.
-VARIANTS = (
-    (
-        "8 channels a block",
-        "plan.h",
-        "return pass == Pass::forward && room ? 16 : 8;",
-        "return room ? 8 : 8;",
-    ),
-    (
-        "registers for 3 blocks",
-        "plan.h",
-        "return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;",
-        "return whole && size > 15 ? 4 : size > 9 && tiles > 4 ? 2 : 3;",
-    ),
-)
 _PROBE = (
     "import torch; from convmixer_kernels.backends import cuda_device; "
     "print(cuda_device.unavailable(torch.device('cuda')) or 'available')"
@@ -90,8 +76,12 @@ def _start_programs(architecture: str) -> dict[str, subprocess.Popen[str]]:
         ("micro", SOURCES / "micro.cu", cuda_build.CSRC),
         ("planted_faults", SOURCES / "planted_faults.cu", cuda_build.CSRC),
         *(
-            (f"micro, {label}", SOURCES / "micro.cu", variant(number))
-            for number, (label, *_) in enumerate(VARIANTS)
+            (
+                f"micro, {variant.label}",
+                SOURCES / "micro.cu",
+                source_variants.write(variant, cuda_build.CSRC, PROGRAMS),
+            )
+            for variant in source_variants.VARIANTS
         ),
     ]
     return {
@@ -118,22 +108,3 @@ def compile_command(
         *(str(toolkit.nvcc), "-ccbin", toolkit.host_compiler, *flags, f"-I{csrc}"),
         *(f"-arch=sm_{architecture}", str(source), "-o", str(output)),
     ]
-
-
-def variant(number: int, folder: Path = PROGRAMS) -> Path:
-    """A copy of the headers in which one choice is another.
-
-    Raises:
-        ValueError: the sources do not hold the choice as it is written down here.
-    """
-    label, file, text, replacement = VARIANTS[number]
-    copied = folder / f"csrc-{number}"
-    copied.mkdir(parents=True, exist_ok=True)
-    for header in (*cuda_build.CSRC.glob("*.h"), *cuda_build.CSRC.glob("*.cuh")):
-        content = header.read_text()
-        if header.name == file:
-            if content.count(text) != 1:
-                raise ValueError(f"{label}: {file} does not hold {text!r} once")
-            content = content.replace(text, replacement)
-        (copied / header.name).write_text(content)
-    return copied

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import facts
 import measure
+import source_variants
 from convmixer_kernels import ops
 from measurement import NotMeasured
 from phases import building
@@ -25,7 +26,7 @@ def micro(visit: Visit) -> None:
         case = next(each for each in visit.selection.blocks if each.kernel_size == kernel_size)
         with visit.attempt(f"choices of {case}"):
             _operators(visit, case)
-    for name in ("micro", *(f"micro, {label}" for label, *_ in building.VARIANTS)):
+    for name in ("micro", *(f"micro, {variant.label}" for variant in source_variants.VARIANTS)):
         with visit.attempt(name):
             _program(visit, name)
 
