@@ -139,14 +139,17 @@ def _faster(times: dict[str, dict[Shape, Times]]) -> str:
         return allowed[0]
 
     def total(name: str) -> float:
-        return sum(_whole(times[name][shape]) for shape in common)
+        return sum(_compared(times[name][shape], whole[shape]) for shape in common)
+
+    whole = {shape: all(times[each][shape].training for each in allowed) for shape in common}
 
     fastest = min(allowed, key=total)
     return next(name for name in allowed if total(name) <= MOST_SLOWER * total(fastest))
 
 
-def _whole(times: Times) -> float:
-    return times.forward if times.training is None else times.training
+def _compared(times: Times, whole: bool) -> float:
+    """All passes, where everybody has them, else the forward pass."""
+    return times.training if whole and times.training else times.forward
 
 
 def _order(problem: Problem) -> tuple[object, ...]:
@@ -209,7 +212,7 @@ def source(found: Sequence[str]) -> str:
     return f"MEASURED: tuple[Measured, ...] = (\n{body}\n)\n"
 
 
-def write(text: str, path: Path = PREFERENCES) -> None:
+def write(text: str, path: Path) -> None:
     """Puts the text between the markers.
 
     Raises:
@@ -240,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"    {choice.row}")
         text = source(entries(run, found))
         if options.write:
-            write(text)
+            write(text, PREFERENCES)
             print(f"wrote {PREFERENCES}")
         else:
             print(f"\n{text}", end="")
