@@ -11,6 +11,10 @@ import toolchain
 CSRC = Path(__file__).resolve().parents[1]
 NVCC_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", f"-I{CSRC}")
 
+# Line information makes machine code large, 150 MB for one architecture; forward_9 is 262 KB instead
+# of 1,734 KB with nvcc 13.0. The driver unpacks it when the module is loaded.
+COMPRESSED = ("-Xfatbin", "-compress-all")
+
 
 def cuda_sources() -> list[Path]:
     """Every file with kernels."""
@@ -34,6 +38,7 @@ def build_extension(
         "compile": _compile(
             toolkit,
             *toolchain.gencode_flags(architectures),
+            *COMPRESSED,
             *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
             *("-isystem", toolchain.find_pybind11(), "-isystem", sysconfig.get_path("include")),
         ),
