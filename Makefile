@@ -3,9 +3,11 @@
 #   make demo     trains on the digits that come with scikit-learn; make demo EPOCHS=2 is short
 #   make test     lints and runs every test
 # And for work on the kernels:
-#   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, tests, checks, measures
-#   make report   tables and pictures from stored results: make report RESULTS=build/quick.json
-#   make compiled thousands of cases, and planted faults, on what nvcc and Triton compile, without a GPU
+#   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, checks and measures for
+#                 MINUTES=8 what is worth most, whatever fails; make gpu-full does all for longer
+#   make compiled  thousands of cases, and planted faults, on what nvcc and Triton compile, without
+#                 a GPU
+#   make report   tables and pictures from stored results: make report RESULTS=build/visit/visit.jsonl
 #   make budget   registers, spills and instructions of every kernel, against benchmarks/budget.csv
 #   make lint, make format, make clean
 
@@ -19,13 +21,13 @@ BIN := $(VENV)/bin
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -o '^GPU' | head -1)
 PYTHON_FOLDERS := convmixer convmixer_kernels benchmarks tests csrc setup.py
 BUILD_TOOLS := setup.py $(wildcard csrc/build_tools/*.py)
-CPP_FILES := $(shell find csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
-CUDA_SOURCES := $(filter-out csrc/interpreter/% tests/%,$(CPP_FILES))
+CPP_FILES := $(shell find benchmarks csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
+CUDA_SOURCES := $(filter-out benchmarks/% csrc/interpreter/% tests/%,$(CPP_FILES))
 # Without a GPU the kernels run on an interpreter of PTX.
 ARCHITECTURES := $(if $(GPU),,80-virtual)
 
 .PHONY: demo test compiled gpu report budget lint format clean
-.PHONY: gpu-present gpu-build gpu-test gpu-sanitize gpu-memcheck gpu-racecheck gpu-synccheck gpu-initcheck gpu-benchmark
+.PHONY: gpu-full gpu-present gpu-carry gpu-build gpu-test gpu-sanitize gpu-benchmark
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
 	@out=runs/digits; run=2; while [ -e $$out ]; do out=runs/digits-$$run; run=$$((run + 1)); done; \
@@ -37,12 +39,11 @@ test: lint $(VENV)/cuda
 compiled: $(VENV)/cuda
 	OMP_NUM_THREADS=1 PYTHONPATH=csrc/build_tools $(BIN)/python -m tests.compiled.main
 
-# Each phase by itself: make gpu-build, gpu-test, gpu-sanitize (or gpu-memcheck and so on) and
-# gpu-benchmark. They use the Python that is there and no network.
-SANITIZERS := memcheck racecheck synccheck initcheck
-COMPUTE_SANITIZER := $(shell command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
-# Those whose tensors are on the GPU where there is one; all others need none.
-GPU_TESTS = $(shell grep -lw DEVICE tests/test_*.py)
+# These use the Python that is there and no network. A short visit, or all of it: each goal of
+# gpu-full can be made by itself.
+MINUTES ?= 8
+VISIT = $(PYTHON) benchmarks/visit.py --minutes $(MINUTES)
+GPU_TESTS = $(shell grep -lE '^pytestmark = .*pytest\.mark\.gpu\b' tests/test_*.py)
 # Triton compiles on the CPU.
 PARALLEL = $(shell $(PYTHON) -c 'import xdist' 2> /dev/null && echo -n$$(nproc))
 
@@ -53,46 +54,46 @@ make_all = @failed=; for goal in $(1); do \
 	done; \
 	if [ -n "$$failed" ]; then echo "make $@: failed:$$failed"; exit 1; fi
 
-gpu: gpu-present
+gpu:
+	$(VISIT) $(if $(ONLY),--only $(ONLY))
+
+gpu-full: gpu-present
 	$(call make_all,gpu-build gpu-test gpu-sanitize gpu-benchmark)
 
 gpu-present:
-	@if [ -z "$(GPU)" ]; then echo "make gpu: nvidia-smi finds no NVIDIA GPU on this machine"; exit 2; fi
+	@$(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
+	  || { echo "make: PyTorch of $(PYTHON) finds no CUDA device on this machine"; exit 2; }
+
+# For a machine that gets this folder without its history, and no time to compile: the extension for
+# ARCHITECTURES and the Python of that machine, and the name of the commit.
+gpu-carry:
+	CONVMIXER_KERNELS_BUILD_CUDA=1 CONVMIXER_KERNELS_ARCHITECTURES="$(or $(ARCHITECTURES),90)" \
+	  $(PYTHON) setup.py --quiet build_ext --inplace
+	git describe --always --dirty --exclude='*' --abbrev=40 > build/commit
 
 gpu-build: gpu-present
 	CONVMIXER_KERNELS_BUILD_CUDA=1 $(PYTHON) -m pip install --no-index --no-build-isolation --no-deps -e .
 	$(PYTHON) -m convmixer_kernels
 
+# The tests that hold gigabytes come by themselves: together they would not fit.
 gpu-test: gpu-present
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $(PARALLEL) $(GPU_TESTS)
+	@status=0; \
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -v $(PARALLEL) -m "gpu and not memory" $(GPU_TESTS) || status=$$?; \
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -v -m "gpu and memory" $(GPU_TESTS) || status=$$?; exit $$status
 
 gpu-sanitize: gpu-present
-	$(call make_all,$(SANITIZERS:%=gpu-%))
+	$(VISIT) --only extension,sanitize
 
-# Out of PyTorch's cache of memory a kernel can read its neighbours unnoticed. Its own kernels and
-# the calls with which libraries probe a GPU are not ours to check; those of Triton have no name in
-# common.
-sanitize = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 \
-	  $(if $(filter memcheck,$*),--report-api-errors no) $(2) \
-	  $(PYTHON) -m pytest -q -m sanitizer -k $(1) $(GPU_TESTS)
-$(SANITIZERS:%=gpu-%): gpu-%: gpu-present
-	@if [ -z "$(COMPUTE_SANITIZER)" ]; then echo "make $@: there is no compute-sanitizer, $* did not run"; \
-	else status=0; \
-	  $(call sanitize,cuda,--kernel-name kns=depthwise) || status=$$?; \
-	  $(call sanitize,triton) || status=$$?; exit $$status; fi
-
-gpu-benchmark: gpu-present
-	@mkdir -p build; rm -f build/quick.json
 # The kernels of Triton first, on all cores: the measurements would compile them one by one.
-	@if [ -n "$(PARALLEL)" ]; then \
-	  $(PYTHON) -m pytest -q benchmarks --quick $(PARALLEL) -k "triton and not training and not input_size" \
-	    || echo "make $@: not every kernel of Triton runs, see below"; fi
+gpu-benchmark: gpu-present
+	@mkdir -p build; rm -f build/quick.jsonl
+	@$(VISIT) --only triton_smoke || echo "make $@: not every kernel of Triton is right, see above"
 	@status=0; \
-	$(PYTHON) -m pytest benchmarks --benchmark-only --quick --benchmark-json=build/quick.json || status=$$?; \
-	$(PYTHON) benchmarks/report.py build/quick.json || status=$$?; exit $$status
+	$(PYTHON) -m pytest benchmarks --benchmark-only --quick --facts=build/quick.jsonl || status=$$?; \
+	$(PYTHON) benchmarks/report.py build/quick.jsonl || status=$$?; exit $$status
 
 report: $(VENV)/installed
-	@if [ -z "$(RESULTS)" ]; then echo "make report: name results, as in make report RESULTS=build/quick.json"; exit 2; fi
+	@if [ -z "$(RESULTS)" ]; then echo "make report: name results, as in make report RESULTS=build/visit/visit.jsonl"; exit 2; fi
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 
 budget: $(VENV)/installed

@@ -100,6 +100,14 @@ class Ceilings:
         """Bandwidth reached as a share of the copy's; 1 is a copy of input to output."""
         return work.bytes / seconds / self.bytes_per_second
 
+    def reached(self, work: Work, seconds: float) -> dict[str, float]:
+        """What a time amounts to, under the names of a record."""
+        return {
+            "gigabytes_per_second": work.bytes / seconds / 1e9,
+            "share_of_copy": self.share_of_copy(work, seconds),
+            "share_of_floor": self.floor_seconds(work) / seconds,
+        }
+
 
 def speedup(seconds: float, baseline_seconds: float) -> float:
     """How many times as fast as the baseline; below 1 is slower."""

@@ -6,7 +6,8 @@ Filters have no bias, as in peers.py; normalisation is that of `nn.BatchNorm2d` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import measure
 from convmixer_kernels import depthwise_conv2d_gelu_batch_norm
+from measurement import Measurement, NotMeasured, WrongResult
 from peers import Peer
 from shapes import Case
 from ways import MEMORY_FORMATS
@@ -209,3 +211,50 @@ def error_of(
             if error := measure.error_of(tensor.detach(), exact[name], terms, dtype, units):
                 return f"{name}: {error}"
     return None
+
+
+@lru_cache(maxsize=1)
+def load(case: Case, device: torch.device) -> tuple[Inputs, dict[str, dict[str, Tensor]]]:
+    """Contiguous inputs and the float64 results of every operation, whatever that of `case`."""
+    inputs = random_inputs(case, device)
+    return inputs, exact_results(inputs)
+
+
+def measured(
+    block: Case, peer: Peer, device: torch.device, budget: float = measure.BUDGET_SECONDS
+) -> Measurement:
+    """Checks all results of a peer against float64, then times it for about `budget` seconds.
+
+    A peer through PyTorch that is wrong is timed all the same, and the measurement says so.
+
+    Raises:
+        NotMeasured: the peer is not available on this device.
+        WrongResult: a kernel of this project is wrong.
+    """
+    if reason := peer.unavailable(device):
+        raise NotMeasured(reason)
+    with peer.settings():
+        return _measured(block, peer, device, budget)
+
+
+def _measured(block: Case, peer: Peer, device: torch.device, budget: float) -> Measurement:
+    inputs, exact = load(replace(block, operation="training", layout="contiguous"), device)
+    run = runner(peer, block.operation)
+    error = error_of(run, block, inputs, exact[block.operation], peer.units)
+    if error and peer.kernels is not None:
+        raise WrongResult(f"{peer.name}: {error}")
+
+    image_bytes = inputs.input.nbytes + inputs.grad_output.nbytes
+    count = measure.buffer_sets(image_bytes, device, budget)
+    calls = [partial(run, inputs.copied(block.layout)) for _ in range(count)]
+    return Measurement(
+        "block",
+        {**block.subject, "peer": peer.name},
+        measure.kernel_samples(calls, device, budget),
+        block.work,
+        peer.described(calls[0], device, error)
+        | {
+            "buffer_sets": count,
+            "peak_memory_bytes": measure.peak_memory(calls[0], device),
+        },
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-import statistics
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +20,9 @@ import records
 import shapes
 import tables
 import ways
-from arithmetic import Ceilings, Work
+from arithmetic import Ceilings
+from facts import Facts
+from measurement import Measurement, NotMeasured
 
 _SELECTION = pytest.StashKey[shapes.Selection]()
 _DEVICE = pytest.StashKey[torch.device]()
@@ -30,7 +32,8 @@ _SKIPPED = pytest.StashKey["SkipCounter"]()
 
 _QUICK_MINUTES = 5.5
 # What matters most first, so that a run that is out of time leaves out the rest: the kernels and
-# the blocks on the reference shape, networks, and then the other shapes.
+# the blocks on the reference shape at the kernel sizes of the front page, networks, and then the
+# other shapes, the other kernel sizes and what torch.compile has to compile first.
 _ORDER = (
     ("test_ceilings", True),
     ("test_depthwise", True),
@@ -40,7 +43,9 @@ _ORDER = (
     ("test_input_size", True),
     ("test_blocks", False),
     ("test_depthwise", False),
+    ("test_networks", False),
 )
+_FIRST_KERNEL_SIZES = (7, 9, 15)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,6 +60,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         metavar="M",
         help="begin no measurement after so many minutes (default: 5.5 with --quick, else never)",
+    )
+    group.addoption(
+        "--facts",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="add each measurement to a file as soon as it is made; report.py reads it",
     )
 
 
@@ -105,7 +116,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         numbers = selection.training_tables if training else selection.tables
         listed = networks.networks(numbers) if numbers else networks.cpu_networks()
         if training:
-            listed = [network for network in listed if network.is_convmixer]
+            listed = [network for network in listed if network.has_depthwise]
         found = [
             (network, way) for network in listed for way in ways.ways(network, selection, training)
         ]
@@ -122,7 +133,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _position(item: pytest.Item) -> int:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     case = parameters.get("case") or parameters.get("block")
-    return _ORDER.index((item.path.stem, case is None or case.is_reference))
+    who = parameters.get("peer") or parameters.get("way")
+    first = case is None or (case.is_reference and case.kernel_size in _FIRST_KERNEL_SIZES)
+    return _ORDER.index((item.path.stem, first and not (who and who.compiled)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except NotMeasured as reason:
+        pytest.skip(str(reason))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -182,37 +203,46 @@ def ceilings(
 
 
 class Recorder:
-    """Turns samples into a record: what was measured, and what it amounts to."""
+    """Hands measurements to pytest-benchmark, held against the ceilings, and to a file of facts."""
 
-    def __init__(self, benchmark: Any, ceilings: Ceilings) -> None:
+    def __init__(self, benchmark: Any, ceilings: Ceilings, facts: Facts | None) -> None:
         self._benchmark = benchmark
         self._ceilings = ceilings
+        self._facts = facts
 
-    def __call__(
-        self,
-        kind: str,
-        subject: dict[str, Any],
-        samples: Sequence[float],
-        work: Work | None = None,
-        **measured: Any,
-    ) -> None:
-        """Records `samples`, in seconds, of what `subject` identifies among records of `kind`."""
-        if work is not None:
-            median = statistics.median(samples)
-            measured |= {
-                "bytes": work.bytes,
-                "operations": work.operations,
-                "gigabytes_per_second": work.bytes / median / 1e9,
-                "share_of_copy": self._ceilings.share_of_copy(work, median),
-                "share_of_floor": self._ceilings.floor_seconds(work) / median,
-            }
-        self._benchmark.extra_info.update(kind=kind, subject=subject, **measured)
-        measure.clock.play(self._benchmark, samples)
+    def __call__(self, measurement: Measurement) -> None:
+        info = measurement.extra_info
+        if measurement.work is not None:
+            info |= self._ceilings.reached(measurement.work, measurement.stats["median"])
+        if self._facts is not None:
+            self._facts.add("measured", extra_info=info, stats=measurement.stats)
+        self._benchmark.extra_info.update(info)
+        measure.clock.play(self._benchmark, measurement.samples)
+
+
+@pytest.fixture(scope="session")
+def facts(pytestconfig: pytest.Config, ceilings: Ceilings) -> Facts | None:
+    """The file of --facts, which begins with what holds for the whole run."""
+    path = pytestconfig.getoption("facts")
+    if path is None:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = Facts(path)
+    name = pytestconfig.stash[_SELECTION].name
+    records.add_provenance(facts, name, machine.commit())
+    facts.add("machine", **machine.describe(pytestconfig.stash[_DEVICE]))
+    facts.add("ceilings", **vars(ceilings))
+    return facts
 
 
 @pytest.fixture
-def record(benchmark: Any, ceilings: Ceilings) -> Recorder:
-    return Recorder(benchmark, ceilings)
+def record(benchmark: Any, ceilings: Ceilings, facts: Facts | None) -> Recorder:
+    return Recorder(benchmark, ceilings, facts)
+
+
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    """As everywhere: the checkout's, or what a checkout without history was said to be."""
+    commit_info.update(machine.commit())
 
 
 def pytest_benchmark_update_machine_info(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NOT_MEASURED = "not measured yet"
+NOTHING = "-"
 
 
 def seconds(value: float) -> str:

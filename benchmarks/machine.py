@@ -12,6 +12,27 @@ from typing import Any
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
+# Written by `make gpu-carry` for machines that get the files without their history.
+COMMIT_FILE = ROOT / "build" / "commit"
+_DIRTY = "-dirty"
+
+
+def commit(root: Path = ROOT, file: Path = COMMIT_FILE) -> dict[str, Any]:
+    """The "id" of the checked-out commit and whether files are changed ("dirty").
+
+    Of git where it answers, else from the file, which holds what `git describe --always --dirty
+    --exclude='*' --abbrev=40` said elsewhere; "unknown" without either.
+    """
+    text = _answer("git", "-C", str(root), *_DESCRIBE) if (root / ".git").exists() else None
+    if text is None and file.exists():
+        text = file.read_text().strip()
+    text = text or "unknown"
+    return {"id": text.removesuffix(_DIRTY), "dirty": text.endswith(_DIRTY)}
+
+
+_DESCRIBE = ("describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
+
 
 def describe(device: torch.device) -> dict[str, Any]:
     """What a table of results must say; None stands for what is not there."""
@@ -34,6 +55,9 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cudnn": _cudnn(),
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
+            "capability": [properties.major, properties.minor],
+            "cache_bytes": properties.L2_cache_size,
+            "clocks": _query(_CLOCKS),
         }
     return found
 
@@ -51,11 +75,24 @@ def _cudnn() -> str | None:
 
 
 def _driver() -> str | None:
-    if shutil.which("nvidia-smi") is None:
+    return _query("driver_version")
+
+
+_CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+
+
+def _query(names: str) -> str | None:
+    """What nvidia-smi says of the first GPU; None where it is not there."""
+    answer = _answer("nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader")
+    return answer.split("\n")[0].strip() if answer else None
+
+
+def _answer(*command: str) -> str | None:
+    """The output of a command; None where it fails or is not there."""
+    if shutil.which(command[0]) is None:
         return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else None
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _processor() -> str:

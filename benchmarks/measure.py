@@ -15,8 +15,9 @@ from arithmetic import Ceilings
 
 Call = Callable[[], object]
 
-# A kernel is timed for about this long; a replay below the least length measures its own launch.
-_BUDGET_SECONDS = 0.06
+# A kernel is timed for about this long; a replay below the least length measures its own launch. A
+# budget of 0 only shows that everything runs.
+BUDGET_SECONDS = 0.06
 _LEAST_REPLAY_SECONDS = 1e-3
 _ROUNDS = (5, 100)
 # Buffers rotate so that together they are this many times the last-level cache.
@@ -50,16 +51,20 @@ class RecordedClock:
 clock = RecordedClock()
 
 
-def buffer_sets(bytes_per_call: int, device: torch.device) -> int:
+def buffer_sets(bytes_per_call: int, device: torch.device, budget: float = BUDGET_SECONDS) -> int:
     """How many copies of the inputs to rotate, so that no call finds its own in the cache."""
+    if budget == 0:
+        return 2
     if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         return max(2, math.ceil(_CACHES * cache / bytes_per_call))
     return min(_MOST_SETS_ON_CPU, max(2, math.ceil(_CACHES * _CPU_CACHE_BYTES / bytes_per_call)))
 
 
-def kernel_samples(calls: Sequence[Call], device: torch.device) -> list[float]:
-    """Seconds a call takes, without what it costs to launch it.
+def kernel_samples(
+    calls: Sequence[Call], device: torch.device, budget: float = BUDGET_SECONDS
+) -> list[float]:
+    """Seconds a call takes, without what it costs to launch it, in about `budget` seconds.
 
     On a GPU the calls, each on buffers of its own, become one CUDA graph, and samples are the times
     of its replays by events, divided by the number of calls. The outputs of a graph stay allocated
@@ -68,7 +73,7 @@ def kernel_samples(calls: Sequence[Call], device: torch.device) -> list[float]:
     for call in calls[:2]:
         call()
     if device.type != "cuda":
-        return _host_samples(calls)
+        return _host_samples(calls, budget)
     torch.cuda.synchronize(device)
     graph = _capture(calls)
     once = _replay(graph, 1)[0]
@@ -77,7 +82,7 @@ def kernel_samples(calls: Sequence[Call], device: torch.device) -> list[float]:
         calls = list(calls) * repeats
         graph = _capture(calls)
         once *= repeats
-    return [seconds / len(calls) for seconds in _replay(graph, _rounds(once))]
+    return [seconds / len(calls) for seconds in _replay(graph, _rounds(once, budget))]
 
 
 def _capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
@@ -93,9 +98,9 @@ def _replay(graph: torch.cuda.CUDAGraph, rounds: int) -> list[float]:
     return _event_samples([graph.replay] * rounds)
 
 
-def _rounds(seconds: float) -> int:
-    least, most = _ROUNDS
-    return min(most, max(least, math.ceil(_BUDGET_SECONDS / seconds)))
+def _rounds(seconds: float, budget: float) -> int:
+    least, most = _ROUNDS if budget else (2, 2)
+    return min(most, max(least, math.ceil(budget / seconds)))
 
 
 def _event_samples(calls: Sequence[Call]) -> list[float]:
@@ -108,9 +113,9 @@ def _event_samples(calls: Sequence[Call]) -> list[float]:
     return [start.elapsed_time(stop) / 1e3 for start, stop in pairwise(events)]
 
 
-def _host_samples(calls: Sequence[Call]) -> list[float]:
+def _host_samples(calls: Sequence[Call], budget: float) -> list[float]:
     once = _host_time(calls)
-    return [_host_time(calls) / len(calls) for _ in range(_rounds(once))]
+    return [_host_time(calls) / len(calls) for _ in range(_rounds(once, budget))]
 
 
 def _host_time(calls: Sequence[Call]) -> float:

@@ -22,14 +22,14 @@ class Network:
     Attributes:
         name: unique; that of the variant for a ConvMixer.
         build: makes the network, with random initial values, on the default device.
-        is_convmixer: whether its depthwise convolutions can run on the kernels.
+        has_depthwise: whether its depthwise convolutions can run on the kernels.
         image_size: in pixels.
         note: what a reader must know of how it was built.
     """
 
     name: str
     build: Callable[[], nn.Module]
-    is_convmixer: bool
+    has_depthwise: bool
     image_size: int = 224
     note: str = ""
 
@@ -169,6 +169,7 @@ PARAMETER_NOTES = {
     "deit_base_p16": "86.57 million, printed without its decimals",
     "mixer_b16": "59.88 million, printed without its decimals",
 }
+_VISITED = ("convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14")
 _MOBILENET_NOTE = "built from timm's blocks after its description, see networks.py"
 
 
@@ -178,12 +179,23 @@ def networks(tables: tuple[int, ...]) -> list[Network]:
     return [_NETWORKS[name] for name in names]
 
 
+def visit_networks() -> list[Network]:
+    """Two ConvMixers of table 1, one with patches of 14 pixels, and ConvNeXt-T, whose k is 7."""
+    convnext = Network("convnext_tiny", _timm("convnext_tiny"), has_depthwise=True)
+    return [_NETWORKS[name] for name in _VISITED] + [convnext]
+
+
+def dry_run_networks() -> list[Network]:
+    """One that shows that networks run."""
+    return [Network("convmixer_8_1", partial(ConvMixer, 8, 1, 3, 7), True, image_size=28)]
+
+
 def cpu_networks() -> list[Network]:
     """Two small networks that are in no table, for machines without a GPU."""
     convmixer = partial(ConvMixer, 32, 2, 9, 7)
     return [
-        Network("convmixer_32_2", convmixer, is_convmixer=True, image_size=112),
-        Network("test_resnet", _timm("test_resnet"), is_convmixer=False, image_size=112),
+        Network("convmixer_32_2", convmixer, has_depthwise=True, image_size=112),
+        Network("test_resnet", _timm("test_resnet"), has_depthwise=False, image_size=112),
     ]
 
 
@@ -252,14 +264,14 @@ def parameters(network: Network) -> int:
 
 _NETWORKS = {
     **{
-        row.network: Network(row.network, partial(create_model, row.network), is_convmixer=True)
+        row.network: Network(row.network, partial(create_model, row.network), has_depthwise=True)
         for row in _convmixer_rows()
     },
     **{
         name: Network(
             name,
             build,
-            is_convmixer=False,
+            has_depthwise=False,
             note=_MOBILENET_NOTE if name.startswith("isotropic") else "",
         )
         for name, _, _, _, build in _PEERS

@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import measure
 from convmixer_kernels import available_impls, ops
+from measurement import NotMeasured
 from shapes import Case, Selection
 
 # From (input, gradient of the output, filters) to the result of the operation.
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+Info = dict[str, Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -53,6 +55,13 @@ class Peer:
             return needs_gpu(self.kernels)
         return available_impls(device)[self.kernels]
 
+    def described(self, call: measure.Call, device: torch.device, wrong: str | None) -> Info:
+        """What a record says beside the times of `call`; `wrong` is the error of its result."""
+        found: Info = {"is_pytorch": self.kernels is None, "kernels": []}
+        if self.kernels is None:
+            found["kernels"] = measure.kernels_that_ran(call, device)
+        return found if wrong is None else {**found, "wrong": wrong}
+
     @property
     def units(self) -> float:
         """Roundings it may be off by: the kernels' promise, and for PyTorch what is no nonsense."""
@@ -75,7 +84,11 @@ class Peer:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """PyTorch's global switches while it runs; skips what this PyTorch cannot do with them."""
+        """PyTorch's global switches while it runs.
+
+        Raises:
+            NotMeasured: this PyTorch cannot do with them what was tried.
+        """
         before = getattr(torch.backends.cudnn, "depthwise_kernel", None)
         if self.depthwise_kernel is not None:
             torch.backends.cudnn.depthwise_kernel = self.depthwise_kernel  # type: ignore[attr-defined]
@@ -90,14 +103,14 @@ class Peer:
 
 @contextmanager
 def excused(name: str, optional: bool) -> Iterator[None]:
-    """Skips a measurement whose optional way through PyTorch fails, and says how."""
+    """Where an optional way through PyTorch fails, raises NotMeasured, which says how."""
     try:
         yield
     except Exception as error:
         if not optional:
             raise
         reason = str(error).strip().split("\n")[0][:200]
-        pytest.skip(f"{name} fails: {type(error).__name__}: {reason}")
+        raise NotMeasured(f"{name} fails: {type(error).__name__}: {reason}") from error
 
 
 def needs_gpu(implementation: str) -> str:

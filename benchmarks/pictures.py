@@ -16,7 +16,7 @@ import formats
 from arithmetic import Ceilings
 from records import Record, Run, fastest
 from shapes import LAYOUTS, OPERATIONS
-from tables import KERNELS, SWEPT, TITLES, floor, focus, matching
+from tables import SWEPT, TITLES, floor, focus, matching
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = {
@@ -169,7 +169,7 @@ def planes(run: Run, path: Path) -> str | None:
     """Share of the copy bandwidth against the size of the planes."""
     records = run.of("depthwise")
     setting = focus(records, "plane")
-    if setting is None:
+    if setting is None or run.ceilings is None:
         return None
     listed = matching(records, setting)
     figure = _figure(run, 12.5, 4.4, f"Bandwidth by height and width: {_subject(setting)}")
@@ -258,7 +258,7 @@ def _kernel_size_axis(axes: Axes, listed: Sequence[Record]) -> None:
 
 def throughput(run: Run, rows: Sequence[Any], path: Path) -> str | None:
     """Images a second of each network that was measured, fastest first; `rows` of networks.py."""
-    found = run.of("inference")
+    found = [each for each in run.of("inference") if not each.wrong]
     names = list(dict.fromkeys(each.subject["network"] for each in found))
     if not names:
         return None
@@ -318,8 +318,8 @@ def throughput(run: Run, rows: Sequence[Any], path: Path) -> str | None:
 
 
 def _best_speed(found: Iterable[Record], who: str) -> float | None:
-    speeds = [each.info["images_per_second"] for each in found if _name_of(each) == who]
-    return max(speeds, default=None)
+    best = fastest(each for each in found if _name_of(each) == who)
+    return None if best is None else float(best.info["images_per_second"])
 
 
 def input_sizes(run: Run, kernel_sizes: Sequence[int], path: Path) -> str | None:
@@ -330,10 +330,11 @@ def input_sizes(run: Run, kernel_sizes: Sequence[int], path: Path) -> str | None
     first = found[0].subject
     title = f"Inference, {first['network']}, batches of {first['batch']}, {first['dtype']}"
     figure = _figure(run, 11.0, 4.6, title)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     ours = fastest(each for each in found if not each.is_pytorch)
-    kernel = _name_of(ours) if ours else KERNELS[0]
-    sides = {"PyTorch": "PyTorch, fastest of its ways", kernel: f"{kernel}, faster layout"}
+    sides = {"PyTorch": "PyTorch, fastest of its ways"}
+    if ours:
+        sides[_name_of(ours)] = f"{_name_of(ours)}, faster layout"
+    panels = figure.subplots(1, len(sides), sharex=True, sharey=True, squeeze=False)[0]
     ends: list[dict[str, tuple[float, float, str]]] = []
     for axes, (who, label) in zip(panels, sides.items(), strict=True):
         side = [each for each in found if _name_of(each) == who]
@@ -344,8 +345,6 @@ def input_sizes(run: Run, kernel_sizes: Sequence[int], path: Path) -> str | None
                 xs, ys = zip(*points, strict=True)
                 axes.plot(xs, [1e3 * y for y in ys], "o-", color=colour, markersize=4)
                 ends[-1][f"k = {kernel_size}"] = (1e3 * ys[-1], xs[-1], colour)
-        if not side:
-            axes.text(0.5, 0.5, formats.NOT_MEASURED, transform=axes.transAxes, ha="center")
         _tidy(axes, label, "height and width of the images")
         axes.set_xticks(sorted({each.subject["size"] for each in found}))
     panels[0].set_ylim(bottom=0)

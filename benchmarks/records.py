@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from arithmetic import Ceilings, noise, speedup
+import facts
+from arithmetic import Ceilings, Work, noise, speedup
+from facts import Fact, Facts
 
 Key = tuple[tuple[str, Any], ...]
 
@@ -60,6 +64,11 @@ class Record:
         return self.median if self.kind in ("ceiling", *SWEEPS) else self.mean
 
     @property
+    def wrong(self) -> str | None:
+        """How far off the result of a peer is, whose time then counts for nothing."""
+        return self.info.get("wrong")
+
+    @property
     def is_pytorch(self) -> bool:
         return bool(self.info.get("is_pytorch"))
 
@@ -92,6 +101,7 @@ class Run:
         selections: names of the lists that were measured.
         records: the latest of each key.
         skipped: number of measurements skipped, by reason.
+        facts: all else that a visit found out, in its order: checks, failures, phases.
     """
 
     machine: dict[str, Any]
@@ -101,6 +111,7 @@ class Run:
     selections: list[str]
     records: list[Record]
     skipped: dict[str, int]
+    facts: list[Fact]
 
     @property
     def on_gpu(self) -> bool:
@@ -115,10 +126,11 @@ class UsageError(Exception):
 
 
 def load(paths: Sequence[Path]) -> Run:
-    """Reads results of `pytest benchmarks --benchmark-json`; later files win.
+    """Reads what `make gpu` or `pytest benchmarks --benchmark-json` has left; later files win.
 
     Raises:
-        UsageError: a file is not one of these, or the files are from different machines.
+        UsageError: a file is neither, it does not say on what it was measured, or the files are
+            from different machines.
     """
     files = [_read(path) for path in paths]
     records: dict[Key, Record] = {}
@@ -140,10 +152,71 @@ def load(paths: Sequence[Path]) -> Run:
         selections=list(dict.fromkeys(content["selection"] for content in files)),
         records=list(records.values()),
         skipped=skipped,
+        facts=[fact for content in files for fact in content.get("facts", [])],
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
+    content = read_visit(path) if path.suffix == ".jsonl" else _read_benchmarks(path)
+    if content["machine_info"] is None:
+        raise UsageError(f"{path}: ended before it knew on what machine it was")
+    return content
+
+
+def read_visit(path: Path) -> dict[str, Any]:
+    """Facts of a visit in the form in which pytest-benchmark stores measurements.
+
+    Raises:
+        UsageError: the file does not hold facts.
+    """
+    try:
+        found = facts.read(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    began, machines, ceilings = (
+        {key: value for key, value in each[-1].items() if key != "fact"} if each else None
+        for each in (facts.of(found, name) for name in ("begin", "machine", "ceilings"))
+    )
+    if began is None:
+        raise UsageError(f"{path}: not written by `make gpu`")
+    entries = [
+        {key: fact[key] for key in ("extra_info", "stats")} for fact in facts.of(found, "measured")
+    ]
+    if ceilings:
+        for entry in entries:
+            _hold_against(entry, Ceilings(**ceilings))
+    reasons = Counter(fact["reason"] for fact in facts.of(found, "skipped"))
+    return {
+        "machine_info": machines,
+        "commit_info": began["commit"],
+        "datetime": began["time"],
+        "selection": began["selection"],
+        "ceilings": ceilings,
+        "benchmarks": entries,
+        "skipped": dict(reasons),
+        "facts": [fact for fact in found if fact["fact"] not in _STORED_ELSEWHERE],
+    }
+
+
+_STORED_ELSEWHERE = ("begin", "machine", "ceilings", "measured", "skipped")
+
+
+def add_provenance(to: Facts, selection: str, commit: dict[str, Any], **more: Any) -> None:
+    """Begins a file of facts: what is measured, of which commit, and when."""
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    to.add("begin", selection=selection, commit=commit, time=time, **more)
+
+
+def _hold_against(entry: dict[str, Any], ceilings: Ceilings) -> None:
+    info = entry["extra_info"]
+    if "bytes" in info:
+        work = Work(info["bytes"], info["operations"])
+        info |= ceilings.reached(work, entry["stats"]["median"])
+
+
+def _read_benchmarks(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -173,7 +246,9 @@ def record(benchmark: dict[str, Any]) -> Record:
 
 
 def fastest(records: Iterable[Record]) -> Record | None:
-    return min(records, key=lambda each: each.seconds, default=None)
+    """The fastest of those whose results are right."""
+    right = (each for each in records if not each.wrong)
+    return min(right, key=lambda each: each.seconds, default=None)
 
 
 def best_pytorch(records: Iterable[Record]) -> dict[Key, Record]:
@@ -181,7 +256,7 @@ def best_pytorch(records: Iterable[Record]) -> dict[Key, Record]:
     best: dict[Key, Record] = {}
     for each in records:
         known = best.get(each.task)
-        if each.is_pytorch and (known is None or each.seconds < known.seconds):
+        if each.is_pytorch and not each.wrong and (known is None or each.seconds < known.seconds):
             best[each.task] = each
     return best
 
@@ -196,20 +271,21 @@ def backward_passes(blocks: Sequence[Record]) -> list[Record]:
     found = []
     for both in blocks:
         alone = forward.get(_who_and_what(both))
-        if both.operation != "training" or alone is None:
+        if both.operation != "training" or alone is None or both.wrong or alone.wrong:
             continue
         seconds = both.median - alone.median
         uncertain = both.noise * both.median + alone.noise * alone.median
         if seconds <= uncertain:
             continue
         moved = both.info["bytes"] - alone.info["bytes"]
-        copy_rate = both.info["bytes"] / both.median / both.info["share_of_copy"]
         info = {
             "is_pytorch": both.is_pytorch,
             "bytes": moved,
             "operations": both.info["operations"] - alone.info["operations"],
-            "share_of_copy": moved / seconds / copy_rate,
         }
+        if share := both.info.get("share_of_copy"):
+            copy_rate = both.info["bytes"] / both.median / share
+            info["share_of_copy"] = moved / seconds / copy_rate
         subject = {**both.subject, "operation": "backward"}
         found.append(Record("block", subject, seconds, seconds, uncertain / seconds, info))
     return found

@@ -1,6 +1,7 @@
-"""Turns results of `pytest benchmarks --benchmark-json=RESULT.json` into tables and pictures.
+"""Turns what `make gpu` or `pytest benchmarks` has left into tables and pictures.
 
-    python benchmarks/report.py RESULT.json ...           one machine; later files win
+    python benchmarks/report.py RESULT ...                visit.jsonl or what pytest-benchmark
+                                                          wrote, of one machine; later files win
     python benchmarks/report.py --compare BEFORE AFTER    what changed beyond noise
 
 The report goes to benchmarks/results/<GPU>/README.md with the results themselves beside it. If they
@@ -14,20 +15,24 @@ import csv
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # whether or not the packages are installed
+
+import checks
 import networks
 import pictures
 import tables
 from arithmetic import LEAST_CHANGE
 from comparing import compare
-from formats import NOT_MEASURED, markdown
+from formats import markdown
 from records import Record, Run, UsageError, backward_passes, load
 from shapes import BLOCK_OPERATIONS, KERNEL_SIZES, OPERATIONS
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FRONT_PAGE = ROOT / "README.md"
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
@@ -36,7 +41,7 @@ _NOTHING_MEASURED = """\
 Not measured yet: so far the kernels have been proved correct and counted, not timed. What can be
 known without a GPU is in [docs/kernels.md](docs/kernels.md): bytes moved, registers, instructions;
 how it will be measured in [docs/benchmarks.md](docs/benchmarks.md).
-A block is BN(GELU(depthwise(x))) + x."""
+"""
 _BLOCKS = """\
 BN(GELU(depthwise(x))) + x, the first half of a ConvMixer block: one fused operation against what
 is composed of PyTorch's. Cells are as above; bandwidth counts the passes over a tensor that are
@@ -56,13 +61,20 @@ def folder_name(run: Run) -> str:
 
 
 def write(run: Run, sources: list[Path], results: Path) -> Path:
-    """Writes the report with its pictures under `results`, and returns its path."""
+    """Writes the report with its pictures under `results`, and returns its path.
+
+    Raises:
+        UsageError: two of the sources, which are copied beside it, have one name.
+    """
     folder = results / folder_name(run)
     folder.mkdir(parents=True, exist_ok=True)
+    if twice := [name for name, count in Counter(s.name for s in sources).items() if count > 1]:
+        raise UsageError(f"{twice[0]}: several results have this name; rename them")
     for source in sources:
         if source.resolve().parent != folder.resolve():
             shutil.copy(source, folder / source.name)
-    write_input_sizes(run, folder / "input_size.csv")
+    if run.of("input_size"):
+        write_input_sizes(run, folder / "input_size.csv")
     report = folder / "README.md"
     report.write_text(render(run, draw(run, folder), [source.name for source in sources]))
     return report
@@ -93,52 +105,62 @@ def write_input_sizes(run: Run, path: Path) -> None:
 
 
 def render(run: Run, drawn: dict[str, str], sources: list[str]) -> str:
-    """The report as markdown."""
+    """The report as markdown, without what was not measured."""
 
     def picture(what: str, caption: str) -> str:
-        if what not in drawn:
-            return f"{caption}: {NOT_MEASURED}.\n"
-        return f"![{caption}]({drawn[what]})\n"
+        return f"![{caption}]({drawn[what]})\n" if what in drawn else ""
 
     convolutions, blocks = run.of("depthwise"), run.of("block")
     parts = [f"# Measured on {run.machine['device']}\n", _provenance(run, sources)]
     if not run.on_gpu:
         parts.append(
             "**This is a CPU.** Its numbers show that the benchmarks and this report work. They "
-            "say nothing about the kernels, which need a GPU: everything of theirs is "
-            f'"{NOT_MEASURED}".\n'
+            "say nothing about the kernels, which need a GPU.\n"
         )
-    parts += [
-        tables.ceiling_table(run.ceilings),
-        "## Depthwise convolution\n",
-        "Median time of a call (share of the copy bandwidth) and, in bold, how many times as fast "
-        "as the fastest of PyTorch's ways in either layout. Bandwidth counts each tensor once.\n",
-        picture("kernel_sizes", "Time by kernel size"),
-        picture("planes", "Bandwidth by height and width"),
-        picture("roofline", "Roofline"),
-        *_sweeps(convolutions, OPERATIONS),
-        "### What PyTorch ran\n",
-        tables.pytorch_table(convolutions, OPERATIONS),
-        "## Blocks\n",
-        _BLOCKS,
-        picture("blocks", "Time of blocks by kernel size"),
-        *_sweeps([*blocks, *backward_passes(blocks)], (*BLOCK_OPERATIONS, "backward")),
-        "### What PyTorch ran for blocks\n",
-        tables.pytorch_table(blocks, BLOCK_OPERATIONS),
-        "## Networks of the paper\n",
-        "Images a second, mean of the batches; each in its fastest layout. The paper measured on "
-        "other GPUs: its numbers say what it saw, not what to beat. † marks numbers of the host: "
-        "it took at least 90 % of the time to queue the work.\n",
-        picture("throughput", "Inference"),
-        *_network_parts(run),
-        "## Inference time by input size\n",
-        "Figure 4 of the paper, which measured on an RTX 3080 Ti; the numbers are in "
-        "[input_size.csv](input_size.csv).\n",
-        picture("figure_4", "Kernel sizes of the paper"),
-        picture("figure_4_large", "Kernel sizes up to 15"),
-        *_skipped(run),
-    ]
-    return "\n".join(part for part in parts if part)
+    parts.append(tables.ceiling_table(run.ceilings))
+    parts += checks.report(run)
+    if convolutions:
+        parts += [
+            "## Depthwise convolution\n",
+            "Median time of a call (share of the copy bandwidth) and, in bold, how many times as "
+            "fast as the fastest of PyTorch's ways in either layout whose result is right. "
+            "Bandwidth counts each tensor once.\n",
+            tables.ratio_table(convolutions, OPERATIONS),
+            picture("kernel_sizes", "Time by kernel size"),
+            picture("planes", "Bandwidth by height and width"),
+            picture("roofline", "Roofline"),
+            *_sweeps(convolutions, OPERATIONS),
+            "### What PyTorch ran\n",
+            tables.pytorch_table(convolutions, OPERATIONS),
+        ]
+    if blocks:
+        parts += [
+            "## Blocks\n",
+            _BLOCKS,
+            tables.ratio_table(blocks, BLOCK_OPERATIONS),
+            picture("blocks", "Time of blocks by kernel size"),
+            *_sweeps([*blocks, *backward_passes(blocks)], (*BLOCK_OPERATIONS, "backward")),
+            "### What PyTorch ran for blocks\n",
+            tables.pytorch_table(blocks, BLOCK_OPERATIONS),
+        ]
+    if run.of("inference") or run.of("training"):
+        parts += [
+            "## Networks\n",
+            "Images a second, mean of the batches; each in its fastest layout. The paper measured "
+            "on other GPUs: its numbers say what it saw, not what to beat. † marks numbers of the "
+            "host: it took at least 90 % of the time to queue the work.\n",
+            picture("throughput", "Inference"),
+            *_network_parts(run),
+        ]
+    if run.of("input_size"):
+        parts += [
+            "## Inference time by input size\n",
+            "Figure 4 of the paper, which measured on an RTX 3080 Ti; the numbers are in "
+            "[input_size.csv](input_size.csv).\n",
+            picture("figure_4", "Kernel sizes of the paper"),
+            picture("figure_4_large", "Kernel sizes up to 15"),
+        ]
+    return "\n".join(part for part in [*parts, *_skipped(run)] if part)
 
 
 def _provenance(run: Run, sources: list[str]) -> str:
@@ -151,6 +173,7 @@ def _provenance(run: Run, sources: list[str]) -> str:
         "timm": "timm",
         "python": "Python",
         "threads": "CPU threads",
+        "clocks": "clocks (SM, its most, memory), power limit, temperature",
     }
     rows = [
         ["commit", ", ".join(run.commits)],
@@ -190,26 +213,26 @@ def _setting(setting: dict[str, Any]) -> str:
 
 def _network_parts(run: Run) -> list[str]:
     rows = networks.rows()
-    measured = dict.fromkeys(each.subject["network"] for each in run.of("inference"))
+    measured, trained = (
+        list(dict.fromkeys(each.subject["network"] for each in run.of(kind)))
+        for kind in ("inference", "training")
+    )
     parts = []
     for table in (1, 2, 3, 5):
-        listed = [row for row in rows if row.table == table]
-        if any(row.network in measured for row in listed):
+        listed = [row for row in rows if row.table == table and row.network in measured]
+        if listed:
             parts += [f"### Table {table}\n", tables.network_table(run, listed)]
-        else:
-            parts.append(f"Table {table}, {len(listed)} rows: {NOT_MEASURED}.\n")
     notes = {row.label: networks.note(row.network) for row in rows if row.network in measured}
     parts.append("".join(f"- {label}: {note}.\n" for label, note in notes.items() if note))
-    small = [name for name in measured if name not in {row.network for row in rows}]
-    if small:
-        parts += ["### Small networks, in no table\n", tables.small_table(run, small)]
-    trained = dict.fromkeys(each.subject["network"] for each in run.of("training"))
-    convmixers = [row.network for row in rows if row.table == 1 and "ConvMixer" in row.label]
-    parts += [
-        "### Training\n",
-        "Forward, backward and AdamW; float16 autocast on a GPU.\n",
-        tables.training_table(run, list(dict.fromkeys([*convmixers, *trained]))),
-    ]
+    others = [name for name in measured if name not in {row.network for row in rows}]
+    if others:
+        parts += ["### In no table of the paper\n", tables.small_table(run, others)]
+    if trained:
+        parts += [
+            "### Training\n",
+            "Forward, backward and AdamW; float16 autocast on a GPU.\n",
+            tables.training_table(run, trained),
+        ]
     return parts
 
 
@@ -237,7 +260,7 @@ def refresh_front_page(run: Run, report: Path, page: Path = FRONT_PAGE) -> None:
 def front_page_part(run: Run | None, report: Path | None = None, page: Path = FRONT_PAGE) -> str:
     """What stands between the markers; with no run, that nothing is measured."""
     if run is None or report is None:
-        return f"{_NOTHING_MEASURED}\n\n{tables.headline(None)}"
+        return _NOTHING_MEASURED
     link = report.resolve().relative_to(page.resolve().parent).as_posix()
     machine = run.machine
     return (
@@ -253,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT.json")
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT")
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="print what changed"
     )

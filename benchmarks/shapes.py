@@ -133,6 +133,26 @@ def quick_cases() -> list[Case]:
     ]
 
 
+def visit_cases() -> list[Case]:
+    """What a few minutes have time for, most valuable first.
+
+    Kernel sizes at the reference shape; the planes and a single image, for `auto`; the two widest
+    stages of ConvNeXt-T.
+    """
+    images, channels, plane, _ = REFERENCE
+    return [
+        *_cases([(images, channels, plane)], (9, 7, 15)),
+        *_cases([(64, 768, other) for other in (16, 14, 7, 56)], (9,)),
+        *_cases([(1, 768, plane)], (9,)),
+        *_cases([(64, 96, 56), (64, 192, 28)], (7,)),
+    ]
+
+
+def visit_blocks() -> list[Case]:
+    images, channels, plane, _ = REFERENCE
+    return _cases([(images, channels, plane)], (9, 7, 15), ("float16",), BLOCK_OPERATIONS)
+
+
 def full_blocks() -> list[Case]:
     return _block_cases(KERNEL_SIZES, PLANES)
 
@@ -229,6 +249,25 @@ CPU = Selection(
     training_steps=3,
     input_sizes=InputSizes(32, 2, 2, (3, 9, 15), (28, 56, 112)),
     compiled="none",
+)
+
+VISIT = replace(
+    QUICK,
+    name="visit",
+    cases=visit_cases(),
+    blocks=visit_blocks(),
+    batches=10,
+    training_steps=5,
+    compiled="k9",
+)
+# As small as it gets: it shows that every phase of a visit runs, and nothing else.
+DRY_RUN = replace(
+    CPU,
+    name="dry run",
+    cases=_cases([(2, 8, 8)], (3,), ("float32",)),
+    blocks=_cases([(2, 8, 8)], (3,), ("float32",), BLOCK_OPERATIONS),
+    batches=2,
+    training_steps=2,
 )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from arithmetic import Ceilings, speedup
-from formats import NOT_MEASURED, aligned, digits, markdown, percent, rate, seconds, times
+from formats import NOTHING, aligned, digits, markdown, percent, rate, seconds, times
 from records import Key, Record, Run, best_pytorch, fastest
 from shapes import BLOCK_OPERATIONS, LAYOUTS, OPERATIONS, REFERENCE, work_of
 
@@ -63,24 +64,58 @@ def sweep_table(records: list[Record], operation: str, along: str, title: str) -
     if not listed:
         return ""
     best = best_pytorch(listed)
-    columns = [(kernel, layout) for kernel in KERNELS for layout in LAYOUTS]
+    columns = _kernel_columns(listed)
     header = [title, "best of PyTorch", *(f"`{kernel}`, {layout}" for kernel, layout in columns)]
     rows = []
     for value in sorted({each.subject[along] for each in listed}):
         found = matching(listed, {along: value})
         baseline = best.get(found[0].task)
+        ours = [fastest(matching(found, {"peer": who, "layout": how})) for who, how in columns]
         compiled = any(each.subject["peer"].startswith("torch.compile") for each in found)
-        cells = [str(value), _baseline_cell(baseline, compiled)]
-        for kernel, layout in columns:
-            mine = fastest(matching(found, {"peer": kernel, "layout": layout}))
-            cells.append(_kernel_cell(mine, baseline))
-        rows.append(cells)
+        cells = [_kernel_cell(mine, baseline) for mine in ours]
+        rows.append([str(value), _baseline_cell(baseline, compiled), *cells])
     return markdown(header, rows)
+
+
+def _kernel_columns(records: list[Record]) -> list[tuple[str, str]]:
+    """Kernels and layouts that were measured."""
+    present = {(each.subject["peer"], each.subject["layout"]) for each in records}
+    columns = [(kernel, layout) for kernel in KERNELS for layout in LAYOUTS]
+    return [column for column in columns if column in present]
+
+
+def ratio_table(records: list[Record], operations: Sequence[str], *, terminal: bool = False) -> str:
+    """How many times as fast as the best of PyTorch in any layout, by kernel size and layout.
+
+    At the focus of the kernel sizes, with the geometric mean of each line. Empty where nothing of
+    ours was measured beside PyTorch.
+    """
+    setting = focus(records, "kernel_size")
+    listed = matching(records, setting) if setting else []
+    best = best_pytorch(listed)
+    rows, sizes = [], sorted({each.subject["kernel_size"] for each in listed})
+    for operation in operations:
+        for kernel, layout in _kernel_columns(listed):
+            wanted = {"operation": operation, "peer": kernel, "layout": layout}
+            mine = {each.subject["kernel_size"]: each for each in matching(listed, wanted)}
+            ratios = {
+                size: speedup(each.seconds, best[each.task].seconds)
+                for size, each in mine.items()
+                if each.task in best
+            }
+            if ratios:
+                mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+                cells = [times(ratios[size]) if size in ratios else NOTHING for size in sizes]
+                rows.append([f"{TITLES[operation]}, {kernel}, {layout}", *cells, times(mean)])
+    if not rows:
+        return ""
+    header = ["", *(f"k = {size}" for size in sizes), "geometric mean"]
+    return "\n".join(aligned(header, rows)) if terminal else markdown(header, rows)
 
 
 def _baseline_cell(baseline: Record | None, compiled: bool) -> str:
     if baseline is None:
-        return NOT_MEASURED
+        return NOTHING
     # Compilers fuse what surrounds a convolution, not what is in it.
     mark = "" if compiled or baseline.kind != "block" else "‡"
     return f"{_time_cell(baseline)} {baseline.who}{mark}"
@@ -88,7 +123,7 @@ def _baseline_cell(baseline: Record | None, compiled: bool) -> str:
 
 def _kernel_cell(mine: Record | None, baseline: Record | None) -> str:
     if mine is None:
-        return NOT_MEASURED
+        return NOTHING
     cell = _time_cell(mine)
     if baseline is None:
         return cell
@@ -97,10 +132,11 @@ def _kernel_cell(mine: Record | None, baseline: Record | None) -> str:
 
 def _time_cell(found: Record) -> str:
     """Time and share of the copy; of training steps, the memory that they take as well."""
-    share = percent(found.info["share_of_copy"])
+    share = found.info.get("share_of_copy")
     peak = found.info.get("peak_memory_bytes") if found.operation == "training" else None
-    memory = "" if peak is None else f", {peak / 2**20:,.0f} MiB"
-    return f"{seconds(found.median)} ({share}{memory})"
+    notes = [] if share is None else [percent(share)]
+    notes += [] if peak is None else [f"{peak / 2**20:,.0f} MiB"]
+    return f"{seconds(found.median)} ({', '.join(notes)})" if notes else seconds(found.median)
 
 
 def pytorch_table(records: list[Record], operations: Sequence[str]) -> str:
@@ -120,7 +156,7 @@ def pytorch_table(records: list[Record], operations: Sequence[str]) -> str:
                     f"{TITLES[operation]}, k = {each.subject['kernel_size']}",
                     each.who,
                     ", ".join(f"`{name}`" for name in names) or "not seen by the profiler",
-                    seconds(each.median),
+                    f"wrong: {each.wrong}" if each.wrong else seconds(each.median),
                 ]
             )
     header = ["", "configuration", "kernels, longest first", "median"]
@@ -129,7 +165,7 @@ def pytorch_table(records: list[Record], operations: Sequence[str]) -> str:
 
 def ceiling_table(ceilings: Ceilings | None) -> str:
     if ceilings is None:
-        return f"Ceilings: {NOT_MEASURED}.\n"
+        return ""
     rows = [
         ["large copy, read plus written", f"{ceilings.bytes_per_second / 1e9:,.0f} GB/s"],
         [
@@ -141,39 +177,38 @@ def ceiling_table(ceilings: Ceilings | None) -> str:
 
 
 def network_table(run: Run, rows: Sequence[Any]) -> str:
-    """Images a second beside the paper's; `rows` are those of networks.py."""
-    gpu = rows[0].gpu
-    header = ["network", f"paper, {gpu}", *_THROUGHPUT]
-    return markdown(header, [_network_cells(run, row) for row in rows])
+    """Images a second beside the paper's; `rows` are those of networks.py that were measured."""
+    named = [(f"{row.label}, {row.recipe}" if row.recipe else row.label, row) for row in rows]
+    lines = [
+        [label, f"{row.images_per_second:,}", *throughput_cells(run.of("inference"), row.network)]
+        for label, row in named
+    ]
+    return _without_empty_columns(["network", f"paper, {rows[0].gpu}", *_THROUGHPUT], lines)
 
 
 def small_table(run: Run, names: Sequence[str]) -> str:
     """Images a second of networks that are in no table of the paper."""
-    header = ["network", *_THROUGHPUT]
-    rows = []
-    for name in names:
-        found = matching(run.of("inference"), {"network": name})
-        rows.append([name, *throughput_cells(found, name)])
-    return markdown(header, rows)
+    rows = [[name, *throughput_cells(run.of("inference"), name)] for name in names]
+    return _without_empty_columns(["network", *_THROUGHPUT], rows)
 
 
-def _network_cells(run: Run, row: Any) -> list[str]:
-    found = matching(run.of("inference"), {"network": row.network})
-    label = f"{row.label}, {row.recipe}" if row.recipe else row.label
-    return [label, f"{row.images_per_second:,}", *throughput_cells(found, row.network)]
+def _without_empty_columns(header: list[str], rows: list[list[str]]) -> str:
+    kept = [at for at in range(len(header)) if any(row[at] != NOTHING for row in rows)]
+    return markdown([header[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
 
-def throughput_cells(found: list[Record], network: str) -> list[str]:
+def throughput_cells(records: Iterable[Record], network: str) -> list[str]:
     """Best of PyTorch, cuda, triton, and the better of these over PyTorch."""
+    found = matching(records, {"network": network})
     baseline = fastest(each for each in found if each.is_pytorch)
-    cells = [_throughput(baseline, with_name=True)]
-    if not network.startswith("convmixer"):
-        return [*cells, "-", "-", "-"]
     ours = [_of_kernel(found, kernel) for kernel in KERNELS]
-    cells += [_throughput(each) for each in ours]
     best = fastest(each for each in ours if each)
     ratio = speedup(best.seconds, baseline.seconds) if best and baseline else None
-    return [*cells, NOT_MEASURED if ratio is None else f"**{times(ratio)}**"]
+    return [
+        _throughput(baseline, with_name=True),
+        *(_throughput(each) for each in ours),
+        NOTHING if ratio is None else f"**{times(ratio)}**",
+    ]
 
 
 def _of_kernel(found: list[Record], kernel: str) -> Record | None:
@@ -182,7 +217,7 @@ def _of_kernel(found: list[Record], kernel: str) -> Record | None:
 
 def _throughput(found: Record | None, with_name: bool = False) -> str:
     if found is None:
-        return NOT_MEASURED
+        return NOTHING
     mark = "†" if is_host_bound(found) else ""
     speed = digits(found.info["images_per_second"]) + mark
     return f"{speed} {found.who}" if with_name else speed
@@ -196,42 +231,35 @@ def is_host_bound(found: Record) -> bool:
 
 def training_table(run: Run, names: Sequence[str]) -> str:
     """Images a second and peak memory of training steps."""
-    header = ["network", *_THROUGHPUT, "memory, PyTorch", "`cuda`", "`triton`"]
+    header = ["network", *_THROUGHPUT, "memory, PyTorch", "memory, `cuda`", "memory, `triton`"]
     rows = []
     for name in names:
         found = matching(run.of("training"), {"network": name})
         baseline = fastest(each for each in found if each.is_pytorch)
         holders = [baseline, *(_of_kernel(found, kernel) for kernel in KERNELS)]
         rows.append([name, *throughput_cells(found, name), *map(_memory, holders)])
-    return markdown(header, rows)
+    return _without_empty_columns(header, rows)
 
 
 def _memory(found: Record | None) -> str:
-    if found is None:
-        return NOT_MEASURED
-    peak = found.info["peak_memory_bytes"]
-    return "-" if peak is None else f"{peak / 2**30:.1f} GiB"
+    peak = found.info["peak_memory_bytes"] if found else None
+    return NOTHING if peak is None else f"{peak / 2**30:.1f} GiB"
 
 
-def headline(run: Run | None) -> str:
-    """The few numbers for the front page; `run` is None as long as there are none."""
+def headline(run: Run) -> str:
+    """The few numbers for the front page: of those, what was measured."""
     shape = " x ".join(map(str, REFERENCE))
-    header = [f"{shape}, float16", "best of PyTorch", "`cuda`", "`triton`"]
-    if run is None:
-        labels = [f"{TITLES[operation].lower()}, k = 7, 9, 15" for operation in OPERATIONS]
-        labels += [f"{TITLES[operation].lower()}, k = 9" for operation in BLOCK_OPERATIONS]
-        labels.append("ConvMixer-1536/20, images/s")
-        return markdown(header, [[label, *[NOT_MEASURED] * 3] for label in labels])
     rows = []
     for operation in OPERATIONS:
         for kernel_size in (7, 9, 15):
             rows.append(_headline_row(run.of("depthwise"), operation, kernel_size))
     rows += [_headline_row(run.of("block"), operation, 9) for operation in BLOCK_OPERATIONS]
     for kind, label in (("inference", "images/s"), ("training", "images/s in training")):
-        found = matching(run.of(kind), {"network": "convmixer_1536_20"})
-        cells = throughput_cells(found, "convmixer_1536_20")[:-1]
+        cells = throughput_cells(run.of(kind), "convmixer_1536_20")[:-1]
         rows.append([f"ConvMixer-1536/20, {label}", *cells])
-    return markdown(header, rows)
+    measured = [row for row in rows if any(cell != NOTHING for cell in row[1:])]
+    header = [f"{shape}, float16", "best of PyTorch", "`cuda`", "`triton`"]
+    return _without_empty_columns(header, measured)
 
 
 def _headline_row(records: list[Record], operation: str, kernel_size: int) -> list[str]:
@@ -246,14 +274,13 @@ def _headline_row(records: list[Record], operation: str, kernel_size: int) -> li
     }
     found = matching(records, wanted)
     baseline = fastest(each for each in found if each.is_pytorch)
-    cells = [seconds(baseline.median) if baseline else NOT_MEASURED]
-    for kernel in KERNELS:
-        mine = fastest(matching(found, {"peer": kernel}))
-        cells.append(_kernel_cell(mine, baseline))
+    ours = (fastest(matching(found, {"peer": kernel})) for kernel in KERNELS)
+    cells = [seconds(baseline.median) if baseline else NOTHING]
+    cells += [_kernel_cell(mine, baseline) for mine in ours]
     return [f"{TITLES[operation].lower()}, k = {kernel_size}", *cells]
 
 
-def terminal(records: list[Record], ceilings: Ceilings, kind: str) -> list[str]:
+def terminal(records: list[Record], ceilings: Ceilings | None, kind: str) -> list[str]:
     """The records of a kind at the focus of the kernel sizes, for the end of a run."""
     listed = [each for each in records if each.kind == kind]
     setting = focus(listed, "kernel_size")
@@ -273,14 +300,20 @@ def terminal(records: list[Record], ceilings: Ceilings, kind: str) -> list[str]:
                 if each.who == peer
             }
             if found:
-                cells = [seconds(found[size].median) if size in found else "-" for size in sizes]
-                rows.append([peer, *cells])
-        if rows:
+                rows.append([peer, *(_short_cell(found.get(size)) for size in sizes)])
+        if rows and ceilings:
             bounds = [seconds(floor(setting, operation, size, ceilings)) for size in sizes]
             rows.append(["(copy or matrix product)", *bounds])
+        if rows:
             header = [TITLES[operation], *(f"k = {size}" for size in sizes)]
             lines += ["", *aligned(header, rows)]
     return lines
+
+
+def _short_cell(found: Record | None) -> str:
+    if found is None:
+        return NOTHING
+    return f"wrong: {seconds(found.median)}" if found.wrong else seconds(found.median)
 
 
 def floor(setting: dict[str, Any], operation: str, kernel_size: int, ceilings: Ceilings) -> float:

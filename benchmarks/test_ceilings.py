@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from arithmetic import Ceilings
+from measurement import Measurement
 
 
 @pytest.mark.parametrize("what", ["copy", "matmul"])
@@ -20,4 +21,4 @@ def test_ceiling(
             "dtype": ceilings.dtype,
         },
     }
-    record("ceiling", {"what": what}, ceiling_samples[what], **reached[what])
+    record(Measurement("ceiling", {"what": what}, ceiling_samples[what], info=reached[what]))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 import measure
 from convmixer import ConvMixer
+from measurement import Measurement, NotMeasured
 from shapes import Selection
 from ways import MEMORY_FORMATS, Way, dtype_on
 
@@ -42,7 +42,7 @@ def test_input_size(
     record: Any,
 ) -> None:
     if reason := way.unavailable(device):
-        pytest.skip(reason)
+        raise NotMeasured(reason)
     figure = selection.input_sizes
     model = load_model(figure.dim, figure.depth, kernel_size, device)
     images, logits = load_batch(model, figure.batch, size)
@@ -50,18 +50,14 @@ def test_input_size(
     images = images.to(memory_format=MEMORY_FORMATS[way.layout])
     with torch.inference_mode():
         error = measure.relative_error(run(images), logits)
-        assert error <= _MOST_RELATIVE_ERROR, f"{way}: relative error of the logits {error:.2e}"
+        judged = way.judged("logits", error, _MOST_RELATIVE_ERROR)
         samples, _ = measure.batch_samples(lambda: run(images), _TRIALS, device, warm_up=2)
-    record(
-        "input_size",
-        {
-            "network": f"ConvMixer-{figure.dim}/{figure.depth}",
-            "kernel_size": kernel_size,
-            "size": size,
-            "way": str(way),
-            "batch": figure.batch,
-            "dtype": str(images.dtype).removeprefix("torch."),
-        },
-        samples,
-        is_pytorch=way.implementation == "torch",
-    )
+    subject = {
+        "network": f"ConvMixer-{figure.dim}/{figure.depth}",
+        "kernel_size": kernel_size,
+        "size": size,
+        "way": str(way),
+        "batch": figure.batch,
+        "dtype": str(images.dtype).removeprefix("torch."),
+    }
+    record(Measurement("input_size", subject, samples, info=judged))

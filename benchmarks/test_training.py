@@ -1,98 +1,18 @@
-"""Training steps of the ConvMixers of the tables: images a second and peak memory.
-
-A step is forward, backward and AdamW on a batch of random images, under float16 autocast with
-gradient scaling on a GPU and in float32 on a CPU.
-"""
+"""Training steps of the ConvMixers of the tables: images a second and peak memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-import measure
+import training
 from networks import Network
 from shapes import Selection
-from ways import MEMORY_FORMATS, Way
-
-# Beside twice PyTorch's own error, which behind 32 blocks was 0.38 to 0.60 in float16 on a CPU.
-_LEAST_RELATIVE_ERROR = 0.01
+from ways import Way
 
 
 def test_training(
     network: Network, way: Way, device: torch.device, selection: Selection, record: Any
 ) -> None:
-    if reason := way.unavailable(device):
-        pytest.skip(reason)
-    with torch.device(device):
-        model = network.build().train()
-        images = torch.randn(selection.batch, 3, network.image_size, network.image_size)
-        labels = torch.randint(1000, (selection.batch,))
-    pytorch = Way("torch", "contiguous")
-    exact = _stem_gradient(pytorch, model, images, labels, half=False)
-    allowed = _LEAST_RELATIVE_ERROR + 2 * measure.relative_error(
-        _stem_gradient(pytorch, model, images, labels), exact
-    )
-    error = measure.relative_error(_stem_gradient(way, model, images, labels), exact)
-    assert error <= allowed, f"{way}: error of the gradient {error:.2e}, allowed {allowed:.2e}"
-
-    step = _training_step(way, model, images, labels)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    samples, host_share = measure.batch_samples(step, selection.training_steps, device)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    record(
-        "training",
-        {
-            "network": network.name,
-            "way": str(way),
-            "batch": selection.batch,
-            "image_size": network.image_size,
-        },
-        samples,
-        is_pytorch=way.implementation == "torch",
-        images_per_second=selection.batch * len(samples) / sum(samples),
-        peak_memory_bytes=peak,
-        host_share=host_share,
-    )
-
-
-def _autocast(device: torch.device, half: bool = True) -> torch.autocast:
-    return torch.autocast(device.type, torch.float16, enabled=half and device.type == "cuda")
-
-
-def _stem_gradient(
-    way: Way, model: nn.Module, images: Tensor, labels: Tensor, half: bool = True
-) -> Tensor:
-    run = way.prepare(model)
-    with _autocast(images.device, half):
-        loss = F.cross_entropy(run(images), labels)
-    # Scaled by hand, or half precision rounds gradients behind many layers to zero.
-    parameter = next(model.parameters())
-    (gradient,) = torch.autograd.grad(1024 * loss, [parameter])
-    return gradient
-
-
-def _training_step(
-    way: Way, model: nn.Module, images: Tensor, labels: Tensor
-) -> Callable[[], None]:
-    run = way.prepare(model)
-    device = images.device
-    images = images.to(memory_format=MEMORY_FORMATS[way.layout])
-    on_gpu = device.type == "cuda"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=on_gpu)
-    scaler = torch.amp.GradScaler(device.type, enabled=on_gpu)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with _autocast(device):
-            loss = F.cross_entropy(run(images), labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-
-    return step
+    record(training.measured(network, way, device, selection))

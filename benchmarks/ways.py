@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import peers
 from convmixer.layers import PatchStem
 from convmixer_kernels import DepthwiseConv2d, available_impls, convert_depthwise
+from measurement import WrongResult
 from networks import Network
 from shapes import LAYOUTS, Selection
 
@@ -48,6 +50,20 @@ class Way:
         if device.type == "cpu":
             return peers.needs_gpu(self.implementation)
         return available_impls(device)[self.implementation]
+
+    def judged(self, result: str, error: float, allowed: float) -> dict[str, Any]:
+        """What a record says of it, by the relative error of its result.
+
+        Raises:
+            WrongResult: the kernels of this project are wrong; a way of PyTorch is recorded so.
+        """
+        found: dict[str, Any] = {"is_pytorch": self.implementation == "torch"}
+        if error <= allowed:  # not so for NaN
+            return found
+        wrong = f"relative error of the {result} {error:.2e}, allowed {allowed:.2e}"
+        if self.implementation != "torch":
+            raise WrongResult(f"{self}: {wrong}")
+        return {**found, "wrong": wrong}
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """Puts `model`, in place, on these kernels and this layout, and returns what to call.
@@ -96,7 +112,7 @@ def plain_ways(kernels: bool = True) -> list[Way]:
 
 def ways(network: Network, selection: Selection, training: bool) -> list[Way]:
     """Everything for a ConvMixer; PyTorch for its peers."""
-    found = plain_ways(kernels=network.is_convmixer)
+    found = plain_ways(kernels=network.has_depthwise)
     if selection.compiled == "all" and not training:
         found += [
             Way("torch", "contiguous", compiled=True),

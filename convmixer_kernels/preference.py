@@ -78,8 +78,11 @@ class Measured:
         return inside and plane.layout in self.layouts
 
 
-# The first that covers a problem counts. Empty: nothing has been measured.
+# The first that covers a problem counts; none: nothing has been measured. The lines between the
+# markers are written by benchmarks/preferences.py.
+# measured:begin
 MEASURED: tuple[Measured, ...] = ()
+# measured:end
 
 
 @dataclass(frozen=True)

@@ -6,39 +6,37 @@ Both switches must be set before the packages are first imported.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Generator
 from typing import Any
 
 import pytest
+import torch
 
-
-def _gpu_present() -> bool:
-    if shutil.which("nvidia-smi") is None:
-        return False
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return listing.returncode == 0 and "GPU" in listing.stdout
-
-
-if not _gpu_present():
+# The environment of this process and of those that tests start.
+if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CONVMIXER_KERNELS_EMULATE", "1")
+# Libraries would round the factors of float32 products to ten bits.
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What a test has held of the GPU is there for other processes again."""
+    if item.get_closest_marker("memory") and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
     """After an illegal access every test of the process would fail: xdist starts another one."""
     report = yield
-    if report.failed and "PYTEST_XDIST_WORKER" in os.environ:
-        import torch  # not before the switches above are set
-
-        if torch.cuda.is_initialized():
-            try:
-                torch.cuda.synchronize()
-            except RuntimeError:
-                text = f"{item.nodeid} lost the GPU\n{report.longreprtext}"
-                print(text, file=sys.__stderr__, flush=True)
-                os._exit(1)
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            text = f"{item.nodeid} lost the GPU\n{report.longreprtext}"
+            print(text, file=sys.__stderr__, flush=True)
+            os._exit(1)
     return report

@@ -16,17 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import blocks
+import convolutions
 import measure
 import networks
 import peers
 import records
 import report
 import shapes
-import test_blocks
 import ways
 from arithmetic import Ceilings, Work, block_work, change, depthwise_work, noise, speedup
 from convmixer import ConvMixer
 from convmixer_kernels import dispatch, ops
+from measurement import NotMeasured, WrongResult
 from shapes import Case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,7 +207,7 @@ class TestPeers:
 
     def test_only_optional_ways_may_fail(self) -> None:
         for peer in peers.COMPILED:
-            with pytest.raises(pytest.skip.Exception, match=r"fails: ValueError: broken"):  # noqa: SIM117
+            with pytest.raises(NotMeasured, match=r"fails: ValueError: broken"):  # noqa: SIM117
                 with peer.settings():
                     raise ValueError("broken\nin detail")
         for peer in (peers.EAGER, peers.PADDED, *peers.KERNELS):
@@ -227,6 +228,37 @@ class TestPeers:
         assert torch.backends.cudnn.depthwise_kernel == "auto"
 
 
+class TestWrongResults:
+    """A time of something else than what was asked for."""
+
+    case = Case("forward", 1, 2, 4, 3, "float32")
+
+    def test_of_pytorch_is_recorded_as_wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        zeros = lambda input, grad_output, weight: torch.zeros_like(input)  # noqa: E731
+        monkeypatch.setattr(peers.Peer, "run", lambda *_: zeros)
+        found = convolutions.measured(self.case, peers.EAGER, torch.device("cpu"), budget=0)
+        assert found.info["wrong"].startswith("off by")
+        assert len(found.samples) >= 2
+
+    def test_of_a_kernel_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(peers.Peer, "unavailable", lambda *_: None)
+        monkeypatch.setattr(peers.Peer, "run", lambda *_: lambda input, *_: input + 1)
+        with pytest.raises(WrongResult, match="cuda: off by"):
+            convolutions.measured(self.case, peers.KERNELS[0], torch.device("cpu"), budget=0)
+
+    def test_of_a_right_one_nothing_is_said(self) -> None:
+        found = convolutions.measured(self.case, peers.EAGER, torch.device("cpu"), budget=0)
+        assert "wrong" not in found.info and found.info["is_pytorch"]
+
+    def test_of_networks(self) -> None:
+        with pytest.raises(WrongResult, match=r"cuda: relative error of the logits 3\.00e-02"):
+            ways.Way("cuda", "contiguous").judged("logits", 0.03, 0.02)
+        pytorch = ways.Way("torch", "channels_last")
+        for error in (0.03, float("nan")):
+            assert "allowed 2.00e-02" in pytorch.judged("logits", error, 0.02)["wrong"]
+        assert "wrong" not in pytorch.judged("logits", 0.01, 0.02)
+
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # On a GPU PyTorch rounds factors of float32 convolutions to ten bits.
 EAGER_DTYPE = "float32" if DEVICE == "cpu" else "float16"
@@ -239,7 +271,7 @@ def tiny_block(operation: str, layout: str, dtype: str = EAGER_DTYPE) -> Case:
 def block_error(peer: peers.Peer, case: Case, run: blocks.Run | None = None) -> str | None:
     torch.manual_seed(0)
     contiguous = replace(case, operation="training", layout="contiguous")
-    inputs, exact = test_blocks.load.__wrapped__(contiguous, torch.device(DEVICE))
+    inputs, exact = blocks.load.__wrapped__(contiguous, torch.device(DEVICE))
     run = run or blocks.runner(peer, case.operation)
     return blocks.error_of(run, case, inputs, exact[case.operation], peer.units)
 
@@ -419,12 +451,13 @@ def _rounds_to(parameters: int, printed: float) -> bool:
 
 def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     """Measures for real, on the CPU whatever else there is, and reports on it."""
-    result = tmp_path / "run.json"
+    result, facts = tmp_path / "run.json", tmp_path / "run.jsonl"
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-p", "no:xdist"]
     command += [
         "-k",
         "ceiling or ((depthwise or block) and k3) or (forward and 8x8) or convmixer_32_2",
         f"--benchmark-json={result}",
+        f"--facts={facts}",
     ]
     # What says that this test runs in a worker of its own suite is not for the run that it starts.
     environment = {
@@ -439,6 +472,12 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     assert "impl='cuda' needs a GPU" in run.stdout
     found = records.load([result])
     assert not found.on_gpu
+    # Row by row in the file of facts, too, as far as it got.
+    by_row = records.load([facts])
+    assert [each.key for each in by_row.records] == [each.key for each in found.records]
+    assert [each.info["share_of_copy"] for each in by_row.of("block")] == pytest.approx(
+        [each.info["share_of_copy"] for each in found.of("block")]
+    )
     # In the order of their importance.
     order = [(each.kind, each.subject.get("plane", 16)) for each in found.records]
     assert list(dict.fromkeys(order)) == [

@@ -16,6 +16,8 @@ from . import emulated, oracle, strided
 from .strided import channels_last
 from .test_depthwise import BF16, DEVICE, FP16, check, poisoned, random_case, run
 
+pytestmark = pytest.mark.gpu
+
 __all__ = ["channels_last", "poisoned"]
 
 # (N, C, H, W, k): every kernel size, sizes of 1, primes, every tile width and its neighbours,

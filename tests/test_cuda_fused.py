@@ -18,6 +18,8 @@ from convmixer_kernels.backends import reference_batch_norm as steps
 
 from . import emulated, strided
 
+pytestmark = pytest.mark.gpu
+
 FP16, BF16, FP64 = torch.float16, torch.bfloat16, torch.float64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_emulation = pytest.mark.skipif(DEVICE == "cuda", reason="only the emulated GPU knows")

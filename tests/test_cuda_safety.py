@@ -20,6 +20,8 @@ from convmixer_kernels.backends import cuda, cuda_device
 from . import emulated, strided
 from .test_depthwise import DEVICE, FP16, check, random_case
 
+pytestmark = pytest.mark.gpu
+
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": torch.Tensor.contiguous,
@@ -177,6 +179,7 @@ def test_copies_of_what_lies_outside_name_an_address_inside(
     check("cuda", *arranged_case(layout, shape))
 
 
+@pytest.mark.memory
 @needs_gpu
 @in_both_layouts
 def test_more_than_two_to_the_31_elements(layout: str) -> None:
@@ -230,8 +233,9 @@ def test_kernels_follow_the_current_stream(layout: str) -> None:
         # Kernels and memory of the stream are there afterwards: getting them would wait.
         all_passes(input, weight, bias, grad_output)
         side.synchronize()
-        # Kernels on another stream would overtake the copies and see the other values.
-        torch.cuda._sleep(100_000_000)
+        # Kernels on another stream would overtake the copies and see the other values. Half a
+        # second is more than a busy machine takes to launch them.
+        torch.cuda._sleep(1_000_000_000)
         for tensor, value in zip((input, weight, bias, grad_output), late, strict=True):
             tensor.copy_(value)
         actual = all_passes(input, weight, bias, grad_output)

@@ -15,6 +15,8 @@ from convmixer_kernels import depthwise_conv2d, dispatch
 
 from . import oracle, strided
 
+pytestmark = pytest.mark.gpu
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 
@@ -171,7 +173,6 @@ LAYOUTS = {
 both_layouts = pytest.mark.parametrize("layout", [Tensor.contiguous, strided.channels_last])
 
 
-@pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("impl", KERNELS)
 @pytest.mark.parametrize("shape", [(3, 5, 12, 16, 9), (2, 3, 7, 9, 11)], ids=["even", "odd"])
@@ -195,7 +196,6 @@ def test_gradient_of_a_sum_is_expanded(impl: str) -> None:
     check(impl, input, weight, bias, one.expand(input.shape))
 
 
-@pytest.mark.sanitizer
 @pytest.mark.parametrize("impl", KERNELS)
 def test_without_bias(impl: str) -> None:
     input, weight, _, grad_output = random_case((2, 3, 9, 8, 7), FP16)
@@ -230,7 +230,6 @@ def test_a_bias_is_added_in_float32(
     assert (output[0].double() - expected).abs().max() <= 2e-7
 
 
-@pytest.mark.sanitizer
 @pytest.mark.parametrize("impl", KERNELS)
 def test_weight_and_bias_may_lie_anywhere(impl: str) -> None:
     input, weight, bias, grad_output = random_case((2, 4, 9, 8, 5), FP16)

@@ -21,6 +21,8 @@ from . import fused_cases, strided
 from .fused_cases import DEVICE, arranged, random_arguments
 from .test_depthwise import KERNELS
 
+pytestmark = pytest.mark.gpu
+
 FP16, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 IMPLEMENTATIONS = ["torch", "steps", *KERNELS]
 LAYOUTS = {
@@ -397,7 +399,6 @@ def test_moments_of_parts_are_merged(
     torch.testing.assert_close(tensors[4].double().cpu(), running_var, atol=0, rtol=1e-4)
 
 
-@pytest.mark.sanitizer
 @pytest.mark.parametrize("shape", [(9, 2, 7, 10), (3, 2, 16, 16)])
 @both_functions
 @all_but_pytorch
@@ -414,6 +415,7 @@ def test_results_are_the_same_every_time(
 # ---- large tensors -------------------------------------------------------------------------------
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("name", KERNELS)
 def test_strides_beyond_32_bits(name: str) -> None:
     # Images 2^30 elements apart; only the pages that hold them are ever touched.

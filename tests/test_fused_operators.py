@@ -26,6 +26,8 @@ from .test_fused import (
     use,
 )
 
+pytestmark = pytest.mark.gpu
+
 __all__ = ["use"]
 # Triton is interpreted without a GPU, which takes long, and what surrounds the kernels is the same.
 without_triton = pytest.mark.parametrize("name", ["steps", "cuda"])
@@ -145,7 +147,6 @@ def test_parameters_may_lie_anywhere(name: str, k: int | None, use: Callable[[st
 @pytest.mark.parametrize(
     "absent", [("bias",), ("gamma",), ("beta",), ("running_mean", "running_var"), LEAVES[2:5]]
 )
-@pytest.mark.sanitizer
 @both_functions
 @every_implementation
 def test_none(name: str, k: int | None, absent: tuple[str, ...], use: Callable[[str], str]) -> None:

@@ -21,6 +21,8 @@ from .fused_cases import DEVICE
 from .test_fused import poisoned
 from .test_pointwise import copies_of
 
+pytestmark = pytest.mark.gpu
+
 __all__ = ["poisoned"]
 FUSED = (
     "forward_normalised",
@@ -500,8 +502,10 @@ def test_features_are_copied_once(channels_last: bool) -> None:
         model(batch).sum().backward()
 
     train()
-    # On the CPU, PyTorch's own convolution and pooling use aten::copy_ inside.
-    assert copies_of(7 * 6 * 5 * 11, train).count("aten::clone") == 1
+    # On the CPU, PyTorch's own convolution and pooling use aten::copy_ inside; on a GPU its
+    # backward pass may clone the gradient that it gets.
+    allowed = {1} if DEVICE == "cpu" else {1, 2}
+    assert copies_of(7 * 6 * 5 * 11, train).count("aten::clone") in allowed
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])

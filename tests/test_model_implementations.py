@@ -11,6 +11,8 @@ from convmixer import ConvMixer
 
 from .test_depthwise import DEVICE, FP16, KERNELS
 
+pytestmark = pytest.mark.gpu
+
 
 def step(dw_impl: str, dtype: torch.dtype, kernel_size: int) -> dict[str, Tensor]:
     """Loss and gradients of one step; the same weights and images every time."""

@@ -27,6 +27,8 @@ from convmixer_kernels.backends import cuda_device
 from .strided import channels_last, channels_outermost
 from .test_depthwise import DEVICE, FP16, KERNELS, random_case, run
 
+pytestmark = pytest.mark.gpu
+
 
 def tensors(
     shape: tuple[int, int, int, int] = (2, 3, 8, 8), k: int = 7, dtype: torch.dtype = FP16
@@ -460,6 +462,7 @@ def test_compiles_without_graph_breaks(impl: str) -> None:
 # ---- large tensors -------------------------------------------------------------------------------
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("impl", KERNELS)
 def test_strides_beyond_32_bits(impl: str) -> None:
     # Two images 2^32 elements apart; only the pages that hold them are ever touched.

@@ -548,3 +548,15 @@ def test_every_source_is_compiled() -> None:
     interpreter = ROOT / "csrc" / "interpreter"
     sources = {*ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/**/*.cpp")}
     assert compiled == {path for path in sources if interpreter not in path.parents}
+
+
+def test_the_extension_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cubins of `make budget` are read as they are."""
+    rules: list[dict[str, str]] = []
+    monkeypatch.setattr(cuda_build.ninja_file, "run", lambda _, given, *rest: rules.append(given))
+    toolkit = toolchain.Toolkit(Path("nvcc"), "13.0", "g++", Path("libcudart_static.a"))
+    cuda_build.build_extension(toolkit, ["90"], tmp_path / "_cuda.so")
+    cuda_build.build_cubins(toolkit, ["90"], tmp_path)
+    extension, cubins = rules
+    assert "-Xfatbin -compress-all" in extension["compile"]
+    assert not any("-compress" in command for command in cubins.values())

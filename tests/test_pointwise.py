@@ -14,6 +14,8 @@ from convmixer.pointwise import pointwise_product
 from . import strided
 from .fused_cases import DEVICE
 
+pytestmark = pytest.mark.gpu
+
 LAYOUTS = {"outermost": strided.channels_outermost, "channels_last": strided.channels_last}
 COPIES = ("aten::clone", "aten::copy_", "aten::contiguous", "aten::_to_copy")
 

@@ -17,6 +17,8 @@ from convmixer_kernels.backends.triton.problem import Device, Problem
 
 from . import oracle, strided
 
+pytestmark = pytest.mark.gpu
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP16, FP32 = torch.float16, torch.float32
 HOPPER = Device(capability=(9, 0), multiprocessors=132)
@@ -308,6 +310,7 @@ def test_infinities_and_nan_stay_in_their_plane() -> None:
     assert torch.equal(spoiled[untouched], clean[untouched])
 
 
+@pytest.mark.memory
 @needs_kernels
 def test_more_elements_than_32_bits_count() -> None:
     """Images, channels and rows more than 2**31 elements apart, with strides of fewer."""

@@ -12,6 +12,8 @@ from convmixer_kernels.backends import triton as backend
 
 from .python_process import run_python
 
+pytestmark = pytest.mark.gpu
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

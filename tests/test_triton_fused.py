@@ -22,7 +22,7 @@ PIXELS = (0, 2, 3)
 EPS = 1e-5
 
 _REASON = backend.unavailable(torch.device(DEVICE))
-pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_REASON is not None, reason=str(_REASON))]
 
 # Sizes of one, primes, several tiles of a run, several runs and channels in a tile.
 SHAPES = [

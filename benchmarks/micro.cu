@@ -1,0 +1,244 @@
+// Small measurements behind choices of the planner. Prints one line of JSON for each:
+//   mma      clocks of a multiprocessor's quarter for each mma.sync, m16n8k8 and m16n8k16;
+//   copy     a copy through shared memory by cp.async, by stages of 2 KB a warp and warps;
+//   forward  the kernel of k = 9 and 15, by warps of a multiprocessor and shares of a channel's items;
+//   channels_last  the kernel of k = 9 and 15, by shares.
+// A program that is compiled from altered headers times their choice with the same code.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "launch.cuh"
+#include "launch_channels_last.cuh"
+
+namespace {
+
+using namespace depthwise;
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
+  std::exit(1);
+}
+#define CHECK(call) check(call, #call)
+
+constexpr int images = 64, channels = 1536, plane = 32;
+constexpr size_t elements = size_t(images) * channels * plane * plane;
+constexpr int buffers = 3, rounds = 21, calls = 4;
+
+int multiprocessors() {
+  int count = 0;
+  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
+  return count;
+}
+
+// A value between -1 and 1 for each element: zeros would take less power than real data.
+__global__ void fill(__half* to, size_t count, unsigned seed) {
+  for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
+       i += size_t(gridDim.x) * blockDim.x) {
+    unsigned bits = unsigned(i) * 2654435761u ^ seed;
+    bits = (bits ^ bits >> 15) * 2246822519u;
+    to[i] = __float2half(float(bits >> 8) / float(1 << 23) - 1.f);
+  }
+}
+
+__half* random_tensor(size_t count, unsigned seed) {
+  __half* tensor = nullptr;
+  CHECK(cudaMalloc(&tensor, 2 * count));
+  fill<<<1024, 256>>>(tensor, count, seed);
+  CHECK(cudaGetLastError());
+  return tensor;
+}
+
+// Tensors that calls rotate through, so that none finds its own in the cache.
+struct Tensors {
+  __half *input[buffers], *output[buffers], *weight;
+  Tensors() {
+    for (int i = 0; i < buffers; ++i) {
+      input[i] = random_tensor(elements, unsigned(i + 1));
+      output[i] = random_tensor(elements, 0);
+    }
+    weight = random_tensor(size_t(channels) * 15 * 15, 99);
+  }
+};
+
+// Median microseconds of `call(i)`, of which several are timed together.
+template <class Call>
+double microseconds(Call call) {
+  cudaEvent_t begin, end;
+  CHECK(cudaEventCreate(&begin));
+  CHECK(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int round = 0; round < rounds; ++round) {
+    CHECK(cudaEventRecord(begin));
+    for (int i = 0; i < calls; ++i) call((round * calls + i) % buffers);
+    CHECK(cudaEventRecord(end));
+    CHECK(cudaEventSynchronize(end));
+    float milliseconds = 0;
+    CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
+    times.push_back(milliseconds / calls);
+  }
+  std::sort(times.begin(), times.end());
+  return 1e3 * times[rounds / 2];
+}
+
+template <int Chunks, int Chains>
+__global__ void multiply_only(float* out, long long* clocks, int turns) {
+  float sums[Chains][4] = {};
+  const uint32_t a[4] = {threadIdx.x, threadIdx.x * 3, 5, 7}, b[2] = {threadIdx.x, 9};
+  __syncthreads();
+  const long long begin = clock64();
+  for (int turn = 0; turn < turns; ++turn)
+#pragma unroll
+    for (int chain = 0; chain < Chains; ++chain)
+      device::mma<__half, Chunks>(sums[chain], a, b, sums[chain]);
+  __syncthreads();
+  const long long took = clock64() - begin;
+  float sum = 0;
+  for (int chain = 0; chain < Chains; ++chain) sum += sums[chain][0] + sums[chain][3];
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+  if (threadIdx.x == 0) clocks[blockIdx.x] = took;
+}
+
+// One chain gives the latency, several in several warps the rate.
+template <int Chunks, int Chains>
+void mma(int warps) {
+  constexpr int turns = 2000;
+  const int blocks = multiprocessors();
+  float* out = nullptr;
+  long long* clocks = nullptr;
+  CHECK(cudaMalloc(&out, sizeof(float) * size_t(blocks) * 32 * size_t(warps)));
+  CHECK(cudaMalloc(&clocks, sizeof(long long) * size_t(blocks)));
+  for (int round = 0; round < 2; ++round)
+    multiply_only<Chunks, Chains><<<unsigned(blocks), unsigned(32 * warps)>>>(out, clocks, turns);
+  std::vector<long long> took(size_t(blocks), 0);
+  CHECK(cudaMemcpy(took.data(), clocks, sizeof(long long) * took.size(), cudaMemcpyDeviceToHost));
+  std::sort(took.begin(), took.end());
+  const double each = double(took[took.size() / 2]) / (double(turns) * Chains * warps / 4);
+  std::printf("{\"name\": \"mma\", \"k\": %d, \"chains\": %d, \"warps\": %d, \"clocks\": %.2f}\n",
+              8 * Chunks, Chains, warps, each);
+  CHECK(cudaFree(out));
+  CHECK(cudaFree(clocks));
+}
+
+// Every warp copies planes of 2 KB by way of its own stages.
+template <int Stages>
+__global__ void copy_staged(const uint4* from, uint4* to, int planes) {
+  constexpr int per_plane = plane * plane * 2 / 16;
+  device::SharedMemory memory;
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int all = int(gridDim.x * blockDim.x) / 32;
+  const int own = int(blockIdx.x * blockDim.x) / 32 + warp;
+  uint4* const stages =
+      memory.take<uint4>(size_t(blockDim.x / 32) * Stages * per_plane) + warp * Stages * per_plane;
+  const auto fetch = [&](int number) {
+    const ptrdiff_t at = (own + ptrdiff_t(number) * all) * per_plane;
+    if (own + ptrdiff_t(number) * all < planes)
+      for (int i = lane; i < per_plane; i += 32)
+        device::copy_async<16>(stages + number % Stages * per_plane + i, from + at + i, true);
+    device::copy_commit();
+  };
+  for (int number = 0; number < Stages - 1; ++number) fetch(number);
+  for (int number = 0; own + ptrdiff_t(number) * all < planes; ++number) {
+    fetch(number + Stages - 1);
+    device::copy_wait<Stages - 1>();
+    __syncwarp();
+    const ptrdiff_t at = (own + ptrdiff_t(number) * all) * per_plane;
+    for (int i = lane; i < per_plane; i += 32) to[at + i] = stages[number % Stages * per_plane + i];
+    __syncwarp();
+  }
+}
+
+template <int Stages>
+void copy(const Tensors& tensors, int blocks_resident) {
+  constexpr unsigned threads = 128;
+  const size_t needed = size_t(threads / 32) * Stages * plane * plane * 2;
+  const dim3 grid(unsigned(multiprocessors() * blocks_resident));
+  const double took = microseconds([&](int i) {
+    CHECK(device::launch(copy_staged<Stages>, grid, threads, needed, cudaStream_t(0),
+                         reinterpret_cast<const uint4*>(tensors.input[i]),
+                         reinterpret_cast<uint4*>(tensors.output[i]), images * channels));
+  });
+  std::printf("{\"name\": \"copy\", \"stages\": %d, \"warps\": %d, \"microseconds\": %.1f}\n",
+              Stages, int(threads / 32) * blocks_resident, took);
+}
+
+Strides plane_strides() { return {ptrdiff_t(channels) * plane * plane, ptrdiff_t(plane) * plane}; }
+
+// More shared memory than the kernel needs leaves room for fewer blocks.
+template <int Size>
+void forward(const Tensors& tensors, size_t spare_bytes, int shares) {
+  using Layout = ForwardLayout<Size, 2, 4>;
+  const auto kernel = depthwise_forward<__half, Size, 2, 4, true>;
+  const size_t bytes = Layout::template shared_bytes<__half>(most_warps, jobs) + spare_bytes;
+  CHECK(device::allow_shared_memory(reinterpret_cast<const void*>(kernel)));
+  int blocks = 0;
+  CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * most_warps, bytes));
+  ForwardArguments p{};
+  p.weight = tensors.weight;
+  p.shape = {images, channels, plane, plane};
+  p.filter_size = Size;
+  p.input_strides = p.output_strides = plane_strides();
+  const Tiling tiling = whole_tiling(jobs, images);
+  const dim3 grid(unsigned(channels / most_warps), unsigned(shares));
+  const double took = microseconds([&](int i) {
+    p.input = tensors.input[i];
+    p.output = tensors.output[i];
+    CHECK(device::launch(kernel, grid, unsigned(32 * most_warps), bytes, cudaStream_t(0), p, tiling,
+                         8, 8));
+  });
+  std::printf(
+      "{\"name\": \"forward\", \"kernel_size\": %d, \"warps\": %d, \"shares\": %d, "
+      "\"microseconds\": %.1f}\n",
+      Size, most_warps * blocks, shares, took);
+}
+
+template <int Size>
+void channels_last(const Tensors& tensors, int factor) {
+  ChannelsLastForwardArguments p{};
+  p.weight = tensors.weight;
+  p.shape = {images, channels, plane, plane};
+  p.filter_size = Size;
+  p.input_strides = p.output_strides = {ptrdiff_t(plane) * plane * channels,
+                                        ptrdiff_t(plane) * channels, ptrdiff_t(channels)};
+  const Chip chip{multiprocessors(), 227 * 1024};
+  Plan chosen = channels_last_plan(p.shape, Size, Pass::forward, chip);
+  chosen.shares = std::clamp(chosen.shares * factor / 2, 1, images);
+  using Layout = ChannelsLastForwardLayout<Size, 2, 4>;
+  const double took = microseconds([&](int i) {
+    p.input = tensors.input[i];
+    p.output = tensors.output[i];
+    CHECK((launch_by_sections<Layout, __half>(depthwise_forward_channels_last<__half, Size, 2, 4>,
+                                              chosen, cudaStream_t(0), p, true, true)));
+  });
+  std::printf(
+      "{\"name\": \"channels_last\", \"kernel_size\": %d, \"channels\": %d, \"shares\": %d, "
+      "\"microseconds\": %.1f}\n",
+      Size, Layout::channels, chosen.shares, took);
+}
+
+}  // namespace
+
+int main() {
+  mma<2, 1>(4);
+  mma<1, 1>(4);
+  for (const int warps : {8, 16}) {
+    mma<2, 8>(warps);
+    mma<1, 8>(warps);
+  }
+  const Tensors tensors;
+  for (const int blocks : {1, 2, 4}) {
+    copy<2>(tensors, blocks);
+    copy<3>(tensors, blocks);
+    copy<4>(tensors, blocks);
+  }
+  for (const size_t spare : {size_t(0), size_t(36), size_t(76), size_t(180)})
+    for (const int shares : {1, 2, 4, 8}) forward<9>(tensors, spare << 10, shares);
+  for (const int shares : {1, 2, 4, 8}) forward<15>(tensors, 0, shares);
+  for (const int factor : {1, 2, 4}) {  // halves of the planner's number
+    channels_last<9>(tensors, factor);
+    channels_last<11>(tensors, factor);
+  }
+  return 0;
+}

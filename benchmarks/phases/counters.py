@@ -1,0 +1,64 @@
+"""Hardware counters of the main kernels, by Nsight Compute; clocks stay as they are."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+
+import facts
+from measurement import NotMeasured
+from phases.context import Visit, python_tool
+
+_SECTIONS = (
+    "SpeedOfLight",
+    "MemoryWorkloadAnalysis",
+    "WarpStateStats",
+    "SchedulerStats",
+    "LaunchStats",
+    "Occupancy",
+    "InstructionStats",
+)
+# Short names of what a reader asks for first; the file has everything.
+_METRICS = {
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm_percent",
+    "lts__t_sector_hit_rate.pct": "l2_hit_percent",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
+    "gpu__time_duration.sum": "duration",
+    "launch__registers_per_thread": "registers",
+    "launch__shared_mem_config_size": "shared_configuration",
+}
+_LONGEST_FILE = 8_000_000
+_SECONDS = 85
+
+
+def counters(visit: Visit) -> None:
+    visit.needs_gpu("Nsight Compute")
+    if shutil.which("ncu") is None:
+        raise NotMeasured("there is no ncu")
+    ran = python_tool(
+        *("operators", "cuda", "large"),
+        seconds=_SECONDS,
+        before=[
+            *("ncu", "--clock-control", "none", "-k", "regex:depthwise", "--launch-count", "14"),
+            *("--csv", "--page", "raw"),
+            *(word for section in _SECTIONS for word in ("--section", section)),
+        ],
+    )
+    (visit.folder / "ncu.csv").write_text(ran.stdout[:_LONGEST_FILE])
+    if ran.returncode:
+        raise RuntimeError(facts.shortened(ran.stdout))
+    for row in rows(ran.stdout):
+        visit.facts.add("counters", **row)
+
+
+def rows(output: str) -> list[dict[str, str]]:
+    """The launches in what ncu prints: a header, a line of units, and a line for each launch."""
+    lines = output.splitlines()
+    start = next((at for at, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    found = list(csv.DictReader(lines[start:]))[1:]
+    return [
+        {"kernel": row["Kernel Name"].split("(")[0]}
+        | {short: row[name] for name, short in _METRICS.items() if name in row}
+        for row in found
+    ]

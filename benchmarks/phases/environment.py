@@ -1,0 +1,15 @@
+"""On what the visit takes place."""
+
+from __future__ import annotations
+
+import shutil
+
+import machine
+from phases.context import Visit
+
+_TOOLS = ("nvcc", "g++", "ninja", "compute-sanitizer", "ncu")
+
+
+def environment(visit: Visit) -> None:
+    visit.facts.add("machine", **machine.describe(visit.device))
+    visit.facts.add("tools", **{tool: shutil.which(tool) for tool in _TOOLS})

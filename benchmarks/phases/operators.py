@@ -1,0 +1,58 @@
+"""Runs every operator of an implementation: a program for the sanitizers and for ncu.
+
+python -m phases.operators IMPLEMENTATION small|large
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from convmixer_kernels import ops
+
+# Kernel size, height and width: planes that are whole, ragged, tiny and wide.
+SMALL = ((9, 32, 32), (7, 14, 14), (15, 8, 8), (9, 9, 13), (5, 40, 72), (11, 16, 16))
+LARGE = ((9, 32, 32),)
+SHAPES = {"tiny": (2, 3, ((3, 5, 6),)), "small": (3, 24, SMALL), "large": (64, 1536, LARGE)}
+
+
+def run(implementation: str, size: str, device: torch.device) -> None:
+    images, channels, planes = SHAPES[size]
+    # Of the types that PyTorch's own operators have on a CPU.
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for kernel_size, height, width in planes:
+            shape = (images, channels, height, width)
+            input = torch.randn(shape, device=device).to(dtype).to(memory_format=layout)
+            weight = torch.randn(channels, 1, kernel_size, kernel_size, device=device).to(dtype)
+            every_operator(implementation, input, weight)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
+    channels, kernel_size = input.shape[1], weight.shape[-1]
+    normalisation = torch.ones(5, channels, device=input.device)
+    sums = torch.ones(2, channels, device=input.device)
+    parameters = [torch.ones(channels, device=input.device) for _ in range(4)]
+    output = ops.depthwise_conv2d(input, weight, parameters[0], impl)
+    value, moments = ops.forward_moments(input, weight, None, "gelu", impl)
+    if impl != "torch":  # whose autograd has these
+        ops.depthwise_conv2d_input_gradient(output, weight, impl)
+        ops.depthwise_conv2d_weight_gradient(input, output, kernel_size, True, impl)
+    ops.forward_normalised(input, weight, None, normalisation, "gelu", True, impl)
+    ops.moments(value, None, "gelu", impl)
+    ops.batch_normalisation(moments[None], *parameters, 0.1, 1e-5, impl)
+    ops.normalise(value, None, normalisation, input, "gelu", impl)
+    ops.gradient_sums(value, None, output, normalisation, "gelu", impl)
+    ops.value_gradient(value, None, output, normalisation, sums, "gelu", True, impl)
+    ops.fused_backward(
+        *(input, value, output, weight, normalisation, sums, "gelu", True),
+        *(kernel_size, True, impl),
+    )
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], torch.device("cuda"))

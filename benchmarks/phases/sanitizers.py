@@ -1,0 +1,98 @@
+"""Every kernel on small tensors under the four tools of compute-sanitizer, without pytest."""
+
+from __future__ import annotations
+
+import shutil
+
+import facts
+from measurement import NotMeasured
+from phases import building, operators
+from phases.context import Visit, python_tool, tool
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# The kernels of PyTorch and of libraries are not ours to check. Names contain one of these.
+KERNELS = {
+    "cuda": ("depthwise",),
+    "triton": (
+        "tensor_core_kernel",
+        "fma_kernel",
+        "moments_kernel",
+        "merge_kernel",
+        "running_kernel",
+        "normalise_kernel",
+        "gradient_kernel",
+    ),
+}
+# What each tool must find, and what none may.
+PLANTED = {
+    "memcheck": ("memory",),
+    "racecheck": ("race", "race_in_warp"),
+    "initcheck": ("uninitialised",),
+    "synccheck": ("barrier",),
+}
+_FOUND = 9
+_SECONDS = 30
+# As it is found without the caching allocator, whose blocks hide what lies behind a tensor.
+_UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def sanitize(visit: Visit) -> None:
+    if visit.dry_run:
+        operators.run(visit.implementation, "tiny", visit.device)
+        visit.facts.add("sanitizer", tool="none", kernels=visit.implementation)
+    for name in TOOLS:
+        with visit.attempt(f"planted faults, {name}"):
+            _planted(visit, name)
+        with visit.attempt(f"{name}, cuda"):
+            _kernels(visit, name, "cuda")
+    for name in TOOLS:
+        with visit.attempt(f"{name}, triton"):
+            _kernels(visit, name, "triton")
+
+
+def command(name: str, kernels: tuple[str, ...]) -> list[str]:
+    """The words before a program."""
+    filters = [word for kernel in kernels for word in ("--kernel-name", f"kns={kernel}")]
+    # Libraries probe a GPU with calls that fail.
+    errors = ["--report-api-errors", "no"] if name == "memcheck" else []
+    return [
+        *(_sanitizer(), "--tool", name, "--error-exitcode", str(_FOUND), "--print-limit", "5"),
+        *(*errors, *filters),
+    ]
+
+
+def _sanitizer() -> str:
+    beside_nvcc = "/usr/local/cuda/bin/compute-sanitizer"
+    found = shutil.which("compute-sanitizer") or shutil.which(beside_nvcc)
+    if found is None:
+        raise NotMeasured("there is no compute-sanitizer")
+    return found
+
+
+def _planted(visit: Visit, name: str) -> None:
+    visit.needs_gpu("compute-sanitizer")
+    program = building.program("planted_faults")
+    if not program.exists():
+        raise NotMeasured(f"{program.name} was not compiled")
+    for fault in ("none", *PLANTED[name]):
+        ran = tool([*command(name, ("depthwise",)), program, fault], _SECONDS)
+        visit.facts.add(
+            "planted fault",
+            tool=name,
+            fault=fault,
+            found=ran.returncode == _FOUND,
+            right=(ran.returncode == _FOUND) == (fault != "none"),
+        )
+
+
+def _kernels(visit: Visit, name: str, implementation: str) -> None:
+    visit.needs_gpu("compute-sanitizer")
+    ran = python_tool(
+        *("operators", implementation, "small"),
+        seconds=_SECONDS if implementation == "cuda" else 2 * _SECONDS,
+        before=command(name, KERNELS[implementation]),
+        **_UNCACHED,
+    )
+    clean = ran.returncode == 0
+    output = {} if clean else {"output": facts.shortened(ran.stdout)}
+    visit.facts.add("sanitizer", tool=name, kernels=implementation, clean=clean, **output)
