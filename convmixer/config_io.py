@@ -12,6 +12,7 @@ import yaml
 from convmixer.config import Config, check
 from convmixer.errors import UsageError, closest
 from convmixer.fields import FieldInfo, parse_value, walk
+from convmixer.terminal import printable
 
 CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_interval"})
 """Fields that say where and how a run is computed, not what; a resumed run may change them."""
@@ -192,7 +193,8 @@ class _StrictLoader(yaml.SafeLoader):
                 continue
             if key in seen:
                 mark = key_node.start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", mark)
+                problem = f"{printable(str(key))} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, mark)
             seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping

@@ -25,6 +25,7 @@ from convmixer.image_files import (
     left_out_note,
     read_image,
 )
+from convmixer.terminal import printable
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -355,9 +356,9 @@ def _without_images(class_names: Sequence[str], labels: Sequence[int]) -> list[s
 
 
 def few(names: Sequence[str]) -> str:
-    """Return the first of several names for a message, and how many more there are."""
+    """Return the first of several names for a line, and how many more there are."""
     more = f" and {len(names) - NAMES_IN_NOTES} more" if len(names) > NAMES_IN_NOTES else ""
-    return ", ".join(names[:NAMES_IN_NOTES]) + more
+    return ", ".join(printable(name) for name in names[:NAMES_IN_NOTES]) + more
 
 
 def _load_image_folder(folder: Path, config: DataConfig, mode: str) -> Splits:

@@ -285,7 +285,8 @@ def test_missing_images_are_named(capsys, tmp_path):
         capsys, "train", "--recipe", "imagenet", "--data", tmp_path, "--out", tmp_path / "run"
     )
     assert f"looked for {tmp_path / 'train'}" in error and not (tmp_path / "run").exists()
-    assert "--data FOLDER" in _failure(capsys, "train", "--recipe", "imagenet")
+    command = ["train", "--recipe", "imagenet", "--out", tmp_path / "run"]
+    assert "--data FOLDER" in _failure(capsys, *command)
 
 
 @pytest.mark.parametrize(("below", "hint"), [("none", ""), ("", ""), ("val", ", ")])
