@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from facts import Fact, of
 from formats import markdown
@@ -21,8 +21,9 @@ def is_right(fact: Fact) -> bool:
         return fact["outcome"] in ("done", "not begun", "interrupted", "out of time")
     if fact["fact"] == "measured":
         return "wrong" not in fact["extra_info"]
-    passed = (fact.get("clean", True), fact.get("right", True), not fact.get("failed"))
-    return all(passed) and not (fact["fact"] == "checked" and fact["wrong"])
+    if fact["fact"] == "checked":
+        return fact["wrong"] == 0
+    return bool(fact.get("clean", True) and fact.get("right", True))
 
 
 def trouble(facts: Iterable[Fact]) -> list[str]:
@@ -39,10 +40,12 @@ def trouble(facts: Iterable[Fact]) -> list[str]:
     return lines
 
 
-def results(facts: Iterable[Fact]) -> list[str]:
+def results(facts: Sequence[Fact]) -> list[str]:
     """A line for each check of kernels."""
-    kinds = ("checked", "sanitizer", "planted fault", "suite")
-    return [_text(fact) for fact in facts if fact["fact"] in kinds and is_right(fact)]
+    kinds = ("checked", "sanitizer", "planted fault")
+    found = [fact for fact in facts if fact["fact"] in kinds and is_right(fact)]
+    latest = {fact["part"]: fact for fact in facts if fact["fact"] == "suite"}
+    return [_text(fact) for fact in [*found, *latest.values()]]
 
 
 def micro(facts: Iterable[Fact]) -> list[list[str]]:
