@@ -94,8 +94,6 @@ class TestDryRun:
         assert "not measured" not in text and "| - | - |" not in text
         for each in run.of("depthwise"):
             assert each.info["share_of_copy"] > 0
-        # Neither PyTorch nor the packages need to be installed for a report.
-        assert "torch" not in json.dumps([fact for fact in run.facts if fact["fact"] == "wrong"])
 
     def test_without_a_gpu_it_says_so(self, outcome: dict[str, Any]) -> None:
         assert outcome["without_gpu"]["status"] == 2
@@ -170,6 +168,11 @@ class TestTrouble:
 class TestPlan:
     def test_all_but_the_suite_is_estimated_to_fit_eight_minutes(self) -> None:
         assert sum(phase.estimate for phase in phases.PHASES if phase.name != "suite") < 8 * 60
+
+    def test_the_page_lists_phases_and_estimates(self) -> None:
+        page = (ROOT / "docs" / "benchmarks.md").read_text()
+        rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", page, re.MULTILINE)
+        assert rows == [(phase.name, f"{phase.estimate:g}") for phase in phases.PHASES]
 
     def test_limits(self) -> None:
         for at, phase in enumerate(phases.PHASES):
@@ -349,3 +352,26 @@ class TestTools:
     def test_the_suite_runs_marked_files(self) -> None:
         names = {Path(path).name for path in suite.gpu_tests()}
         assert "test_cuda_safety.py" in names and "test_make_gpu.py" not in names
+
+
+def test_a_report_needs_no_installed_packages(tmp_path: Path) -> None:
+    """As where the build has failed."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import runpy, sys\n"
+        "sys.meta_path = [each for each in sys.meta_path if 'editable' not in repr(each)]\n"
+        f"sys.path = [{str(ROOT / 'benchmarks')!r}] + [p for p in sys.path if 'python' in p]\n"
+        f"sys.argv = ['report', {str(tmp_path / 'none.jsonl')!r}]\n"
+        f"runpy.run_path({str(ROOT / 'benchmarks' / 'report.py')!r}, run_name='__main__')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (2, ""), run.stderr
+    assert "none.jsonl: there is no such file" in run.stderr
