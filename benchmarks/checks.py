@@ -10,7 +10,8 @@ from records import Run
 
 # Facts of which each says that something is not as it should be.
 _TROUBLE = ("wrong", "failed")
-_NO_NUMBERS = ("fact", "what", "headers", "case", "layout", "name")
+# Of a choice: what a reader takes for what it is without its name.
+_WORDS = ("fact", "what", "headers", "shape", "dtype", "layout")
 
 
 def is_right(fact: Fact) -> bool:
@@ -53,11 +54,12 @@ def micro(facts: Iterable[Fact]) -> list[list[str]]:
     rows = []
     for fact in of(list(facts), "micro"):
         unit = "clocks" if "clocks" in fact else "microseconds"
-        where = [str(fact[name]) for name in ("headers", "case", "layout") if name in fact]
+        where = ["x".join(map(str, fact["shape"]))] if "shape" in fact else []
+        where += [str(fact[name]) for name in ("headers", "dtype", "layout") if name in fact]
         where += [
-            f"{name} {value}"
+            f"{name.replace('_', ' ')} {value}"
             for name, value in fact.items()
-            if name not in (*_NO_NUMBERS, "clocks", "microseconds")
+            if name not in (*_WORDS, "clocks", "microseconds")
         ]
         rows.append([str(fact["what"]), ", ".join(where), f"{fact[unit]} {unit}"])
     return rows

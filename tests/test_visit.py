@@ -240,6 +240,21 @@ class TestFacts:
         assert bool(checks.trouble([fact])) is not right
 
 
+def test_choices_are_told_with_their_circumstances() -> None:
+    found = [
+        {
+            **{"fact": "micro", "what": "backward, fused", "shape": [2, 8, 8, 8]},
+            **{"kernel_size": 3, "dtype": "float32", "layout": "contiguous", "microseconds": 4.5},
+        },
+        {"fact": "micro", "what": "mma", "headers": "micro", "k": 16, "chains": 1, "clocks": 33.0},
+        {"fact": "phase", "name": "micro", "outcome": "done", "seconds": 1.0},
+    ]
+    assert checks.micro(found) == [
+        ["backward, fused", "2x8x8x8, float32, contiguous, kernel size 3", "4.5 microseconds"],
+        ["mma", "micro, k 16, chains 1", "33.0 clocks"],
+    ]
+
+
 class TestCommit:
     def test_of_a_checkout(self) -> None:
         assert re.fullmatch(r"[0-9a-f]{40}|unknown", machine.commit()["id"])
