@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from facts import Fact, of
 from formats import markdown
@@ -10,7 +10,8 @@ from records import Run
 
 # Facts of which each says that something is not as it should be.
 _TROUBLE = ("wrong", "failed")
-_NO_NUMBERS = ("fact", "what", "headers", "case", "layout", "name")
+# Of a choice: what a reader takes for what it is without its name.
+_WORDS = ("fact", "what", "headers", "shape", "dtype", "layout")
 
 
 def is_right(fact: Fact) -> bool:
@@ -21,8 +22,9 @@ def is_right(fact: Fact) -> bool:
         return fact["outcome"] in ("done", "not begun", "interrupted", "out of time")
     if fact["fact"] == "measured":
         return "wrong" not in fact["extra_info"]
-    passed = (fact.get("clean", True), fact.get("right", True), not fact.get("failed"))
-    return all(passed) and not (fact["fact"] == "checked" and fact["wrong"])
+    if fact["fact"] == "checked":
+        return fact["wrong"] == 0
+    return bool(fact.get("clean", True) and fact.get("right", True))
 
 
 def trouble(facts: Iterable[Fact]) -> list[str]:
@@ -39,10 +41,12 @@ def trouble(facts: Iterable[Fact]) -> list[str]:
     return lines
 
 
-def results(facts: Iterable[Fact]) -> list[str]:
+def results(facts: Sequence[Fact]) -> list[str]:
     """A line for each check of kernels."""
-    kinds = ("checked", "sanitizer", "planted fault", "suite")
-    return [_text(fact) for fact in facts if fact["fact"] in kinds and is_right(fact)]
+    kinds = ("checked", "sanitizer", "planted fault")
+    found = [fact for fact in facts if fact["fact"] in kinds and is_right(fact)]
+    latest = {fact["part"]: fact for fact in facts if fact["fact"] == "suite"}
+    return [_text(fact) for fact in [*found, *latest.values()]]
 
 
 def micro(facts: Iterable[Fact]) -> list[list[str]]:
@@ -50,11 +54,12 @@ def micro(facts: Iterable[Fact]) -> list[list[str]]:
     rows = []
     for fact in of(list(facts), "micro"):
         unit = "clocks" if "clocks" in fact else "microseconds"
-        where = [str(fact[name]) for name in ("headers", "case", "layout") if name in fact]
+        where = ["x".join(map(str, fact["shape"]))] if "shape" in fact else []
+        where += [str(fact[name]) for name in ("headers", "dtype", "layout") if name in fact]
         where += [
-            f"{name} {value}"
+            f"{name.replace('_', ' ')} {value}"
             for name, value in fact.items()
-            if name not in (*_NO_NUMBERS, "clocks", "microseconds")
+            if name not in (*_WORDS, "clocks", "microseconds")
         ]
         rows.append([str(fact["what"]), ", ".join(where), f"{fact[unit]} {unit}"])
     return rows

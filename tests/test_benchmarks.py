@@ -455,7 +455,7 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-p", "no:xdist"]
     command += [
         "-k",
-        "ceiling or ((depthwise or block) and k3) or (forward and 8x8) or convmixer_32_2",
+        "ceiling or ((depthwise or block) and 16x16 and k9) or (forward and 8x8) or convmixer_32_2",
         f"--benchmark-json={result}",
         f"--facts={facts}",
     ]
@@ -491,7 +491,7 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     assert {each.operation for each in found.of("block")} == set(shapes.BLOCK_OPERATIONS)
     for each in [*found.of("depthwise"), *found.of("block")]:
         size = each.subject["plane"]
-        sizes = (2, 32, size, size, {16: 3, 8: 9}[size], 4)
+        sizes = (2, 32, size, size, 9, 4)
         work = depthwise_work(*sizes)
         if each.kind == "block":
             work = block_work(str(each.operation), *sizes)

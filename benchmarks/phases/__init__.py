@@ -14,8 +14,9 @@ class Phase:
     Attributes:
         name: as on the command line.
         function: "module:function" of this package; it takes a `phases.context.Visit`.
-        estimate: seconds on 16 processor cores and one GPU. An estimate, from processor seconds
-            counted on other machines: no GPU has been timed.
+        estimate: seconds on 16 processor cores and one GPU; of a phase that begins beside another,
+            what it takes longer. An estimate, from processor seconds counted on other machines: no
+            GPU has been timed.
         limit: seconds after which it is killed.
         least: seconds that must be left for it to begin.
         beside: the phase it begins together with, because that one leaves alone what this one needs

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import processes
 from measurement import WrongResult
+from phases import operators
 from phases.context import Visit
 from shapes import REFERENCE
 
@@ -38,7 +39,8 @@ Check = Callable[[], object]
 
 
 def smoke(visit: Visit) -> None:
-    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
+    # Fills new tensors with NaN; what PyTorch has no deterministic way for is not of interest.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     checks = list(_checks(visit.implementation, visit.device, visit.dry_run))
     right = sum(_passes(visit, what, check) for what, check in checks)
     visit.facts.add("checked", kernels=visit.implementation, right=right, wrong=len(checks) - right)
@@ -52,6 +54,8 @@ def triton_smoke(visit: Visit) -> None:
         for kernel_size, plane in cases
         for layout in _layouts()
     ]
+    if not visit.dry_run:  # so that the sanitizers find them compiled
+        checks.append(partial(operators.run, "triton", "few", visit.device))
     at_a_time = max(1, min(16, os.cpu_count() or 1) - 2)
     outcomes = processes.in_parallel(checks, at_a_time, _TRITON_SECONDS, visit.log)
     right = outcomes.count("done")

@@ -17,6 +17,7 @@ from measurement import NotMeasured
 from phases import building
 from phases.context import Visit, tool
 from shapes import Case
+from ways import MEMORY_FORMATS
 
 _SECONDS = 20
 
@@ -47,9 +48,9 @@ def _program(visit: Visit, name: str) -> None:
 
 def _operators(visit: Visit, case: Case) -> None:
     """The operators that a training step could choose between, in both layouts."""
-    for layout in (torch.contiguous_format, torch.channels_last):
+    for layout, memory_format in MEMORY_FORMATS.items():
         sets = [
-            _Tensors(case, visit.device, layout)
+            _Tensors(case, visit.device, memory_format)
             for _ in range(measure.buffer_sets(case.work.bytes, visit.device, visit.budget))
         ]
         for name, run in _choices(visit.implementation, case.kernel_size).items():
@@ -59,8 +60,10 @@ def _operators(visit: Visit, case: Case) -> None:
             visit.facts.add(
                 "micro",
                 what=name,
-                case=str(case),
-                layout=str(layout).removeprefix("torch."),
+                shape=case.shape,
+                kernel_size=case.kernel_size,
+                dtype=case.dtype,
+                layout=layout,
                 microseconds=round(1e6 * sorted(samples)[len(samples) // 2], 1),
             )
         del sets
@@ -69,11 +72,11 @@ def _operators(visit: Visit, case: Case) -> None:
 class _Tensors:
     """What the operators read, with values as normalised images have them."""
 
-    def __init__(self, case: Case, device: torch.device, layout: torch.memory_format) -> None:
+    def __init__(self, case: Case, device: torch.device, format: torch.memory_format) -> None:
         dtype = getattr(torch, case.dtype)
 
         def image() -> Tensor:
-            return torch.randn(case.shape, device=device).to(dtype).to(memory_format=layout)
+            return torch.randn(case.shape, device=device).to(dtype).to(memory_format=format)
 
         size, channels = case.kernel_size, case.channels
         self.input, self.value, self.grad = image(), image(), image()

@@ -1,6 +1,6 @@
 """Runs every operator of an implementation: a program for the sanitizers and for ncu.
 
-python -m phases.operators IMPLEMENTATION small|large
+python -m phases.operators IMPLEMENTATION few|small|large
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from convmixer_kernels import ops
 # Kernel size, height and width: planes that are whole, ragged, tiny and wide.
 SMALL = ((9, 32, 32), (7, 14, 14), (15, 8, 8), (9, 9, 13), (5, 40, 72), (11, 16, 16))
 LARGE = ((9, 32, 32),)
-SHAPES = {"tiny": (2, 3, ((3, 5, 6),)), "small": (3, 24, SMALL), "large": (64, 1536, LARGE)}
+SHAPES = {
+    "tiny": (2, 3, ((3, 5, 6),)),
+    "few": (3, 24, SMALL[:2]),
+    "small": (3, 24, SMALL),
+    "large": (64, 1536, LARGE),
+}
 
 
 def run(implementation: str, size: str, device: torch.device) -> None:

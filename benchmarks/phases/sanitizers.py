@@ -88,7 +88,7 @@ def _planted(visit: Visit, name: str) -> None:
 def _kernels(visit: Visit, name: str, implementation: str) -> None:
     visit.needs_gpu("compute-sanitizer")
     ran = python_tool(
-        *("operators", implementation, "small"),
+        *("operators", implementation, "small" if implementation == "cuda" else "few"),
         seconds=_SECONDS if implementation == "cuda" else 2 * _SECONDS,
         before=command(name, KERNELS[implementation]),
         **_UNCACHED,
@@ -96,3 +96,5 @@ def _kernels(visit: Visit, name: str, implementation: str) -> None:
     clean = ran.returncode == 0
     output = {} if clean else {"output": facts.shortened(ran.stdout)}
     visit.facts.add("sanitizer", tool=name, kernels=implementation, clean=clean, **output)
+    if not clean:
+        print(ran.stdout)  # all of it, to the log

@@ -7,8 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
+from facts import Facts
 from measurement import NotMeasured
 from phases.context import ROOT, Visit, environment
 
@@ -18,6 +22,13 @@ PARTS = (
     ("triton", "gpu and not memory", "triton", True),
     ("memory", "gpu and memory", "", False),
 )
+# As pytest prints them alone and from several processes.
+_OUTCOME = re.compile(
+    r"(?P<test>\S+::\S.*?) (?P<word>PASSED|FAILED|ERROR|SKIPPED)\b"
+    r"|\] (?P<word_>PASSED|FAILED|ERROR|SKIPPED) (?P<test_>\S+::\S.*)"
+)
+# So often what has passed so far becomes a fact: the limit of this phase is likely to end it.
+_TESTS_A_FACT = 200
 _MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.gpu\b", re.MULTILINE)
 
 
@@ -27,21 +38,42 @@ def suite(visit: Visit) -> None:
     if missing:
         raise NotMeasured(f"there is no {missing[0]}")
     for name, markers, words, parallel in PARTS:
-        log = visit.folder / f"suite-{name}.log"
         jobs = f"-n{os.cpu_count()}" if parallel else "-pno:xdist"
-        with log.open("w") as output:
-            status = subprocess.run(
-                [
-                    *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-pno:cacheprovider"),
-                    *(jobs, "-m", markers, "-k", words, *gpu_tests()),
-                ],
+        command = [
+            *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-pno:cacheprovider"),
+            *(jobs, "-m", markers, "-k", words, *gpu_tests()),
+        ]
+        log = visit.folder / f"suite-{name}.log"
+        with (
+            log.open("w", buffering=1) as output,
+            subprocess.Popen(
+                command,
                 cwd=ROOT,
                 env=environment(OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1"),
-                stdout=output,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
-        visit.facts.add("suite", part=name, status=status, **outcomes(log.read_text()))
+                text=True,
+            ) as tests,
+        ):
+            assert tests.stdout is not None
+            count(name, tests.stdout, visit.facts, output)
+
+
+def count(part: str, lines: Iterable[str], facts: Facts, log: IO[str]) -> None:
+    """Passes lines of pytest on and counts them; each failure is a fact as soon as it is known."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        log.write(line)
+        match = _OUTCOME.search(line)
+        if match is None:
+            continue
+        word = (match["word"] or match["word_"]).lower()
+        counts[word] += 1
+        if word in ("failed", "error"):
+            facts.add("failed", what=f"test {match['test'] or match['test_']}".strip(), error=word)
+        if counts.total() % _TESTS_A_FACT == 0:
+            facts.add("suite", part=part, **counts)
+    facts.add("suite", part=part, ended=True, **counts)
 
 
 def gpu_tests(folder: Path = ROOT / "tests") -> list[str]:
@@ -49,13 +81,3 @@ def gpu_tests(folder: Path = ROOT / "tests") -> list[str]:
     return [
         str(path) for path in sorted(folder.glob("test_*.py")) if _MARKED.search(path.read_text())
     ]
-
-
-def outcomes(log: str) -> dict[str, object]:
-    """Counted line by line, so that what a killed run has left counts too."""
-    found = {
-        word.lower(): len(re.findall(rf"\b{word}\b(?! \[)", log)) for word in ("PASSED", "SKIPPED")
-    }
-    failed = re.findall(r"(?:^|\s)(?:FAILED|ERROR)\s+(\S+::\S+)", log)
-    failed += re.findall(r"(\S+::\S+) (?:FAILED|ERROR)", log)
-    return {**found, "failed": sorted(set(failed))}
