@@ -26,23 +26,37 @@ struct Factors {
 
 using Accumulators = float[16][8];
 
+// The two elements of a register in all lanes.
+struct Halves {
+  Row<float> lower, upper;
+};
+template <auto convert>
+Halves halves_of(const uint32_t* values) {
+  Halves halves;
+  for (unsigned l = 0; l < lanes_per_warp; ++l) {
+    halves.lower[l] = convert(static_cast<uint16_t>(values[l]));
+    halves.upper[l] = convert(static_cast<uint16_t>(values[l] >> 16));
+  }
+  return halves;
+}
+
 template <int K, auto convert>
 void collect_factors(const Warp& warp, const Instruction& in, Factors<K>& factors) {
   constexpr int a_registers = K / 4, b_registers = K / 8;
   for (int r = 0; r < a_registers; ++r) {
-    const uint32_t* const values = warp.row<uint32_t>(in.sources[r]);
+    const Halves halves = halves_of<convert>(warp.row<uint32_t>(in.sources[r]));
     for (unsigned lane = 0; lane < lanes_per_warp; ++lane) {
       double* const at = &factors.a[lane / 4 + 8 * (r % 2)][2 * (lane % 4) + 8 * (r / 2)];
-      at[0] = convert(static_cast<uint16_t>(values[lane]));
-      at[1] = convert(static_cast<uint16_t>(values[lane] >> 16));
+      at[0] = halves.lower[lane];
+      at[1] = halves.upper[lane];
     }
   }
   for (int r = 0; r < b_registers; ++r) {
-    const uint32_t* const values = warp.row<uint32_t>(in.sources[a_registers + r]);
+    const Halves halves = halves_of<convert>(warp.row<uint32_t>(in.sources[a_registers + r]));
     for (unsigned lane = 0; lane < lanes_per_warp; ++lane) {
       const unsigned row = 2 * (lane % 4) + 8 * r, column = lane / 4;
-      factors.b[row][column] = convert(static_cast<uint16_t>(values[lane]));
-      factors.b[row + 1][column] = convert(static_cast<uint16_t>(values[lane] >> 16));
+      factors.b[row][column] = halves.lower[lane];
+      factors.b[row + 1][column] = halves.upper[lane];
     }
   }
 }
