@@ -53,7 +53,7 @@ void start_copies(Warp& warp, const Instruction& in, LaneMask lanes) {
   launch.counters.copy_wavefronts += wavefronts.needed;
   launch.counters.copy_wavefronts_ideal += wavefronts.ideal;
   launch.counters.copies += static_cast<unsigned>(std::popcount(lanes));
-  launch.counters.global_sectors_read += count_sectors(from, present);
+  launch.counters.global_sectors_read += count_pieces(from, present, sector_bytes);
 
   for (unsigned l = 0; l < lanes_per_warp; ++l) {
     if (!(lanes >> l & 1)) continue;

@@ -131,8 +131,8 @@ void fetch(Warp& warp, const Instruction& in, LaneMask lanes, Data& data) {
       each([&](unsigned l) { return parameter_place(warp, in, addresses[l], total); });
       break;
     default:
-      counters.global_bytes_read += total * lane_count;
-      counters.global_sectors_read += count_sectors(addresses, lanes);
+      counters.global_bytes_read += total * count_pieces(addresses, lanes, total);
+      counters.global_sectors_read += count_pieces(addresses, lanes, sector_bytes);
       each([&](unsigned l) { return readable_global(warp, in, l, addresses[l], total); });
   }
 }
@@ -165,7 +165,7 @@ void put(Warp& warp, const Instruction& in, LaneMask lanes, const Data& data) {
       break;
     default:
       counters.global_bytes_written += total * lane_count;
-      counters.global_sectors_written += count_sectors(addresses, lanes);
+      counters.global_sectors_written += count_pieces(addresses, lanes, sector_bytes);
       each([&](unsigned l) { return writable_global(warp, in, l, addresses[l], total); });
   }
 }

@@ -23,8 +23,10 @@ const uint8_t* readable_global(Warp& warp, const Instruction& in, unsigned lane,
 uint8_t* writable_global(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                          uint32_t bytes);
 
-// How many 32-byte sectors lie under the aligned accesses of some lanes.
-unsigned count_sectors(const Row<uint64_t>& addresses, LaneMask lanes);
+// How many pieces of memory, of so many bytes each, lie under the aligned accesses of some lanes.
+unsigned count_pieces(const Row<uint64_t>& addresses, LaneMask lanes, unsigned bytes);
+// A sector is what global memory moves at least.
+constexpr unsigned sector_bytes = 32;
 
 // ---- shared --------------------------------------------------------------------------------------
 
