@@ -163,7 +163,7 @@ def test_shuffle_from_a_lane_that_does_not_take_part() -> None:
     @%p exit;
     shfl.sync.bfly.b32 %d, %lane, 1, 31, -1;
     """
-    computed, (found,) = values(body)
+    _, (found,) = values(body)
     assert (found.kind, found.count) == ("shuffle from an inactive lane", 1)
     assert "lane 30: lane 31" in found.detail
 

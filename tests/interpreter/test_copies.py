@@ -21,7 +21,7 @@ def settings() -> Iterator[None]:
 
 
 def copying(body: str) -> str:
-    """A kernel in which %to, %from and %out64 are a lane's 16 bytes of shared memory, in and out."""
+    """A kernel with a lane's 16 bytes of shared memory in %to, of %in in %from, and its %out64."""
     return kernel(
         f"""
     .reg .b32 %to, %x, %y, %size;
@@ -151,7 +151,6 @@ def test_the_rest_of_a_short_source_is_zeros(size: int, expected: int, copies: s
         body += f"ld.shared.b32 %y, [%to+{4 * i}]; add.u32 %x, %x, %y;"
     machine = interpreter()
     machine.take_counters()
-    # The source begins one element further on, where 16 bytes are aligned no more: not here.
     source, out = Buffer("u32", [*range(2, 130)]), Buffer("u32", [0] * 32)
     assert launch(copying(body + "st.global.b32 [%out64], %x;"), source, out, shared=512) == []
     words = size // 4

@@ -30,9 +30,9 @@ def words_of(matrix: torch.Tensor) -> list[Value]:
 def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     """a (16 x K) times b (K x 8) plus c (16 x 8), by one mma.
 
-    The operands are read from global memory as the ISA lays the fragments out: with g = lane / 4 and
-    t = lane % 4, registers of a hold rows g and g + 8, columns 2t and 2t + 1, and those 8 further;
-    registers of b rows 2t and 2t + 1, and those 8 further, of column g.
+    The operands are read from global memory as the ISA lays the fragments out: with g = lane / 4
+    and t = lane % 4, registers of a hold rows g and g + 8, columns 2t and 2t + 1, and those 8
+    further; registers of b rows 2t and 2t + 1, and those 8 further, of column g.
     """
     k = a.shape[1]
     name = {torch.float16: "f16", torch.bfloat16: "bf16"}[a.dtype]
@@ -104,8 +104,8 @@ def test_sums_are_cut_off_or_rounded() -> None:
 
 
 def test_eight_products_make_one_sum() -> None:
-    # Each half of 16 products adds five eighths of a unit to 1. Cut off after eight products, each of
-    # them is lost; in one sum they round to one unit.
+    # Each half of 16 products adds five eighths of a unit to 1. Cut off after eight products, each
+    # of them is lost; in one sum they round to one unit.
     a, b = torch.zeros(16, 16, dtype=torch.bfloat16), torch.zeros(16, 8, dtype=torch.bfloat16)
     a[:, 0] = a[:, 8] = 0.625 * 2**-12
     b[0], b[8] = 2**-11, 2**-11

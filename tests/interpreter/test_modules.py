@@ -84,7 +84,7 @@ def test_lines_are_counted_through_comments_and_statements_of_several_lines() ->
     ],
 )
 def test_texts_that_are_no_modules(text: str) -> None:
-    with pytest.raises(interpreter().Refusal, match="broken.ptx"):
+    with pytest.raises(interpreter().Refusal, match=r"broken\.ptx"):
         interpreter().load("/folder/broken.ptx", text)
 
 
