@@ -46,8 +46,7 @@ void start_copies(Warp& warp, const Instruction& in, LaneMask lanes) {
   const auto to = addresses_of(warp, in.sources[0], in.wide_address, in.offset);
   const auto from = addresses_of(warp, in.sources[1], true, in.second_offset);
   const uint32_t* const source_bytes = warp.row<uint32_t>(in.sources[2]);
-  const auto present =
-      lanes & mask_where<uint32_t>([&](unsigned l) { return source_bytes[l] != 0; });
+  const auto present = lanes & mask_where([&](unsigned l) { return source_bytes[l] != 0; });
 
   const Wavefronts wavefronts = count_wavefronts(to, lanes, in.element_bytes);
   launch.counters.copy_wavefronts += wavefronts.needed;
