@@ -37,7 +37,7 @@ FAMILIES = {
         "statistics", (5, 24, 7, 7), 9, BF16, "channels_last", multiprocessors=7
     ),
 }
-SECONDS = 10  # of processor time; a kernel with a fault may not end
+SECONDS = 5  # of processor time; a kernel with a fault may not end
 
 
 @dataclass(frozen=True)
