@@ -111,6 +111,8 @@ void decode_start(Statement& s) {
   in.execute = start_copies;
 }
 
+// "Data Movement and Conversion Instructions: cp.async", "... cp.async.commit_group",
+// "... cp.async.wait_group / cp.async.wait_all"
 void decode_cp(Statement& s) {
   s.require("async");
   if (s.take("commit_group")) {

@@ -8,7 +8,7 @@
 namespace ptx {
 namespace {
 
-// ---- setp ----------------------------------------------------------------------------------------
+// ---- setp ---------------------------------------------------------------------------------------
 
 constexpr auto equal = [](auto a, auto b) { return a == b; };
 constexpr auto less = [](auto a, auto b) { return a < b; };
@@ -110,6 +110,7 @@ constexpr Comparison of_floats[] = {{"eq", for_floats<equal>},
                                     {"num", for_floats<numbers>},
                                     {"nan", for_floats<not_numbers>}};
 
+// "Comparison and Selection Instructions: setp"
 void decode_setp(Statement& s) {
   const Type type = s.take_type();
   const std::span<const Comparison> comparisons =
@@ -131,7 +132,7 @@ void decode_setp(Statement& s) {
   s.read(1, type);
 }
 
-// ---- selp ----------------------------------------------------------------------------------------
+// ---- selp ---------------------------------------------------------------------------------------
 
 template <class T>
 void select(Warp& warp, const Instruction& in, LaneMask lanes) {
@@ -143,6 +144,7 @@ void select(Warp& warp, const Instruction& in, LaneMask lanes) {
   warp.write(in.destinations[0], result, lanes);
 }
 
+// "Comparison and Selection Instructions: selp"
 void decode_selp(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(type, {type, type, Type::pred});

@@ -17,7 +17,7 @@ struct alignas(16) LaneData {
 };
 using Data = std::array<LaneData, lanes_per_warp>;
 
-// ---- between registers and data ------------------------------------------------------------------
+// ---- between registers and data -----------------------------------------------------------------
 
 // Element number e of the vector goes to destination e, extended to the register as its type says.
 template <class Element, class Register>
@@ -44,7 +44,7 @@ void from_registers(const Warp& warp, const Instruction& in, Data& data) {
   }
 }
 
-// ---- between data and memory ---------------------------------------------------------------------
+// ---- between data and memory --------------------------------------------------------------------
 
 // The bytes of a lane are a constant of the loop, so that copying them is one move.
 template <class Use>
@@ -170,7 +170,7 @@ void put(Warp& warp, const Instruction& in, LaneMask lanes, const Data& data) {
   }
 }
 
-// ---- instructions --------------------------------------------------------------------------------
+// ---- instructions -------------------------------------------------------------------------------
 
 template <class Element, class Register>
 void load(Warp& warp, const Instruction& in, LaneMask lanes) {
@@ -266,6 +266,7 @@ int width_of_registers(Statement& s, int count) {
   return in.register_bytes[0];
 }
 
+// "Data Movement and Conversion Instructions: ld", "... ld.global.nc"
 void decode_ld(Statement& s) {
   Instruction& in = s.instruction;
   in.read_only_cache = s.take("nc");
@@ -277,6 +278,7 @@ void decode_ld(Statement& s) {
   if (!in.execute) s.refuse("its type is not known");
 }
 
+// "Data Movement and Conversion Instructions: st"
 void decode_st(Statement& s) {
   Instruction& in = s.instruction;
   const Type type = take_access(s);

@@ -17,7 +17,7 @@ Row<uint64_t> addresses_of(const Warp& warp, Operand base, bool wide, int64_t of
   return addresses;
 }
 
-// ---- global --------------------------------------------------------------------------------------
+// ---- global -------------------------------------------------------------------------------------
 
 namespace {
 
@@ -89,7 +89,7 @@ unsigned count_pieces(const Row<uint64_t>& addresses, LaneMask lanes, unsigned b
                                pieces.begin());
 }
 
-// ---- shared --------------------------------------------------------------------------------------
+// ---- shared -------------------------------------------------------------------------------------
 
 bool is_valid_shared(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                      uint32_t bytes) {
