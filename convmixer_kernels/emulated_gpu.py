@@ -48,7 +48,7 @@ def extension() -> ModuleType:
 
 @functools.cache
 def files() -> dict[str, str]:
-    """The file of PTX that has each kernel of `extension`, by the kernel's name; errors as there."""
+    """The file of PTX that has each kernel of `extension`, by its name; errors as there."""
     return {
         kernel.decode(): str(file)
         for file in _build().parent.glob("*.ptx")

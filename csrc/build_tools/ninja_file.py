@@ -40,9 +40,8 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = os.environ.get("MAX_JOBS")
-    limit = [f"-j{int(jobs)}"] if jobs else []
-    command = [toolchain.find_ninja(), "-C", str(folder), *limit, *(["--quiet"] if quiet else [])]
-    subprocess.run(command, check=True)
+    flags = ["-C", str(folder), *([f"-j{int(jobs)}"] if jobs else [])]
+    subprocess.run([toolchain.find_ninja(), *flags, *(["--quiet"] if quiet else [])], check=True)
 
 
 @contextlib.contextmanager

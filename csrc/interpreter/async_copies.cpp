@@ -46,14 +46,13 @@ void start_copies(Warp& warp, const Instruction& in, LaneMask lanes) {
   const auto to = addresses_of(warp, in.sources[0], in.wide_address, in.offset);
   const auto from = addresses_of(warp, in.sources[1], true, in.second_offset);
   const uint32_t* const source_bytes = warp.row<uint32_t>(in.sources[2]);
-  const auto present =
-      lanes & mask_where<uint32_t>([&](unsigned l) { return source_bytes[l] != 0; });
+  const auto present = lanes & mask_where([&](unsigned l) { return source_bytes[l] != 0; });
 
   const Wavefronts wavefronts = count_wavefronts(to, lanes, in.element_bytes);
   launch.counters.copy_wavefronts += wavefronts.needed;
   launch.counters.copy_wavefronts_ideal += wavefronts.ideal;
   launch.counters.copies += static_cast<unsigned>(std::popcount(lanes));
-  launch.counters.global_sectors_read += count_sectors(from, present);
+  launch.counters.global_sectors_read += count_pieces(from, present, sector_bytes);
 
   for (unsigned l = 0; l < lanes_per_warp; ++l) {
     if (!(lanes >> l & 1)) continue;
@@ -112,6 +111,8 @@ void decode_start(Statement& s) {
   in.execute = start_copies;
 }
 
+// "Data Movement and Conversion Instructions: cp.async", "... cp.async.commit_group",
+// "... cp.async.wait_group / cp.async.wait_all"
 void decode_cp(Statement& s) {
   s.require("async");
   if (s.take("commit_group")) {

@@ -8,7 +8,7 @@
 namespace ptx {
 namespace {
 
-// ---- setp ----------------------------------------------------------------------------------------
+// ---- setp ---------------------------------------------------------------------------------------
 
 constexpr auto equal = [](auto a, auto b) { return a == b; };
 constexpr auto less = [](auto a, auto b) { return a < b; };
@@ -31,7 +31,16 @@ template <class T, auto compare>
 void set_predicate(Warp& warp, const Instruction& in, LaneMask lanes) {
   const T* const a = warp.row<T>(in.sources[0]);
   const T* const b = warp.row<T>(in.sources[1]);
-  const LaneMask holds = mask_where<T>([&](unsigned l) { return compare(a[l], b[l]); });
+  const LaneMask holds = mask_where([&](unsigned l) { return compare(a[l], b[l]); });
+  warp.write_predicate(in.destinations[0], holds, lanes);
+}
+
+template <auto convert, auto compare>
+void set_predicate_of_halves(Warp& warp, const Instruction& in, LaneMask lanes) {
+  const uint16_t* const a = warp.row<uint16_t>(in.sources[0]);
+  const uint16_t* const b = warp.row<uint16_t>(in.sources[1]);
+  const LaneMask holds =
+      mask_where([&](unsigned l) { return compare(convert(a[l]), convert(b[l])); });
   warp.write_predicate(in.destinations[0], holds, lanes);
 }
 
@@ -45,7 +54,7 @@ void set_predicate_of_pairs(Warp& warp, const Instruction& in, LaneMask lanes) {
       return convert(static_cast<uint16_t>(pair >> (16 * half)));
     };
     const LaneMask holds =
-        mask_where<uint32_t>([&](unsigned l) { return compare(value(a[l]), value(b[l])); });
+        mask_where([&](unsigned l) { return compare(value(a[l]), value(b[l])); });
     warp.write_predicate(in.destinations[half], holds, lanes);
   }
 }
@@ -70,6 +79,8 @@ template <auto compare>
 Execute for_floats(Type type) {
   switch (type) {
     case Type::f32: return set_predicate<float, compare>;
+    case Type::f16: return set_predicate_of_halves<from_f16, compare>;
+    case Type::bf16: return set_predicate_of_halves<from_bf16, compare>;
     case Type::f16x2: return set_predicate_of_pairs<from_f16, compare>;
     case Type::bf16x2: return set_predicate_of_pairs<from_bf16, compare>;
     default: return nullptr;
@@ -99,6 +110,7 @@ constexpr Comparison of_floats[] = {{"eq", for_floats<equal>},
                                     {"num", for_floats<numbers>},
                                     {"nan", for_floats<not_numbers>}};
 
+// "Comparison and Selection Instructions: setp"
 void decode_setp(Statement& s) {
   const Type type = s.take_type();
   const std::span<const Comparison> comparisons =
@@ -120,7 +132,7 @@ void decode_setp(Statement& s) {
   s.read(1, type);
 }
 
-// ---- selp ----------------------------------------------------------------------------------------
+// ---- selp ---------------------------------------------------------------------------------------
 
 template <class T>
 void select(Warp& warp, const Instruction& in, LaneMask lanes) {
@@ -132,6 +144,7 @@ void select(Warp& warp, const Instruction& in, LaneMask lanes) {
   warp.write(in.destinations[0], result, lanes);
 }
 
+// "Comparison and Selection Instructions: selp"
 void decode_selp(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(type, {type, type, Type::pred});

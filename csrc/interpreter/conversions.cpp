@@ -7,7 +7,7 @@
 namespace ptx {
 namespace {
 
-// ---- mov -----------------------------------------------------------------------------------------
+// ---- mov ----------------------------------------------------------------------------------------
 
 template <class T>
 void move(Warp& warp, const Instruction& in, LaneMask lanes) {
@@ -55,6 +55,7 @@ Execute choose_parts(Statement& s, int bits, int parts, const Execute (&choices)
   s.refuse("the number of its parts");
 }
 
+// "Data Movement and Conversion Instructions: mov"
 void decode_mov(Statement& s) {
   const Type type = s.take_type();
   const int bits = bits_of(type);
@@ -86,7 +87,7 @@ void decode_mov(Statement& s) {
   }
 }
 
-// ---- cvt -----------------------------------------------------------------------------------------
+// ---- cvt ----------------------------------------------------------------------------------------
 
 // From integer to integer. The types are narrower than their registers or as wide: bits above the
 // source type are not looked at, the result is extended as its type says.
@@ -170,6 +171,7 @@ void decode_rounding(Statement& s, Type target) {
   }
 }
 
+// "Data Movement and Conversion Instructions: cvt"
 void decode_cvt(Statement& s) {
   const Type to = s.take_type(), from = s.take_type();
   if (!is_floating(to) && !is_floating(from)) {
@@ -189,7 +191,7 @@ void decode_cvt(Statement& s) {
   }
 }
 
-// ---- cvta ----------------------------------------------------------------------------------------
+// ---- cvta ---------------------------------------------------------------------------------------
 
 // Adds to an address what lies between its window and generic addresses; a space without a window
 // of its own has generic addresses.
@@ -200,6 +202,7 @@ void shift_address(Warp& warp, const Instruction& in, LaneMask lanes) {
   warp.write(in.destinations[0], result, lanes);
 }
 
+// "Data Movement and Conversion Instructions: cvta"
 void decode_cvta(Statement& s) {
   const bool to = s.take("to");
   uint64_t window = 0;

@@ -10,7 +10,7 @@ struct Counters {
   uint64_t launches = 0;
   uint64_t blocks = 0;
   uint64_t warp_instructions = 0;  // those executed by at least one lane
-  uint64_t global_bytes_read = 0;  // by ld and cp.async
+  uint64_t global_bytes_read = 0;  // by ld and cp.async; once what lanes of one ld share
   uint64_t global_bytes_written = 0;
   uint64_t global_sectors_read = 0;  // 32-byte sectors that a warp touches with one instruction
   uint64_t global_sectors_written = 0;

@@ -34,8 +34,8 @@ class BodyDecoder {
   }
 
  private:
-  // Arrays of the module that the kernel names, those of a size first: the memory that a launch adds
-  // lies behind them, where all arrays without a size begin.
+  // Arrays of the module that the kernel names, those of a size first: the memory that a launch
+  // adds lies behind them, where all arrays without a size begin.
   void place_shared_variables() {
     for (const bool sized : {true, false})
       for (const Variable& variable : kernel_.module->shared) {

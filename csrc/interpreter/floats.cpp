@@ -39,7 +39,7 @@ constexpr auto maximum_nan = [](float a, float b) {
 constexpr auto negated = [](uint32_t a) { return a ^ 0x80000000u; };
 constexpr auto magnitude = [](uint32_t a) { return a & 0x7fffffffu; };
 
-// ---- approximations ------------------------------------------------------------------------------
+// ---- approximations -----------------------------------------------------------------------------
 
 constexpr auto power_of_two = [](float a) { return std::exp2(a); };
 constexpr auto inverse_square_root = [](float a) { return 1.0f / std::sqrt(a); };
@@ -52,17 +52,17 @@ float off_by(float value, int64_t units) {
 }
 
 // Results are off by what the settings say, as those of a GPU may be by up to 1 or 2 units in the
-// last place.
+// last place. A random error depends on the seed and the result alone: an instruction gives the
+// same for the same operands everywhere.
 void add_errors(const Warp& warp, Row<float>& values) {
-  Launch& launch = warp.block->launch;
-  const int most = launch.settings.approximation_error;
+  const Settings& settings = warp.block->launch.settings;
+  const int64_t most = settings.approximation_error;
   if (most == 0) return;
+  const auto choices = static_cast<uint64_t>(2 * std::abs(most) + 1);
   for (float& value : values) {
-    const uint64_t choices = 2 * static_cast<uint64_t>(std::abs(most)) + 1;
-    const int64_t units = launch.settings.random_approximation
-                              ? static_cast<int64_t>(launch.random() % choices) - std::abs(most)
-                              : most;
-    value = off_by(value, units);
+    const uint64_t mixed = (bits_of(value) + settings.seed) * 0x9e3779b97f4a7c15;
+    const auto chosen = static_cast<int64_t>((mixed >> 32) % choices) - std::abs(most);
+    value = off_by(value, settings.random_approximation ? chosen : most);
   }
 }
 
@@ -87,7 +87,7 @@ void approximate_division(Warp& warp, const Instruction& in, LaneMask lanes) {
   warp.write(in.destinations[0], result, lanes);
 }
 
-// ---- decoding ------------------------------------------------------------------------------------
+// ---- decoding -----------------------------------------------------------------------------------
 
 template <auto function>
 void decode_binary(Statement& s) {
@@ -101,7 +101,7 @@ void decode_approximation(Statement& s) {
       s.take("ftz") ? approximation<function, true> : approximation<function, false>;
 }
 
-// "ex2": .approx, with .ftz or without
+// "Floating Point Instructions: ex2": .approx, with .ftz or without
 void decode_ex2(Statement& s) {
   s.require("approx");
   s.require("f32");
@@ -109,7 +109,7 @@ void decode_ex2(Statement& s) {
   s.write_then_read(Type::f32, {Type::f32});
 }
 
-// "rsqrt": .approx
+// "Floating Point Instructions: rsqrt": .approx
 void decode_rsqrt(Statement& s) {
   s.require("approx");
   s.require("f32");
@@ -117,7 +117,7 @@ void decode_rsqrt(Statement& s) {
   s.write_then_read(Type::f32, {Type::f32});
 }
 
-// "rcp", "sqrt": .rn or .approx
+// "Floating Point Instructions: rcp", "... sqrt": .rn or .approx
 template <auto exact, auto approximate>
 void decode_rounded_or_approximate(Statement& s) {
   s.require("f32");
@@ -130,7 +130,7 @@ void decode_rounded_or_approximate(Statement& s) {
   s.write_then_read(Type::f32, {Type::f32});
 }
 
-// "fma": .rn
+// "Floating Point Instructions: fma": .rn
 void decode_fma(Statement& s) {
   s.require("rn");
   s.require("f32");
@@ -146,8 +146,8 @@ constexpr OpcodeDecoder opcodes[] = {{"fma", decode_fma},
 
 }  // namespace
 
-// "add", "sub", "mul": without a modifier the rounding is .rn, and they may be contracted, which this
-// machine never does.
+// "Floating Point Instructions: add", "... sub", "... mul". Without .rn a compiler may contract a
+// product and a sum, which this machine never does.
 void decode_float_add(Statement& s) {
   s.take("rn");
   decode_binary<sum>(s);
@@ -161,7 +161,7 @@ void decode_float_mul(Statement& s) {
   decode_binary<product>(s);
 }
 
-// "div": .rn, or .full
+// "Floating Point Instructions: div": .rn, or .full
 void decode_float_div(Statement& s) {
   if (s.take("full")) {
     s.write_then_read(Type::f32, {Type::f32, Type::f32});
@@ -172,7 +172,7 @@ void decode_float_div(Statement& s) {
   }
 }
 
-// "min", "max"
+// "Floating Point Instructions: min", "... max"
 void decode_float_min(Statement& s) {
   s.take("NaN") ? decode_binary<minimum_nan>(s) : decode_binary<minimum>(s);
 }
@@ -180,7 +180,7 @@ void decode_float_max(Statement& s) {
   s.take("NaN") ? decode_binary<maximum_nan>(s) : decode_binary<maximum>(s);
 }
 
-// "neg", "abs"
+// "Floating Point Instructions: neg", "... abs"
 void decode_float_neg(Statement& s) {
   s.write_then_read(Type::f32, {Type::f32});
   s.instruction.execute = unary<uint32_t, uint32_t, negated>;

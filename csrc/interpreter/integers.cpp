@@ -1,4 +1,5 @@
-// PTX ISA, "Integer Arithmetic Instructions" and "Logic and Shift Instructions".
+// PTX ISA, "Integer Arithmetic Instructions" and "Logic and Shift Instructions". The functions that
+// decode are headed by the names of their sections there.
 #include <algorithm>
 #include <bit>
 #include <type_traits>
@@ -10,8 +11,9 @@
 namespace ptx {
 namespace {
 
-// ---- functions of values -------------------------------------------------------------------------
+// ---- functions of values ------------------------------------------------------------------------
 
+// Results of more bits than the type lose the highest.
 constexpr auto sum = [](auto a, auto b) {
   using T = decltype(a);
   return static_cast<T>(Unsigned<T>(a) + Unsigned<T>(b));
@@ -128,8 +130,8 @@ T inserted(T a, T b, uint32_t position, uint32_t length) {
   return (b & ~mask) | (shifted_left(a, position) & mask);
 }
 
-// prmt without a mode: each four bits of c choose one of the eight bytes of b over a; the fourth bit
-// puts copies of that byte's sign in its place.
+// prmt without a mode: each four bits of c choose one of the eight bytes of b over a; the fourth
+// bit puts copies of that byte's sign in its place.
 constexpr auto permuted = [](uint32_t a, uint32_t b, uint32_t c) {
   uint32_t result = 0;
   for (unsigned i = 0; i < 4; ++i) {
@@ -141,7 +143,7 @@ constexpr auto permuted = [](uint32_t a, uint32_t b, uint32_t c) {
   return result;
 };
 
-// ---- functions of rows ---------------------------------------------------------------------------
+// ---- functions of rows --------------------------------------------------------------------------
 
 template <class T, auto function>
 void division(Warp& warp, const Instruction& in, LaneMask lanes) {
@@ -188,7 +190,7 @@ void not_predicate(Warp& warp, const Instruction& in, LaneMask lanes) {
   warp.write_predicate(in.destinations[0], ~warp.predicate(in.sources[0]), lanes);
 }
 
-// ---- which function for which type ---------------------------------------------------------------
+// ---- which function for which type --------------------------------------------------------------
 
 // Calls `use` with a value of the C++ type: the sign matters.
 template <class Use>
@@ -231,6 +233,7 @@ void decode_binary(Statement& s, Type type) {
   s.write_then_read(type, {type, type});
 }
 
+// "Logic and Shift Instructions: and", "... or", "... xor"
 template <auto function>
 void decode_bits(Statement& s) {
   const Type type = s.take_type();
@@ -254,7 +257,7 @@ Type doubled(Statement& s, Type type) {
   }
 }
 
-// "add", "sub"
+// "Integer Arithmetic Instructions: add", "... sub"
 void decode_add(Statement& s) {
   const Type type = s.take_type();
   if (type == Type::f32) decode_float_add(s);
@@ -266,7 +269,7 @@ void decode_sub(Statement& s) {
   else decode_binary<difference>(s, type);
 }
 
-// "mul": .lo, .hi or .wide
+// "Integer Arithmetic Instructions: mul": .lo, .hi or .wide
 void decode_mul(Statement& s) {
   const Type type = s.take_type();
   if (type == Type::f32) return decode_float_mul(s);
@@ -293,7 +296,7 @@ void decode_mul(Statement& s) {
   }
 }
 
-// "mad": .lo or .wide
+// "Integer Arithmetic Instructions: mad": .lo or .wide
 void decode_mad(Statement& s) {
   const Type type = s.take_type();
   if (s.take("wide")) {
@@ -322,7 +325,7 @@ void decode_mad(Statement& s) {
   }
 }
 
-// "div", "rem"
+// "Integer Arithmetic Instructions: div", "... rem"
 void decode_div(Statement& s) {
   const Type type = s.take_type();
   if (type == Type::f32) return decode_float_div(s);
@@ -337,7 +340,7 @@ void decode_rem(Statement& s) {
   s.write_then_read(type, {type, type});
 }
 
-// "min", "max"
+// "Integer Arithmetic Instructions: min", "... max"
 void decode_min(Statement& s) {
   const Type type = s.take_type();
   if (type == Type::f32) decode_float_min(s);
@@ -349,7 +352,7 @@ void decode_max(Statement& s) {
   else decode_binary<greatest>(s, type);
 }
 
-// "neg", "abs"
+// "Integer Arithmetic Instructions: neg", "... abs"
 void decode_neg(Statement& s) {
   const Type type = s.take_type();
   if (type == Type::f32) return decode_float_neg(s);
@@ -363,7 +366,7 @@ void decode_abs(Statement& s) {
   decode_unary<magnitude>(s, type);
 }
 
-// "not"
+// "Logic and Shift Instructions: not"
 void decode_not(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(type, {type});
@@ -375,7 +378,7 @@ void decode_not(Statement& s) {
   }
 }
 
-// "shl", "shr": the amount always has 32 bits.
+// "Logic and Shift Instructions: shl", "... shr": the amount always has 32 bits.
 void decode_shl(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(type, {type, Type::u32});
@@ -393,7 +396,7 @@ void decode_shr(Statement& s) {
       is_signed(type) ? with_sign(s, type, choose) : with_width(s, type, choose);
 }
 
-// "shf"
+// "Logic and Shift Instructions: shf"
 void decode_shf(Statement& s) {
   const bool left = s.take("l");
   if (!left) s.require("r");
@@ -409,7 +412,7 @@ void decode_shf(Statement& s) {
   s.write_then_read(Type::b32, {Type::b32, Type::b32, Type::u32});
 }
 
-// "lop3"
+// "Logic and Shift Instructions: lop3"
 void decode_lop3(Statement& s) {
   s.require("b32");
   s.write_then_read(Type::b32, {Type::b32, Type::b32, Type::b32});
@@ -418,14 +421,14 @@ void decode_lop3(Statement& s) {
   s.instruction.execute = look_up_logic;
 }
 
-// "prmt"
+// "Data Movement and Conversion Instructions: prmt"
 void decode_prmt(Statement& s) {
   s.require("b32");
   s.write_then_read(Type::b32, {Type::b32, Type::b32, Type::b32});
   s.instruction.execute = ternary<uint32_t, uint32_t, uint32_t, uint32_t, permuted>;
 }
 
-// "popc", "clz"
+// "Integer Arithmetic Instructions: popc", "... clz"
 void decode_popc(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(Type::u32, {type});
@@ -439,7 +442,7 @@ void decode_clz(Statement& s) {
       s, type, [](auto t) -> Execute { return unary<uint32_t, decltype(t), leading_zeros>; });
 }
 
-// "bfe", "bfi"
+// "Integer Arithmetic Instructions: bfe", "... bfi"
 void decode_bfe(Statement& s) {
   const Type type = s.take_type();
   s.write_then_read(type, {type, Type::u32, Type::u32});

@@ -70,9 +70,9 @@ void permit(uint64_t address, uint64_t bytes, bool writable = true);
 void forbid(uint64_t address);
 void forbid_all();
 
-// Runs a kernel; arguments[i] points to the value of parameter i, of its size. Throws Refusal for an
-// unknown kernel or instruction, a grid or block that no GPU takes, more shared memory than
-// allowed, a trap or a deadlock. What is only wrong is found (take_findings) and the kernel goes on.
+// Runs a kernel; arguments[i] points to the value of parameter i, of its size. Throws Refusal for
+// an unknown kernel or instruction, a grid or block that no GPU takes, more shared memory than
+// allowed, a trap or a deadlock. Faults that do not stop a kernel are for take_findings.
 void launch(const std::string& kernel, Size3 grid, Size3 block, uint32_t dynamic_shared_bytes,
             const void* const* arguments);
 

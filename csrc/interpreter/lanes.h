@@ -45,8 +45,8 @@ void ternary(Warp& warp, const Instruction& in, LaneMask lanes) {
 template <class T>
 using Unsigned = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
 
-// The mask of the lanes in which a predicate of a row holds.
-template <class T, class Predicate>
+// The mask of the lanes for which a predicate holds.
+template <class Predicate>
 LaneMask mask_where(Predicate predicate) {
   LaneMask mask = 0;
   for (unsigned l = 0; l < lanes_per_warp; ++l) mask |= LaneMask{predicate(l)} << l;

@@ -17,7 +17,7 @@ struct alignas(16) LaneData {
 };
 using Data = std::array<LaneData, lanes_per_warp>;
 
-// ---- between registers and data ------------------------------------------------------------------
+// ---- between registers and data -----------------------------------------------------------------
 
 // Element number e of the vector goes to destination e, extended to the register as its type says.
 template <class Element, class Register>
@@ -44,7 +44,7 @@ void from_registers(const Warp& warp, const Instruction& in, Data& data) {
   }
 }
 
-// ---- between data and memory ---------------------------------------------------------------------
+// ---- between data and memory --------------------------------------------------------------------
 
 // The bytes of a lane are a constant of the loop, so that copying them is one move.
 template <class Use>
@@ -131,8 +131,8 @@ void fetch(Warp& warp, const Instruction& in, LaneMask lanes, Data& data) {
       each([&](unsigned l) { return parameter_place(warp, in, addresses[l], total); });
       break;
     default:
-      counters.global_bytes_read += total * lane_count;
-      counters.global_sectors_read += count_sectors(addresses, lanes);
+      counters.global_bytes_read += total * count_pieces(addresses, lanes, total);
+      counters.global_sectors_read += count_pieces(addresses, lanes, sector_bytes);
       each([&](unsigned l) { return readable_global(warp, in, l, addresses[l], total); });
   }
 }
@@ -165,12 +165,12 @@ void put(Warp& warp, const Instruction& in, LaneMask lanes, const Data& data) {
       break;
     default:
       counters.global_bytes_written += total * lane_count;
-      counters.global_sectors_written += count_sectors(addresses, lanes);
+      counters.global_sectors_written += count_pieces(addresses, lanes, sector_bytes);
       each([&](unsigned l) { return writable_global(warp, in, l, addresses[l], total); });
   }
 }
 
-// ---- instructions --------------------------------------------------------------------------------
+// ---- instructions -------------------------------------------------------------------------------
 
 template <class Element, class Register>
 void load(Warp& warp, const Instruction& in, LaneMask lanes) {
@@ -266,6 +266,7 @@ int width_of_registers(Statement& s, int count) {
   return in.register_bytes[0];
 }
 
+// "Data Movement and Conversion Instructions: ld", "... ld.global.nc"
 void decode_ld(Statement& s) {
   Instruction& in = s.instruction;
   in.read_only_cache = s.take("nc");
@@ -277,6 +278,7 @@ void decode_ld(Statement& s) {
   if (!in.execute) s.refuse("its type is not known");
 }
 
+// "Data Movement and Conversion Instructions: st"
 void decode_st(Statement& s) {
   Instruction& in = s.instruction;
   const Type type = take_access(s);

@@ -10,7 +10,7 @@
 namespace ptx {
 namespace {
 
-// ---- mma -----------------------------------------------------------------------------------------
+// ---- mma ----------------------------------------------------------------------------------------
 
 // "Matrix Fragments for mma.m16n8k16 with floating point type" and "... mma.m16n8k8": with
 // group = lane / 4 and thread = lane % 4, a lane holds
@@ -26,23 +26,37 @@ struct Factors {
 
 using Accumulators = float[16][8];
 
+// The two elements of a register in all lanes.
+struct Halves {
+  Row<float> lower, upper;
+};
+template <auto convert>
+Halves halves_of(const uint32_t* values) {
+  Halves halves;
+  for (unsigned l = 0; l < lanes_per_warp; ++l) {
+    halves.lower[l] = convert(static_cast<uint16_t>(values[l]));
+    halves.upper[l] = convert(static_cast<uint16_t>(values[l] >> 16));
+  }
+  return halves;
+}
+
 template <int K, auto convert>
 void collect_factors(const Warp& warp, const Instruction& in, Factors<K>& factors) {
   constexpr int a_registers = K / 4, b_registers = K / 8;
   for (int r = 0; r < a_registers; ++r) {
-    const uint32_t* const values = warp.row<uint32_t>(in.sources[r]);
+    const Halves halves = halves_of<convert>(warp.row<uint32_t>(in.sources[r]));
     for (unsigned lane = 0; lane < lanes_per_warp; ++lane) {
       double* const at = &factors.a[lane / 4 + 8 * (r % 2)][2 * (lane % 4) + 8 * (r / 2)];
-      at[0] = convert(static_cast<uint16_t>(values[lane]));
-      at[1] = convert(static_cast<uint16_t>(values[lane] >> 16));
+      at[0] = halves.lower[lane];
+      at[1] = halves.upper[lane];
     }
   }
   for (int r = 0; r < b_registers; ++r) {
-    const uint32_t* const values = warp.row<uint32_t>(in.sources[a_registers + r]);
+    const Halves halves = halves_of<convert>(warp.row<uint32_t>(in.sources[a_registers + r]));
     for (unsigned lane = 0; lane < lanes_per_warp; ++lane) {
       const unsigned row = 2 * (lane % 4) + 8 * r, column = lane / 4;
-      factors.b[row][column] = convert(static_cast<uint16_t>(values[lane]));
-      factors.b[row + 1][column] = convert(static_cast<uint16_t>(values[lane] >> 16));
+      factors.b[row][column] = halves.lower[lane];
+      factors.b[row + 1][column] = halves.upper[lane];
     }
   }
 }
@@ -53,9 +67,10 @@ float cut_off(double sum) {
   return static_cast<float>(std::bit_cast<double>(std::bit_cast<uint64_t>(sum) & ~beyond));
 }
 
-// Products of 16-bit values are exact in double. A tensor core adds eight of them and what was there
-// before to one sum, whose bits beyond a float are cut off (Fasi, Higham, Mikaitis and Pranesh,
-// "Numerical behavior of NVIDIA tensor cores", 2021). The alternative is one sum rounded at its end.
+// Products of 16-bit values are exact in double. A tensor core adds eight of them and what was
+// there before to one sum, whose bits beyond a float are cut off (Fasi, Higham, Mikaitis and
+// Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021). The alternative is one sum, rounded
+// at its end.
 template <int K>
 void multiply(const Factors<K>& factors, MatrixSum how, Accumulators& sums) {
   constexpr int products = 8;
@@ -96,7 +111,7 @@ void multiply_matrices(Warp& warp, const Instruction& in, LaneMask lanes) {
   }
 }
 
-// mma.sync.aligned.m16n8kK.row.col.f32.f16.f16.f32 or .f32.bf16.bf16.f32
+// "Warp-level Matrix Instructions: mma": m16n8k16 or m16n8k8, .f16 or .bf16, sums in .f32
 void decode_mma(Statement& s) {
   Instruction& in = s.instruction;
   s.require("sync");
@@ -127,7 +142,7 @@ void decode_mma(Statement& s) {
   else in.execute = k16 ? multiply_matrices<16, from_bf16> : multiply_matrices<8, from_bf16>;
 }
 
-// ---- ldmatrix, stmatrix --------------------------------------------------------------------------
+// ---- ldmatrix, stmatrix -------------------------------------------------------------------------
 
 constexpr unsigned rows_per_matrix = 8, bytes_per_row = 16;
 
@@ -204,6 +219,7 @@ bool take_matrix_modifiers(Statement& s) {
   return s.take("trans");
 }
 
+// "Warp-level Matrix Instructions: ldmatrix"
 void decode_ldmatrix(Statement& s) {
   Instruction& in = s.instruction;
   in.execute = take_matrix_modifiers(s) ? load_matrices<true> : load_matrices<false>;
@@ -212,6 +228,7 @@ void decode_ldmatrix(Statement& s) {
   in.wide_address = s.address(0, in.offset) == 64;
 }
 
+// "Warp-level Matrix Instructions: stmatrix"
 void decode_stmatrix(Statement& s) {
   Instruction& in = s.instruction;
   in.execute = take_matrix_modifiers(s) ? store_matrices<true> : store_matrices<false>;

@@ -17,7 +17,7 @@ Row<uint64_t> addresses_of(const Warp& warp, Operand base, bool wide, int64_t of
   return addresses;
 }
 
-// ---- global --------------------------------------------------------------------------------------
+// ---- global -------------------------------------------------------------------------------------
 
 namespace {
 
@@ -72,24 +72,24 @@ uint8_t* writable_global(Warp& warp, const Instruction& in, unsigned lane, uint6
   return reinterpret_cast<uint8_t*>(address);
 }
 
-unsigned count_sectors(const Row<uint64_t>& addresses, LaneMask lanes) {
-  Row<uint64_t> sectors;
+unsigned count_pieces(const Row<uint64_t>& addresses, LaneMask lanes, unsigned bytes) {
+  Row<uint64_t> pieces;
   unsigned count = 0;
   bool ascending = true;
   for (unsigned l = 0; l < lanes_per_warp; ++l) {
     if (!(lanes >> l & 1)) continue;
-    const uint64_t sector = addresses[l] / 32;
-    if (count > 0 && sector == sectors[count - 1]) continue;
-    ascending &= count == 0 || sector > sectors[count - 1];
-    sectors[count++] = sector;
+    const uint64_t piece = addresses[l] / bytes;
+    if (count > 0 && piece == pieces[count - 1]) continue;
+    ascending &= count == 0 || piece > pieces[count - 1];
+    pieces[count++] = piece;
   }
   if (ascending) return count;
-  std::sort(sectors.begin(), sectors.begin() + count);
-  return static_cast<unsigned>(std::unique(sectors.begin(), sectors.begin() + count) -
-                               sectors.begin());
+  std::sort(pieces.begin(), pieces.begin() + count);
+  return static_cast<unsigned>(std::unique(pieces.begin(), pieces.begin() + count) -
+                               pieces.begin());
 }
 
-// ---- shared --------------------------------------------------------------------------------------
+// ---- shared -------------------------------------------------------------------------------------
 
 bool is_valid_shared(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                      uint32_t bytes) {

@@ -15,7 +15,7 @@ constexpr uint64_t local_window = 0x7ffe'0000'0000'0000;
 // base + offset of each lane. `wide`: the base has 64 bits.
 Row<uint64_t> addresses_of(const Warp& warp, Operand base, bool wide, int64_t offset);
 
-// ---- global --------------------------------------------------------------------------------------
+// ---- global -------------------------------------------------------------------------------------
 
 // The memory behind an address, or null, after a report, if the lane may not touch it.
 const uint8_t* readable_global(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
@@ -23,10 +23,12 @@ const uint8_t* readable_global(Warp& warp, const Instruction& in, unsigned lane,
 uint8_t* writable_global(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                          uint32_t bytes);
 
-// How many 32-byte sectors lie under the aligned accesses of some lanes.
-unsigned count_sectors(const Row<uint64_t>& addresses, LaneMask lanes);
+// How many pieces of memory, of so many bytes each, lie under the aligned accesses of some lanes.
+unsigned count_pieces(const Row<uint64_t>& addresses, LaneMask lanes, unsigned bytes);
+// A sector is what global memory moves at least.
+constexpr unsigned sector_bytes = 32;
 
-// ---- shared --------------------------------------------------------------------------------------
+// ---- shared -------------------------------------------------------------------------------------
 
 // As above. `whole_warp`: the lanes act together, as ldmatrix does.
 const uint8_t* readable_shared(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
@@ -43,8 +45,8 @@ bool is_valid_shared(Warp& warp, const Instruction& in, unsigned lane, uint64_t 
 void report_hazards(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                     uint32_t hazards);
 
-// Passes over the banks. A pass serves 32, 16 or 8 lanes for accesses of up to 4, 8 or 16 bytes each
-// and takes one word from each bank.
+// Passes over the banks. A pass serves 32, 16 or 8 lanes for accesses of up to 4, 8 or 16 bytes
+// each and takes one word from each bank.
 struct Wavefronts {
   unsigned needed = 0;
   unsigned ideal = 0;  // if every bank had to give one word at most

@@ -56,7 +56,7 @@ std::vector<Kernel> read_module(const std::string& file, const std::string& text
 // Decodes the body of a kernel. Throws Refusal with file and line for what is not known.
 Program decode(const Kernel& kernel);
 
-// ---- pieces of text, for both --------------------------------------------------------------------
+// ---- pieces of text, for both -------------------------------------------------------------------
 
 using Tokens = std::vector<std::string>;
 

@@ -25,16 +25,14 @@ inline float flushed(float value) {
 
 inline float from_bf16(uint16_t value) { return float_of(uint32_t{value} << 16); }
 
-// The exponent moves from a bias of 15 to one of 127. A subnormal number m * 2^-24 is taken as the
-// float 2^-14 + m * 2^-24, from which 2^-14 is subtracted.
+// Its magnitude, put where a float has exponent and fraction, is the float 2^-112 times as large,
+// since the exponents have biases of 15 and 127. That holds for subnormal numbers, too.
 inline float from_f16(uint16_t value) {
-  constexpr uint32_t rebias = 112u << 23, least_normal = 1u << 23, infinite = 31u << 23;
+  constexpr uint32_t infinite = 31u << 23, all_exponent_bits = 255u << 23;
   const uint32_t magnitude = (value & 0x7fffu) << 13;
   const uint32_t sign = (value & 0x8000u) << 16;
-  const uint32_t normal = magnitude + rebias;
-  const uint32_t subnormal = bits_of(float_of(normal + least_normal) - 0x1p-14f);
-  const uint32_t finite = magnitude < least_normal ? subnormal : normal;
-  return float_of(sign | (magnitude < infinite ? finite : normal + rebias));
+  const uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f);
+  return float_of(sign | finite | (magnitude >= infinite ? all_exponent_bits : 0));
 }
 
 inline uint16_t to_bf16(float value, Rounding rounding) {

@@ -8,7 +8,7 @@
 namespace ptx {
 namespace {
 
-// ---- sets of registers ---------------------------------------------------------------------------
+// ---- sets of registers --------------------------------------------------------------------------
 
 class RegisterSet {
  public:
@@ -54,7 +54,7 @@ void for_registers_written(const Instruction& in, Use use) {
     if (destination.is_register()) use(destination.at);
 }
 
-// ---- which registers are needed where ------------------------------------------------------------
+// ---- which registers are needed where -----------------------------------------------------------
 
 // A run of instructions that is entered at its beginning and left at its end.
 struct Stretch {
@@ -141,7 +141,7 @@ std::vector<Span> spans_of(const std::vector<Instruction>& code, size_t register
   return spans;
 }
 
-// ---- rows ----------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------
 
 uint32_t row_bytes(int bits) {
   return bits == 1 ? sizeof(LaneMask) : static_cast<uint32_t>(bits) / 8 * lanes_per_warp;

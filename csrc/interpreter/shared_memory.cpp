@@ -16,17 +16,38 @@ void SharedMemory::reset(uint32_t bytes, bool keep_history) {
   touches_.assign(keep_history ? (bytes + 1) / 2 : 0, Touch{});
 }
 
+// In most cases a barrier lies between an access and all earlier ones to its bytes. This is the
+// quick test for it; what fails it is looked at closely.
+class SharedMemory::Order {
+ public:
+  explicit Order(const Accessor& by)
+      : block_synced_(at_time(by.block_synced)),
+        warp_synced_(at_time(by.warp_synced)),
+        warp_(by.thread & warp_mask) {}
+
+  bool follows(uint64_t access) const {
+    return (access < block_synced_) | ((access < warp_synced_) & ((access & warp_mask) == warp_));
+  }
+  // 0, which is no write, becomes the largest number.
+  bool follows_write(uint64_t write) const {
+    return (write - 1 < block_synced_ - 1) |
+           ((write - 1 < warp_synced_ - 1) & ((write & warp_mask) == warp_));
+  }
+
+ private:
+  static constexpr uint64_t warp_mask = several_warps | (who_mask & ~uint64_t{31});
+  uint64_t block_synced_, warp_synced_, warp_;
+};
+
 uint32_t SharedMemory::note_read(uint64_t address, uint32_t bytes, const Accessor& by) {
   if (touches_.empty()) return no_hazard;
   const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
-  // In most cases everything here was written, and written or read last before a barrier of the
-  // block: then the reader is the only thing to remember. Subtracting 1 makes "never" the largest.
-  const uint64_t synced = at_time(by.block_synced);
   const uint64_t self = at_time(by.now) | by.thread | (by.whole_warp ? several_lanes : 0);
+  const Order order(by);
   bool quiet = true;
   for (size_t i = first; i <= last; ++i)
-    quiet &= touches_[i].write - 1 < synced - 1 &&
-             (touches_[i].read < synced || touches_[i].read == self);
+    quiet &= order.follows_write(touches_[i].write) &
+             (order.follows(touches_[i].read) | (touches_[i].read == self));
   if (!quiet) return note_read_slowly(first, last, by);
   for (size_t i = first; i <= last; ++i) touches_[i].read = self;
   return no_hazard;
@@ -85,12 +106,13 @@ uint32_t SharedMemory::write_hazards(const Touch& touch, const Accessor& by) con
 uint32_t SharedMemory::note_write(uint64_t address, uint32_t bytes, const Accessor& by) {
   if (touches_.empty()) return no_hazard;
   const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
-  const uint64_t synced = at_time(by.block_synced);
   const uint64_t self = at_time(by.now) | by.thread | (by.whole_warp ? several_lanes : 0);
+  const Order order(by);
   uint32_t hazards = no_hazard;
   for (size_t i = first; i <= last; ++i) {
     Touch& touch = touches_[i];
-    if (touch.write >= synced || touch.read >= synced) hazards |= write_hazards(touch, by);
+    if (!(order.follows(touch.write) & order.follows(touch.read)))
+      hazards |= write_hazards(touch, by);
     touch = {self, 0};
   }
   return hazards;
@@ -99,9 +121,11 @@ uint32_t SharedMemory::note_write(uint64_t address, uint32_t bytes, const Access
 uint32_t SharedMemory::begin_copy(uint64_t address, uint32_t bytes, const Accessor& by) {
   if (touches_.empty()) return no_hazard;
   const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
+  const Order order(by);
   uint32_t hazards = no_hazard;
   for (size_t i = first; i <= last; ++i) {
-    hazards |= write_hazards(touches_[i], by);
+    if (!(order.follows(touches_[i].write) & order.follows(touches_[i].read)))
+      hazards |= write_hazards(touches_[i], by);
     touches_[i] = {copying | by.thread, 0};
   }
   return hazards;

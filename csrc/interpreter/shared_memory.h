@@ -60,6 +60,8 @@ class SharedMemory {
   static constexpr uint64_t several_lanes = 1 << 16, several_warps = 1 << 17, who_mask = 0xffff;
   static constexpr uint64_t copying = ~uint64_t{0} << 32;  // a time after all others
 
+  class Order;
+
   uint32_t note_read_slowly(size_t first, size_t last, const Accessor& by);
   uint32_t write_hazards(const Touch& touch, const Accessor& by) const;
 

@@ -47,7 +47,7 @@ Type type_named(std::string_view name) {
   return found == std::end(types) ? Type::none : found->type;
 }
 
-// ---- symbols -------------------------------------------------------------------------------------
+// ---- symbols ------------------------------------------------------------------------------------
 
 Symbols::Symbols(const std::vector<Parameter>& parameters) {
   open_scope();
@@ -100,7 +100,7 @@ Operand Symbols::constant(uint64_t value, int bits) {
   return place->second;
 }
 
-// ---- statements ----------------------------------------------------------------------------------
+// ---- statements ---------------------------------------------------------------------------------
 
 Statement::Statement(Tokens tokens, Symbols& symbols)
     : tokens_(std::move(tokens)), symbols_(symbols) {
@@ -163,7 +163,7 @@ std::string Statement::word() {
   return taken;
 }
 
-// PTX ISA, "Constants": integers, and floats as 0f or 0d with the digits of their bits.
+// PTX ISA, "Constants": integers, and floats as 0f with the digits of their bits.
 bool Statement::parse_number(Type type, uint64_t& value) {
   const size_t start = next_;
   const bool negative = take_symbol('-');

@@ -81,8 +81,8 @@ class Statement {
   // A list in braces, or one operand. Returns how many there were.
   int write_list(int first, int most, Type type);
   int read_list(int first, int most, Type type);
-  // [base + offset]: a register, variable or parameter to a source, the number to `offset`. Returns the bits
-  // of the base.
+  // [base + offset]: a register, variable or parameter to a source, the number to `offset`. Returns
+  // the bits of the base.
   int address(int source, int64_t& offset);
   int64_t number();
   std::string word();

@@ -11,7 +11,7 @@
 namespace ptx {
 namespace {
 
-// ---- shfl.sync -----------------------------------------------------------------------------------
+// ---- shfl.sync ----------------------------------------------------------------------------------
 
 enum class Shuffle { up, down, butterfly, index };
 
@@ -20,8 +20,8 @@ struct Source {
   bool in_range;
 };
 
-// The lane that `lane` reads, by the operands b and c: c has a clamp in its lowest bits and from bit 8
-// on a mask that cuts the warp into segments.
+// The lane that `lane` reads, by the operands b and c: c has a clamp in its lowest bits and from
+// bit 8 on a mask that cuts the warp into segments.
 template <Shuffle mode>
 Source source_of(int lane, uint32_t b, uint32_t c) {
   const int distance = b & 31, clamp = c & 31, segment = c >> 8 & 31;
@@ -54,6 +54,7 @@ void shuffle(Warp& warp, const Instruction& in, LaneMask lanes) {
   if (in.destinations[1].exists()) warp.write_predicate(in.destinations[1], in_range, lanes);
 }
 
+// "Data Movement and Conversion Instructions: shfl.sync"
 void decode_shfl(Statement& s) {
   Instruction& in = s.instruction;
   s.require("sync");
@@ -71,7 +72,7 @@ void decode_shfl(Statement& s) {
   in.flow = Flow::members;
 }
 
-// ---- vote.sync, activemask -----------------------------------------------------------------------
+// ---- vote.sync -----------------------------------------------------------------------
 
 enum class Vote { ballot, any, all };
 
@@ -89,6 +90,7 @@ void vote(Warp& warp, const Instruction& in, LaneMask lanes) {
   }
 }
 
+// "Parallel Synchronization and Communication Instructions: vote.sync"
 void decode_vote(Statement& s) {
   Instruction& in = s.instruction;
   s.require("sync");
@@ -106,7 +108,7 @@ void decode_vote(Statement& s) {
   in.flow = Flow::members;
 }
 
-// ---- barriers ------------------------------------------------------------------------------------
+// ---- barriers -----------------------------------------------------------------------------------
 
 // Orders what the lanes of the warp did before it ahead of what they do afterwards. A barrier of
 // fewer lanes orders nothing for the others, so it counts for none.
@@ -115,7 +117,8 @@ void synchronise_warp(Warp& warp, const Instruction&, LaneMask lanes) {
   if (lanes == warp.alive) warp.synced = ++warp.block->clock;
 }
 
-// Barrier 0 of all threads of the block.
+// "Parallel Synchronization and Communication Instructions: bar.sync", of all threads of the block
+// at barrier 0, and "... bar.warp.sync"
 void decode_bar(Statement& s) {
   Instruction& in = s.instruction;
   if (s.take("warp")) {
@@ -131,18 +134,20 @@ void decode_bar(Statement& s) {
   in.flow = Flow::block_barrier;
 }
 
-// ---- control flow --------------------------------------------------------------------------------
+// ---- control flow -------------------------------------------------------------------------------
 
-// The label is read by whoever knows the labels.
+// "Control Flow Instructions: bra". The label is read by whoever knows the labels.
 void decode_bra(Statement& s) {
   s.take("uni");
   s.instruction.flow = Flow::branch;
 }
 
+// "Control Flow Instructions: ret", "... exit"
 void decode_exit(Statement& s) { s.instruction.flow = Flow::exit; }
 
 void trap(Warp& warp, const Instruction& in, LaneMask) { warp.stop(in, "trap"); }
 
+// "Miscellaneous Instructions: trap"
 void decode_trap(Statement& s) { s.instruction.execute = trap; }
 
 constexpr OpcodeDecoder opcodes[] = {

@@ -156,7 +156,7 @@ def notice(fault: SourceFault) -> str:
         changed = Path(folder, "changed.ptx")
         source = csrc / fault.instantiation
         cuda_build.compile_to_ptx(toolchain.find_toolkit(), source, changed)
-        # The extension's own kernels are loaded when they are first launched; the changed ones last.
+        # The extension's own kernels are loaded when first launched; the changed ones last.
         run(fault.case, SETTINGS[:1])
         return in_a_process_of_its_own(fault.case, changed.name, changed.read_text())
 
