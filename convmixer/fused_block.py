@@ -24,6 +24,7 @@ from convmixer_kernels import (
     dispatch,
     gelu_batch_norm,
 )
+from convmixer_kernels.modules import edited
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -128,6 +129,7 @@ def fused_block(
         depthwise_norm is None
         or pointwise_norm is None
         or not untouched(depthwise, DepthwiseConv2d)
+        or edited(depthwise, depthwise.weight)
         or not untouched(pointwise, nn.Conv2d)
         or not _mixes_channels_alone(pointwise)
     ):

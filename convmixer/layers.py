@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from convmixer.fused_block import FusedBlock, activated_norm, fused_block, runs_kernels, untouched
 from convmixer_kernels import DepthwiseConv2d, gelu_batch_norm
+from convmixer_kernels.modules import one_node
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -76,7 +77,7 @@ class Chain(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return _one_node(self, input)
+            return one_node(self, input)
         # Slices keep the names of their modules.
         names = [str(position) for position in range(self.length)]
         if list(self._modules)[: self.length] != names:
@@ -90,12 +91,6 @@ class Chain(nn.Sequential):
 
     def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
         raise NotImplementedError
-
-
-def _one_node(module: nn.Module, input: torch.fx.Proxy) -> Any:
-    """What `torch.fx` records for a module of `torch.nn`; tensors decide later what runs in it."""
-    tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
 
 
 class Block(Chain):

@@ -24,7 +24,9 @@ def pointwise_product(features: Tensor, weight: Tensor) -> Tensor:
         (N, out channels, H, W): CNHW, or channels_last for channels_last `features`.
     """
     images, channels, height, width = features.shape
-    matrix = weight.flatten(1)
+    # The gradient of a view has the strides of its parameter only if the view keeps their order.
+    in_order = weight if weight.stride(2) == 1 else weight.permute(0, 2, 3, 1)
+    matrix = in_order.flatten(1)
     if layout.is_channels_last(features):
         pixels = features.permute(0, 2, 3, 1).reshape(images * height * width, channels)
         product = (pixels @ matrix.t()).view(images, height, width, len(matrix))

@@ -31,27 +31,29 @@ class BatchNorm(NamedTuple):
 
 def check_image(input: Tensor) -> None:
     """(N, C, H, W) of a floating dtype, where only N may be 0."""
-    if input.dim() != 4:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (N, C, H, W)")
-    if 0 in input.shape[1:]:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected C, H, W of at least 1")
+    shape = input.shape
+    if len(shape) != 4:
+        raise ValueError(f"input: got shape {tuple(shape)}, expected (N, C, H, W)")
+    if 0 in shape[1:]:
+        raise ValueError(f"input: got shape {tuple(shape)}, expected C, H, W of at least 1")
     if not input.is_floating_point():
         raise ValueError(f"input: got dtype {input.dtype}, expected a floating dtype")
 
 
 def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """An image, a square filter for each of its channels, and a bias."""
-    if input.dim() != 4:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (N, C, H, W)")
-    channels = input.shape[1]
-    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected ({channels}, 1, k, k)")
-    if weight.shape[0] != channels:
+    shape, filters = input.shape, weight.shape
+    if len(shape) != 4:
+        raise ValueError(f"input: got shape {tuple(shape)}, expected (N, C, H, W)")
+    channels = shape[1]
+    if len(filters) != 4 or filters[1] != 1 or filters[2] != filters[3]:
+        raise ValueError(f"weight: got shape {tuple(filters)}, expected ({channels}, 1, k, k)")
+    if filters[0] != channels:
         raise ValueError(
-            f"weight: got {weight.shape[0]} filters, expected one for each of the "
+            f"weight: got {filters[0]} filters, expected one for each of the "
             f"{channels} channels of input"
         )
-    if weight.shape[2] == 0:
+    if filters[2] == 0:
         raise ValueError("weight: got kernel size 0, expected at least 1")
     check_image(input)
     check_per_channel("bias", bias, input)

@@ -10,10 +10,18 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from convmixer_kernels import architectures, arguments, devices, layout, preference
+from convmixer_kernels import (
+    architectures,
+    arguments,
+    derivatives,
+    devices,
+    layout,
+    preference,
+)
 from convmixer_kernels.preference import IMPLEMENTATIONS, Plane, Preference, Problem
 
 
+@functools.cache
 def backend(name: str) -> ModuleType:
     """The module of an implementation, imported when it is first needed."""
     module = "reference" if name == "torch" else name
@@ -44,7 +52,8 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     Without `weight`: for an operation that has no filter.
 
     Raises:
-        RuntimeError: an explicit `impl` is not available for the device of `input`.
+        RuntimeError: an explicit `impl` is not available for the device of `input`, or it is asked
+            for a derivative or a transform that only PyTorch computes.
         ValueError: `impl` is no implementation, or it cannot take this dtype or kernel size.
     """
     check_name(impl)
@@ -58,7 +67,22 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     if error is not None:
         raise (RuntimeError if name is None else ValueError)(error)
     assert name is not None
+    if name != "torch" and (reason := _only_in_pytorch()) is not None:
+        if impl == "auto":
+            return "torch"
+        if derivatives.in_transform():
+            raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='torch'")
     return name
+
+
+@torch.compiler.assume_constant_result
+def _only_in_pytorch() -> str | None:
+    """The reason why a call that is made now needs PyTorch's own operations."""
+    if derivatives.in_transform():
+        return (
+            "a transform of torch.func (vmap, grad, jvp, ...) runs, which kernels know nothing of"
+        )
+    return "derivatives in forward mode may be asked for" if derivatives.in_forward_mode() else None
 
 
 def _plane(input: Tensor) -> Plane:
@@ -161,12 +185,13 @@ def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
     device = input.device
     preferred = _preference(device, Problem(kernel_size, input.dtype, _plane(input)))
     assert preferred is not None
+    otherwise = preferred.reason or _only_in_pytorch()
     before = preferred.order[: preferred.order.index(chosen)]
     usually_before = IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]
     lines = [line]
     for name in IMPLEMENTATIONS:
         if name in before or name in usually_before:
             lines.append(
-                f"not {name}: {_barred(name, device, input.dtype, kernel_size) or preferred.reason}"
+                f"not {name}: {_barred(name, device, input.dtype, kernel_size) or otherwise}"
             )
     return "\n".join(lines)

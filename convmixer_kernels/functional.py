@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from convmixer_kernels import arguments, dispatch, fused
+from convmixer_kernels import arguments, dispatch, ops
 from convmixer_kernels.arguments import BatchNorm
-from convmixer_kernels.autograd import DepthwiseConv2d
 from convmixer_kernels.backends import reference
 
 if TYPE_CHECKING:
@@ -48,11 +47,14 @@ def depthwise_conv2d(
         ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
+    tensors = (input, weight, bias)
+    if has_torch_function(tensors):
+        return handle_torch_function(depthwise_conv2d, tensors, *tensors, impl=impl)
     input, weight = arguments.convolution_operands(input, weight, bias)
     name = dispatch.resolve(input, weight, impl)
     if name == "torch":
         return reference.forward(input, weight, bias)
-    output: Tensor = DepthwiseConv2d.apply(input, weight, bias, name)
+    output: Tensor = ops.depthwise_conv2d(input, weight, bias, name, impl == "auto")
     return output
 
 
@@ -114,6 +116,20 @@ def depthwise_conv2d_gelu_batch_norm(
             batch to normalise by has one value per channel.
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
+    tensors = (input, weight, bias, gamma, beta, running_mean, running_var)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            depthwise_conv2d_gelu_batch_norm,
+            tensors,
+            *tensors,
+            residual=residual,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=activation,
+            impl=impl,
+            process_group=process_group,
+        )
     arguments.check_convolution(input, weight, bias)
     arguments.check_batch_norm(
         input, gamma, beta, running_mean, running_var, momentum, eps, activation
@@ -133,9 +149,15 @@ def depthwise_conv2d_gelu_batch_norm(
         added = input if inside else None
         output = reference.activated_batch_norm(value, None, added, norm, activation)
     else:
-        output = fused.depthwise_conv2d_activated_batch_norm(
-            input, weight, bias, inside, norm, activation, name
-        )
+        operands = (input, weight, bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var)
+        settings = (inside, activation, eps, name, impl == "auto")
+        if norm.of_batch:
+            group = _name(norm.process_group)
+            output, *_ = ops.depthwise_conv2d_batch_norm_training(
+                *operands, momentum, group, *settings
+            )
+        else:
+            output, *_ = ops.depthwise_conv2d_batch_norm_frozen(*operands, False, *settings)
     _store_running_statistics(running_mean, running_var, norm)
     return output + outer if residual and not inside else output
 
@@ -181,6 +203,21 @@ def gelu_batch_norm(
             batch to normalise by has one value per channel.
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
+    tensors = (input, gamma, beta, running_mean, running_var)
+    if has_torch_function((*tensors, bias, residual)):
+        return handle_torch_function(
+            gelu_batch_norm,
+            (*tensors, bias, residual),
+            *tensors,
+            bias=bias,
+            residual=residual,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=activation,
+            impl=impl,
+            process_group=process_group,
+        )
     arguments.check_image(input)
     arguments.check_per_channel("bias", bias, input)
     arguments.check_residual(input, residual)
@@ -196,7 +233,16 @@ def gelu_batch_norm(
     if _in_pytorch(norm, name):
         output = reference.activated_batch_norm(input, bias, residual, norm, activation)
     else:
-        output = fused.activated_batch_norm(input, bias, residual, norm, activation, name)
+        operands = (input, bias, residual, norm.gamma, norm.beta)
+        statistics = (norm.running_mean, norm.running_var)
+        settings = (activation, eps, name, impl == "auto")
+        if norm.of_batch:
+            group = _name(norm.process_group)
+            output, _ = ops.activated_batch_norm_training(
+                *operands, *statistics, momentum, group, *settings
+            )
+        else:
+            output, _ = ops.activated_batch_norm_frozen(*operands, *statistics, *settings)
     _store_running_statistics(running_mean, running_var, norm)
     return output
 
@@ -229,6 +275,10 @@ def _in_pytorch(norm: BatchNorm, name: str) -> bool:
     return name == "torch" and not (norm.of_batch and norm.process_group is not None)
 
 
+def _name(process_group: ProcessGroup | None) -> str | None:
+    return None if process_group is None else process_group.group_name
+
+
 def _store_running_statistics(
     running_mean: Tensor | None, running_var: Tensor | None, norm: BatchNorm
 ) -> None:
@@ -237,5 +287,4 @@ def _store_running_statistics(
         return
     for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
         if buffer is not None and updated is not None and updated is not buffer:
-            with torch.no_grad():
-                buffer.copy_(updated)
+            buffer.copy_(updated)

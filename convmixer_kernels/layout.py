@@ -1,6 +1,9 @@
-"""Which memory layouts the kernels read in place, and the layout of what they write."""
+"""Which memory layouts the kernels read in place, and the layouts of what operations return."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +24,29 @@ def is_channels_last(tensor: Tensor) -> bool:
     return tensor.stride(1) == 1 and not is_planar(tensor)
 
 
+def is_channels_outermost(tensor: Tensor) -> bool:
+    """Whether images lie within channels: CNHW, dense or not."""
+    images, channels, _, _ = tensor.shape
+    outermost = images > 1 and channels > 1 and 0 < tensor.stride(0) < tensor.stride(1)
+    return outermost and is_planar(tensor)
+
+
 def planar(tensor: Tensor) -> Tensor:
     """`tensor` itself if it is planar, otherwise a contiguous copy."""
     return tensor if is_planar(tensor) else tensor.contiguous()
+
+
+def arranged(grad: Tensor, channels_last: bool) -> Tensor:
+    """`grad` as kernels read it beside an image: copied here once rather than by each of them.
+
+    Args:
+        grad: (N, C, H, W), any strides.
+        channels_last: whether the image is channels_last, or else planar.
+    """
+    if not channels_last:
+        return planar(grad)
+    read_as_it_is = grad.stride(1) == 1 and 0 not in grad.stride()
+    return grad if read_as_it_is else grad.contiguous(memory_format=torch.channels_last)
 
 
 def empty_like_input(tensor: Tensor) -> Tensor:
@@ -31,16 +54,49 @@ def empty_like_input(tensor: Tensor) -> Tensor:
 
     Planar tensors keep their order of images and channels, channels_last stays channels_last, and
     anything else becomes contiguous. The kernels and the fake implementations of the operators both
-    use it, so that strides seen while tracing are those seen when running.
+    use it, so that strides seen while tracing are those seen when running. The result is no view of
+    another tensor: PyTorch refuses to change views that were made without gradients in place.
     """
-    images, channels, height, width = tensor.shape
-    if (
-        is_planar(tensor)
-        and images > 1
-        and channels > 1
-        and 0 < tensor.stride(0) < tensor.stride(1)
-    ):
-        return tensor.new_empty((channels, images, height, width)).transpose(0, 1)
+    if is_channels_outermost(tensor):
+        images, _, height, width = tensor.shape
+        plane = height * width
+        return tensor.new_empty_strided(tensor.shape, (plane, images * plane, width, 1))
     if is_channels_last(tensor):
         return torch.empty_like(tensor, memory_format=torch.channels_last)
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+class GradientLayout(NamedTuple):
+    """The dtype and strides of a parameter, which its gradient takes over."""
+
+    dtype: torch.dtype
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> GradientLayout:
+        return cls(parameter.dtype, parameter.stride())
+
+    def arrange(self, grad: Tensor) -> Tensor:
+        """The gradient as `torch.autograd` keeps that of a leaf, and DistributedDataParallel too.
+
+        Dense parameters give it their strides, along dimensions of size 1 as well; that of any
+        other is contiguous.
+
+        Args:
+            grad: contiguous, of the shape of the parameter.
+        """
+        if grad.stride() == self.strides or not _is_dense(grad.shape, self.strides):
+            return grad.to(self.dtype)
+        copy = grad.new_empty_strided(grad.shape, self.strides, dtype=self.dtype)
+        return copy.copy_(grad)
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements fill a stretch of memory, each place once, in any order."""
+    expected = 1
+    pairs = zip(strides, shape, strict=True)
+    for stride, size in sorted(pair for pair in pairs if pair[1] != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from convmixer_kernels import dispatch
@@ -27,8 +28,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Input and output are (N, channels, H, W), or (channels, H, W) for a single image.
 
+    Attributes that are changed later count as they do for `nn.Conv2d`: with another stride,
+    dilation, padding, padding mode or number of groups, or with filters of another shape than its
+    `kernel_size`, the layer runs as `nn.Conv2d` under ``"auto"`` and ``"torch"`` and raises under
+    a kernel. For `torch.fx` it is one node, as the layers of `torch.nn` are.
+
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range; or, in the forward pass, an attribute was changed
+            so that the kernel named by `impl` cannot serve the layer.
     """
 
     impl: str
@@ -80,9 +87,20 @@ class DepthwiseConv2d(nn.Conv2d):
         return converted
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return one_node(self, input)
+        # Read once: a parametrisation computes it anew each time.
+        weight = self.weight
+        if reason := edited(self, weight):
+            if self.impl not in ("auto", "torch"):
+                raise ValueError(
+                    f"impl={self.impl!r} cannot serve this layer: {reason}; use impl='torch'"
+                )
+            return self._conv_forward(input, weight, self.bias)
         if input.dim() == 3:
-            return self.forward(input.unsqueeze(0)).squeeze(0)
-        return depthwise_conv2d(input, self.weight, self.bias, impl=self.impl)
+            single = input.unsqueeze(0)
+            return depthwise_conv2d(single, weight, self.bias, impl=self.impl).squeeze(0)
+        return depthwise_conv2d(input, weight, self.bias, impl=self.impl)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, impl={self.impl!r}"
@@ -98,13 +116,49 @@ def why_ineligible(module: nn.Module) -> str | None:
         return "its forward has been replaced or compiled, which would go on running"
     for reason in (
         _channels_reason(module),
-        _kernel_reason(module),
-        _padding_reason(module),
+        edited(module, module.weight),
         _dtype_reason(module),
     ):
         if reason is not None:
             return reason
     return None
+
+
+def edited(convolution: nn.Conv2d, weight: Tensor) -> str | None:
+    """One line on why its attributes, as they are now, keep kernels from serving it; or None.
+
+    Args:
+        convolution: a depthwise convolution, whose attributes may have been changed.
+        weight: its filters.
+    """
+    shape = tuple(weight.shape)
+    kernel_size: Any = convolution.kernel_size
+    size = shape[-1]
+    same = ("same", (size // 2, size // 2)) if size % 2 else ("same",)
+    if (
+        kernel_size == shape[2:] == (size, size)
+        and convolution.padding in same
+        and convolution.stride == convolution.dilation == (1, 1)
+        and convolution.padding_mode == "zeros"
+        and convolution.groups == shape[0]
+    ):
+        return None
+    if convolution.groups != shape[0]:
+        return f"groups is {convolution.groups}, with weight of shape {shape}"
+    if _pair(kernel_size) != shape[2:]:
+        return f"kernel_size is {kernel_size}, with weight of shape {shape}"
+    return _kernel_reason(convolution) or _padding_reason(convolution)
+
+
+def one_node(module: nn.Module, input: torch.fx.Proxy) -> Any:
+    """What `torch.fx` records for a module of `torch.nn`; tensors decide later what runs in it."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
+
+
+def _pair(value: Any) -> Any:
+    """The (height, width) that a size stands for, which may have been set to a single number."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def _channels_reason(convolution: nn.Conv2d) -> str | None:
@@ -117,11 +171,11 @@ def _channels_reason(convolution: nn.Conv2d) -> str | None:
 
 
 def _kernel_reason(convolution: nn.Conv2d) -> str | None:
-    height, width = convolution.kernel_size
+    height, width = _pair(convolution.kernel_size)
     if height != width:
         return f"kernel size {height} x {width} is not square"
     for name, value in (("stride", convolution.stride), ("dilation", convolution.dilation)):
-        if value != (1, 1):
+        if _pair(value) != (1, 1):
             return f"{name} is {value}, not 1"
     return None
 
@@ -129,12 +183,13 @@ def _kernel_reason(convolution: nn.Conv2d) -> str | None:
 def _padding_reason(convolution: nn.Conv2d) -> str | None:
     if convolution.padding_mode != "zeros":
         return f"padding mode is {convolution.padding_mode!r}, not 'zeros'"
-    size = convolution.kernel_size[0]
+    size, _ = _pair(convolution.kernel_size)
     padding: Any = convolution.padding
-    if padding == "valid":
-        padding = (0, 0)
+    if padding == "same":
+        return None
+    padding = (0, 0) if padding == "valid" else _pair(padding)
     # No symmetric padding keeps the size of the image when the kernel size is even.
-    if padding == "same" or (size % 2 == 1 and padding == (size // 2, size // 2)):
+    if size % 2 == 1 and padding == (size // 2, size // 2):
         return None
     return f"padding {padding} is not 'same' for kernel size {size}"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels import depthwise_conv2d_gelu_batch_norm, gelu_batch_norm
+from convmixer_kernels import depthwise_conv2d_gelu_batch_norm, dispatch, gelu_batch_norm
 
 from . import oracle
 
@@ -80,6 +82,26 @@ def arranged(arguments: Arguments, layout: Any) -> Arguments:
     return replace(
         arguments, input=layout(arguments.input), grad=layout(arguments.grad), residual=residual
     )
+
+
+def record_steps(monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> list[str]:
+    """The steps of any implementation that are called, in their order, from here on.
+
+    Of `fused_backward` the gradients as well.
+    """
+    calls: list[str] = []
+    for impl in ("cuda", "torch"):
+        for name in names:
+            step = getattr(dispatch.backend(impl), name)
+
+            def call(*args: object, name: str = name, step: Callable[..., object] = step) -> object:
+                if name == "fused_backward":
+                    name += " input" * (args[3] is not None) + " weight" * (args[0] is not None)
+                calls.append(name)
+                return step(*args)
+
+            monkeypatch.setattr(dispatch.backend(impl), name, call)
+    return calls
 
 
 def compose(arguments: Arguments, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels import functional, gelu_batch_norm, ops
+from convmixer_kernels import dispatch, functional, gelu_batch_norm
 from convmixer_kernels.backends import reference
 
 from . import fused_cases, strided
@@ -337,7 +337,7 @@ def test_statistics_of_large_mean_and_tiny_variance(
     assert ((naive - exact) / exact).abs().max() > 1e-3
     value = LAYOUTS[layout](value)
     impl = use(name)
-    assert_moments(ops.moments(value, None, activation, impl), value)
+    assert_moments(dispatch.backend(impl).moments(value, None, activation), value)
     mean, var = torch.zeros(2, shape[1], device=DEVICE)
     gelu_batch_norm(
         *(value, None, None, mean, var),
@@ -365,7 +365,8 @@ def test_statistics_are_those_of_the_rounded_convolution(
     assert arguments.weight is not None
     bias = torch.full((shape[1],), 300.0, device=DEVICE)
     input = LAYOUTS[layout](arguments.input)
-    value, moments = ops.forward_moments(input, arguments.weight, bias, activation, use(name))
+    steps = dispatch.backend(use(name))
+    value, moments = steps.forward_moments(input, arguments.weight, bias, activation)
     assert_moments(moments, value)
 
 
@@ -389,7 +390,7 @@ def test_moments_of_parts_are_merged(
 
     moments = torch.stack([reference.moments(piece, None, "identity") for piece in pieces])
     tensors = [tensor.to(DEVICE) for tensor in (moments.float(), gamma, beta, mean, var)]
-    table = ops.batch_normalisation(*tensors, 0.25, 1e-3, use(name)).double().cpu()
+    table = dispatch.backend(use(name)).batch_normalisation(*tensors, 0.25, 1e-3).double().cpu()
     torch.testing.assert_close(table[0], exact_mean, atol=0, rtol=1e-6)
     torch.testing.assert_close(table[1], gamma * rstd, atol=0, rtol=1e-4)
     assert torch.equal(table[2], beta.double())

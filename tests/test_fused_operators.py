@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -242,22 +243,8 @@ STEPS = ("gradient_sums", "value_gradient", "fused_backward")
 
 
 def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The operators that are called, in their order, from here on."""
-    calls: list[str] = []
-    for step in ("forward_normalised", "forward_moments", "moments", "normalise", *STEPS):
-        operator = getattr(ops, step)
-
-        def call(*args: object, step: str = step, operator: object = operator) -> object:
-            if step == "fused_backward":
-                gradients = {"input": args[3] is not None, "weight": args[0] is not None}
-                step = " ".join(
-                    ["fused_backward", *(leaf for leaf in gradients if gradients[leaf])]
-                )
-            calls.append(step)
-            return operator(*args)  # type: ignore[operator]
-
-        monkeypatch.setattr(ops, step, call)
-    return calls
+    names = ("forward_normalised", "forward_moments", "moments", "normalise", *STEPS)
+    return fused_cases.record_steps(monkeypatch, names)
 
 
 @pytest.mark.parametrize(
@@ -466,10 +453,9 @@ def test_autocast_leaves_a_tensor_alone(name: str, use: Callable[[str], str]) ->
 # ---- operators and compilation -------------------------------------------------------------------
 
 
-def operator_calls(arguments: Arguments, impl: str) -> dict[str, tuple[object, ...]]:
-    """Arguments for every operator."""
-    assert isinstance(arguments.weight, Tensor) and arguments.bias is not None
-    assert arguments.running_mean is not None and arguments.running_var is not None
+def operator_calls(arguments: Arguments, impl: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Arguments for every operator: all of them, then such without what may be left out."""
+    assert isinstance(arguments.weight, Tensor)
     input, weight, bias, grad = (
         arguments.input,
         arguments.weight,
@@ -478,41 +464,47 @@ def operator_calls(arguments: Arguments, impl: str) -> dict[str, tuple[object, .
     )
     buffers = (arguments.running_mean, arguments.running_var)
     affine = (arguments.gamma, arguments.beta)
-    value, moments = ops.forward_moments(input, weight, bias, "gelu", impl)
-    parts = torch.stack([moments, moments])
-    normalisation = ops.running_normalisation(*buffers, *affine, 1e-5, impl)
-    sums = ops.gradient_sums(value, None, grad, normalisation, "gelu", impl)
-    return {
-        "forward_normalised": (input, weight, bias, normalisation, "gelu", True, impl),
-        "forward_moments": (input, weight, bias, "gelu", impl),
-        "moments": (value, bias, "gelu", impl),
-        "batch_normalisation": (parts, *affine, *buffers, 0.1, 1e-5, impl),
-        "running_normalisation": (*buffers, *affine, 1e-5, impl),
-        "normalise": (value, bias, normalisation, input, "gelu", impl),
-        "gradient_sums": (value, bias, grad, normalisation, "gelu", impl),
-        "value_gradient": (value, bias, grad, normalisation, sums, "gelu", True, impl),
-        "fused_backward": (
-            *(input, value, grad, weight, normalisation, sums, "gelu", True, 5, True, impl),
-        ),
-    }
+    settings = ("gelu", 1e-5, impl, False)
+    nothing = (None,) * 4
+    for norm in ((*affine, *buffers), nothing):
+        added = None if norm is nothing else input
+        call = (input, weight, bias, *norm, 0.1, None, added is not None, *settings)
+        yield "depthwise_conv2d_batch_norm_training", call
+        yield "activated_batch_norm_training", (input, bias, added, *norm, 0.1, None, *settings)
+    _, value, normalisation = ops.depthwise_conv2d_batch_norm_training(*call)
+    for keep_value, added in ((True, bias), (False, None)):
+        call = (input, weight, added, *affine, *buffers, keep_value, True, *settings)
+        yield "depthwise_conv2d_batch_norm_frozen", call
+        yield "activated_batch_norm_frozen", (input, added, grad, *affine, *buffers, *settings)
+    for needed in ("input weight bias gamma beta", "input", "weight bias", "bias beta", "gamma"):
+        wanted = [leaf in needed for leaf in LEAVES[:5]]
+        call = (grad, input, weight, value, normalisation, wanted, True, None, True, "gelu", impl)
+        yield "depthwise_conv2d_batch_norm_backward", call
+        del wanted[1]
+        call = (grad, value, arguments.bias, normalisation, wanted, True, None, "gelu", impl)
+        yield "activated_batch_norm_backward", call
 
 
 @without_triton
 def test_operators_pass_opcheck(name: str, use: Callable[[str], str]) -> None:
-    arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0])
-    calls = operator_calls(arguments, use(name))
-    # Indices of arguments that may be None, those together that are None together.
-    optional = {
-        "forward_normalised": [{2}],
-        "batch_normalisation": [{1}, {2}, {3, 4}],
-        "normalise": [{1}, {3}],
-        "fused_backward": [{0}, {3}],
-    }
-    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    for operator, values in calls.items():
-        for absent in (set(), *optional.get(operator, ())):
-            chosen = tuple(None if i in absent else value for i, value in enumerate(values))
-            torch.library.opcheck(getattr(ops, operator), chosen, test_utils=checks)
+    arguments = random_arguments((2, 2, 3, 4), 3, dtypes_of(name)[0])
+    compiled = set()
+    for operator, values in operator_calls(arguments, use(name)):
+        overload = getattr(torch.ops.convmixer_kernels, operator).default
+        torch.library.opcheck(overload, values, test_utils=("test_schema", "test_faketensor"))
+        if operator in compiled:
+            continue
+        # Slower: with gradients, and as a compiler traces it.
+        compiled.add(operator)
+        leaves = values if operator.endswith("backward") else with_gradients(values)
+        checks = ("test_autograd_registration", "test_aot_dispatch_dynamic")
+        torch.library.opcheck(overload, leaves, test_utils=checks)
+
+
+def with_gradients(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a forward operator, of which the five first have gradients."""
+    leaves = [v.clone().requires_grad_() if isinstance(v, Tensor) else v for v in values[:5]]
+    return (*leaves, *values[5:])
 
 
 @pytest.mark.parametrize(
@@ -528,8 +520,9 @@ def test_operators_pass_opcheck(name: str, use: Callable[[str], str]) -> None:
 def test_fake_results_have_the_strides_of_real_ones(
     name: str, layout: Callable[[Tensor], Tensor], use: Callable[[str], str]
 ) -> None:
-    arguments = fused_cases.arranged(random_arguments(SHAPE, 5, dtypes_of(name)[0]), layout)
-    for operator, values in operator_calls(arguments, use(name)).items():
+    arguments = random_arguments((2, 3, 4, 3), 5, dtypes_of(name)[0])
+    arguments = fused_cases.arranged(arguments, layout)
+    for operator, values in operator_calls(arguments, use(name)):
         with torch._subclasses.FakeTensorMode() as mode:
             fakes = [mode.from_tensor(v) if isinstance(v, Tensor) else v for v in values]
             fake = getattr(ops, operator)(*fakes)

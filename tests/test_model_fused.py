@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from convmixer import ConvMixer, fused_block, layers
-from convmixer_kernels import functional, ops
+from convmixer_kernels import functional
 
+from . import fused_cases
 from .fused_cases import DEVICE
 from .test_fused import poisoned
 from .test_pointwise import copies_of
@@ -52,17 +53,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The fused operators that are called, in their order."""
-    names: list[str] = []
-    for name in FUSED:
-        operator = getattr(ops, name)
-
-        def call(*args: object, name: str = name, operator: object = operator) -> object:
-            names.append(name)
-            return operator(*args)  # type: ignore[operator]
-
-        monkeypatch.setattr(ops, name, call)
-    return names
+    """The steps of fused operations that are run, in their order."""
+    return fused_cases.record_steps(monkeypatch, FUSED)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -260,7 +252,7 @@ def test_frozen_parameters(name: str, use: Callable[[str], str], calls: list[str
         output = model(images(3, 3, 12, 16))
     calls.clear()
     output.sum().backward()
-    assert calls == ["gradient_sums", "value_gradient", "gradient_sums", "fused_backward"]
+    assert calls == ["gradient_sums", "value_gradient", "gradient_sums", "fused_backward weight"]
 
 
 # ---- which path ----------------------------------------------------------------------------------
@@ -288,7 +280,7 @@ def test_training_passes(name: str, use: Callable[[str], str], calls: list[str])
     calls.clear()
     output.sum().backward()
     half = ["gradient_sums", "value_gradient"]
-    assert calls == [*half, "gradient_sums", "fused_backward"] * 2 + half
+    assert calls == [*half, "gradient_sums", "fused_backward input weight"] * 2 + half
 
 
 def test_pytorch_when_asked_for(calls: list[str]) -> None:
@@ -397,6 +389,10 @@ def change_pointwise(block: nn.Module) -> None:
     block[1] = nn.Conv2d(6, 6, 1, groups=2)  # type: ignore[operator]
 
 
+def pad_in_a_circle(block: nn.Module) -> None:
+    block[0].fn[0].padding_mode = "circular"  # type: ignore[index, union-attr]
+
+
 def parametrise(block: nn.Module) -> None:
     parametrizations.weight_norm(block[0].fn[0])  # type: ignore[index, operator]
 
@@ -413,6 +409,7 @@ def prune_weights(block: nn.Module) -> None:
         change_approximation,
         change_norm,
         change_pointwise,
+        pad_in_a_circle,
         parametrise,
         prune_weights,
     ],
@@ -543,6 +540,6 @@ def test_synchronised_norms_without_processes(
     fused = list(calls)
     calls.clear()
     actual = results(model, batch, gradient, dtype_of(name))
-    assert calls == fused and "fused_backward" in calls
+    assert calls == fused and "fused_backward input weight" in calls
     for result, tensor in wanted.items():
         assert torch.equal(actual[result], tensor), result

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from convmixer_kernels import DepthwiseConv2d, convert_depthwise, modules
+from convmixer_kernels import (
+    DepthwiseConv2d,
+    convert_depthwise,
+    depthwise_conv2d,
+    depthwise_conv2d_gelu_batch_norm,
+    gelu_batch_norm,
+    modules,
+)
 from convmixer_kernels.convert import unconverted_convolutions
 
 
@@ -66,6 +73,142 @@ def test_impl_reaches_the_function_and_is_shown(monkeypatch):
     assert seen == ["torch", "triton"]
     assert "kernel_size=(5, 5)" in repr(layer)
     assert "impl='triton'" in repr(layer)
+
+
+def edit(**changes):
+    def change(layer):
+        for name, value in changes.items():
+            setattr(layer, name, value)
+
+    return change
+
+
+def grow(layer):
+    """Filters of another size, as of a merged branch."""
+    layer.weight = nn.Parameter(torch.randn(4, 1, 5, 5))
+
+
+EDITS = {
+    "stride is 2, not 1": edit(stride=2, padding=1),
+    r"stride is \(2, 1\), not 1": edit(stride=(2, 1), padding=1),
+    r"dilation is \(2, 2\), not 1": edit(dilation=(2, 2)),
+    r"dilation is \(3, 3\), not 1": edit(dilation=(3, 3), padding=(3, 3)),
+    "padding mode is 'circular'": edit(padding_mode="circular"),
+    "padding mode is 'reflect'": edit(padding_mode="reflect"),
+    r"padding \(0, 0\) is not 'same'": edit(padding=0),
+    r"padding \(2, 2\) is not 'same'": edit(padding=(2, 2)),
+    r"padding \(0, 0\) is not .same. for": edit(padding="valid"),
+    r"kernel_size is \(5, 5\), with weight of shape \(4, 1, 3, 3\)": edit(kernel_size=(5, 5)),
+    r"kernel_size is \(3, 3\), with weight of shape \(4, 1, 5, 5\)": grow,
+}
+
+
+@pytest.mark.parametrize("converted", [True, False])
+@pytest.mark.parametrize("message", EDITS)
+def test_edited_attributes_count(message, converted):
+    expected = plain(4, 3)
+    layer = DepthwiseConv2d(4, 3)
+    if converted:
+        layer = DepthwiseConv2d.from_conv2d(copy.deepcopy(expected))
+    for module in (layer, expected):
+        torch.manual_seed(0)
+        EDITS[message](module)
+    layer.load_state_dict(expected.state_dict())
+    image = torch.randn(2, 4, 8, 7)
+    for impl in ("auto", "torch"):
+        layer.impl = impl
+        assert torch.equal(layer(image), expected(image))
+        assert torch.equal(layer(image[0]), expected(image[0]))
+    for impl in ("cuda", "triton"):
+        layer.impl = impl
+        with pytest.raises(ValueError, match=f"impl='{impl}' cannot serve this layer: {message}"):
+            layer(image)
+
+
+def test_edited_groups_are_an_error_of_pytorch():
+    layer = DepthwiseConv2d(4, 3)
+    layer.groups = 2
+    with pytest.raises(RuntimeError, match="groups=2"):
+        layer(torch.randn(2, 4, 8, 7))
+    layer.impl = "cuda"
+    with pytest.raises(ValueError, match=r"groups is 2, with weight of shape \(4, 1, 3, 3\)"):
+        layer(torch.randn(2, 4, 8, 7))
+
+
+@pytest.mark.parametrize("padding", [1, (1, 1), "same"])
+@pytest.mark.parametrize("one", [1, (1, 1)])
+def test_other_spellings_of_the_same_attributes_run_kernels(padding, one, monkeypatch):
+    called = []
+    monkeypatch.setattr(modules, "depthwise_conv2d", lambda *_, impl: called.append(impl))
+    layer = DepthwiseConv2d(4, 3, impl="cuda")
+    edit(padding=padding, stride=one, dilation=one)(layer)
+    layer(torch.randn(2, 4, 8, 7))
+    assert called == ["cuda"]
+
+
+def test_a_parametrisation_is_computed_once():
+    computed = []
+
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            computed.append(None)
+            return 2 * weight
+
+    layer = DepthwiseConv2d(4, 3)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    computed.clear()
+    layer(torch.randn(2, 4, 8, 7))
+    assert len(computed) == 1
+
+
+def test_symbolic_trace_of_a_converted_model():
+    model = Model()
+    traced_before = torch.fx.symbolic_trace(model)
+    convert_depthwise(model)
+    traced = torch.fx.symbolic_trace(model)
+    nodes = [[str(node.target) for node in graph.graph.nodes] for graph in (traced, traced_before)]
+    assert nodes[0] == nodes[1] and "spelled_out" in nodes[0]
+    image = torch.randn(2, 3, 9, 8)
+    assert torch.equal(traced(image), model(image))
+
+
+def test_symbolic_trace_of_the_functions():
+    class Functions(nn.Module):
+        def forward(self, image, weight, scale):
+            image = depthwise_conv2d(image, weight, impl="torch")
+            norm = (scale, None, None, None)
+            image = gelu_batch_norm(image, *norm, training=True, activation="relu")
+            return depthwise_conv2d_gelu_batch_norm(
+                image, weight, None, *norm, residual=True, training=True
+            )
+
+    module = Functions()
+    traced = torch.fx.symbolic_trace(module)
+    called = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert called == [depthwise_conv2d, gelu_batch_norm, depthwise_conv2d_gelu_batch_norm]
+    arguments = (torch.randn(2, 4, 6, 5), torch.randn(4, 1, 3, 3), torch.rand(4))
+    assert torch.equal(traced(*arguments), module(*arguments))
+
+
+def test_features_of_a_converted_model():
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = Model()
+    convert_depthwise(model)
+    image = torch.randn(2, 3, 9, 8)
+    features = extraction.create_feature_extractor(model, ["spelled", "inner.0"])(image)
+    torch.testing.assert_close(features["spelled"], model.spelled(model.stem(image)))
+
+
+def test_features_of_a_converted_timm_model():
+    features_fx = pytest.importorskip("timm.models._features_fx")
+    convnext = pytest.importorskip("timm.models.convnext")
+    model = convnext.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), num_classes=5).eval()
+    image = torch.randn(1, 3, 64, 64)
+    name = "stages.1.blocks.0.conv_dw"
+    wanted = features_fx.create_feature_extractor(model, [name])(image)[name]
+    assert convert_depthwise(model)
+    actual = features_fx.create_feature_extractor(model, [name])(image)[name]
+    torch.testing.assert_close(actual, wanted)
 
 
 def test_dtype_and_device():

@@ -132,7 +132,7 @@ def value_gradient(
     summed = _stream(
         _VALUE_GRADIENT, value, grad, output, activation, bias, *tables, with_sums=with_bias
     )
-    return output, summed[0] if with_bias else None
+    return output, summed if with_bias else None
 
 
 def fused_backward(
@@ -239,7 +239,8 @@ def _whole_backward(
     grad_value = layout.empty_like_input(value) if input is not None and not at_once else None
     grad_weight = grad_bias = None
     if at_once:
-        grad_weight = torch.empty_like(weight, dtype=torch.float32)
+        shape = (channels, 1, kernel_size, kernel_size)
+        grad_weight = weight.new_empty(shape, dtype=torch.float32)
     if with_bias:
         grad_bias = weight.new_empty(channels, dtype=torch.float32)
     shares = kernels.whole_plane_shares(where, sizes, kernel_size, True)
@@ -281,7 +282,7 @@ def _stream(
     sums: Tensor | None = None,
     with_sums: bool = True,
 ) -> Tensor:
-    """Runs a pass over `value` and gives what it sums, (rows, C)."""
+    """Runs a pass over `value` and gives what it sums: (rows, C), or (C,) of a single row."""
     channels_last = layout.is_channels_last(output if output is not None else value)
     arranged = _even_pixels if channels_last else layout.planar
     value, other = arranged(value), None if other is None else arranged(other)
@@ -295,7 +296,8 @@ def _stream(
         ]
         shares = kernels.stream_shares(where, sizes, channels_last, *tensors) if rows else 0
         # Apart from each other: what is returned may live on as the gradient of a bias.
-        merged = value.new_empty((rows, value.shape[1]), dtype=torch.float32)
+        channels = value.shape[1]
+        merged = value.new_empty(channels if rows == 1 else (rows, channels), dtype=torch.float32)
         parts = merged.new_empty((shares, *merged.shape))
         kernels.stream(
             which,

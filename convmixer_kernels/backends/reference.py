@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convmixer_kernels import derivatives, layout
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends.reference_batch_norm import (
     batch_normalisation,
@@ -60,9 +61,10 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     channels, size = input.shape[1], weight.shape[-1]
     if size % 2 == 0:
         # What padding="same" does, without its warning.
-        input = F.pad(input, (size // 2 - 1, size // 2, size // 2 - 1, size // 2))
-        return F.conv2d(input, weight, bias, groups=channels)
-    return F.conv2d(input, weight, bias, padding=size // 2, groups=channels)
+        padded = F.pad(input, (size // 2 - 1, size // 2, size // 2 - 1, size // 2))
+        return _laid_out_like(input, F.conv2d(padded, weight, bias, groups=channels))
+    output = F.conv2d(input, weight, bias, padding=size // 2, groups=channels)
+    return _laid_out_like(input, output)
 
 
 def activated_batch_norm(
@@ -73,10 +75,15 @@ def activated_batch_norm(
     activation: str,
 ) -> Tensor:
     """Differentiable any number of times: a step of PyTorch for every step of the formula."""
+    input = value
     if bias is not None:
         value = value + bias.to(value.dtype)[:, None, None]
+    activated = ACTIVATIONS[activation](value)
+    if norm.gamma is not None and (derivatives.in_transform() or derivatives.in_forward_mode()):
+        # There PyTorch normalises in one precision alone.
+        activated = activated.to(norm.gamma.dtype)
     output = F.batch_norm(
-        ACTIVATIONS[activation](value),
+        activated,
         norm.running_mean,
         norm.running_var,
         norm.gamma,
@@ -84,5 +91,12 @@ def activated_batch_norm(
         norm.of_batch,
         norm.momentum,
         norm.eps,
-    )
-    return output if residual is None else output + residual
+    ).to(value.dtype)
+    return _laid_out_like(input, output if residual is None else output + residual)
+
+
+def _laid_out_like(input: Tensor, output: Tensor) -> Tensor:
+    """`output` with the strides that kernels give it: PyTorch returns contiguous ones for CNHW."""
+    if not layout.is_channels_outermost(input) or derivatives.in_transform():
+        return output
+    return layout.empty_like_input(input).copy_(output)

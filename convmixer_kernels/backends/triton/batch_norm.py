@@ -282,7 +282,9 @@ def value_gradient(
     walk = streaming.walk((value, grad, output), reduces=with_bias)
     parts = None
     if with_bias:
-        parts = value.new_empty((walk.parts, channels), dtype=torch.float32)
+        # What a single program leaves is returned as it is, so it must not be a view.
+        shares = () if walk.parts == 1 else (walk.parts,)
+        parts = value.new_empty((*shares, channels), dtype=torch.float32)
     with torch.cuda.device_of(value):
         gradient_kernel[walk.grid](
             *walk.arguments,
@@ -296,4 +298,4 @@ def value_gradient(
         )
     if parts is None:
         return output, None
-    return output, parts[0] if walk.parts == 1 else parts.sum(0)
+    return output, parts if walk.parts == 1 else parts.sum(0)

@@ -195,12 +195,13 @@ def weight_gradient(
     problem = Problem.of((input, grad_output), kernel_size)
 
     def run(configuration: Configuration) -> tuple[Tensor, Tensor | None]:
-        programs = configuration.programs
-        weight_sums = torch.empty((programs, *shape), dtype=torch.float32, device=input.device)
-        bias_sums = weight_sums.new_empty((programs, channels)) if with_bias else None
+        # What a single program leaves is returned as it is, so it must not be a view.
+        shares = () if configuration.programs == 1 else (configuration.programs,)
+        weight_sums = torch.empty((*shares, *shape), dtype=torch.float32, device=input.device)
+        bias_sums = weight_sums.new_empty((*shares, channels)) if with_bias else None
         launch((input, grad_output, weight_sums, bias_sums), problem, configuration)
-        if programs == 1:
-            return weight_sums[0], bias_sums[0] if bias_sums is not None else None
+        if not shares:
+            return weight_sums, bias_sums
         return weight_sums.sum(0), bias_sums.sum(0) if bias_sums is not None else None
 
     with torch.cuda.device_of(input):

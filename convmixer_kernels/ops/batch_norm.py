@@ -1,0 +1,704 @@
+"""Activation and batch normalisation, after a depthwise convolution or on their own.
+
+Each of the two has an operator for statistics of the batch ("training") and one for running
+statistics ("frozen"), and one for the backward pass of both. Besides their output they return what
+the backward pass reads: the values before the activation, from which it computes the activation
+again, and the normalisation. The steps that implementations provide, and their tables per channel
+(moments, normalisation, sums), are described in `backends/reference_batch_norm.py`; batches of no
+images do not reach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from convmixer_kernels import derivatives, dispatch, layout
+from convmixer_kernels.arguments import BatchNorm
+from convmixer_kernels.backends import reference
+from convmixer_kernels.ops.declaration import (
+    differentiable_operator,
+    empty_sums,
+    nothing,
+    operator,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class _Call(NamedTuple):
+    """What a backward pass knows of its call besides tensors; the end as in the schemas."""
+
+    function: str
+    residual: bool
+    process_group: str | None
+    of_batch: bool
+    activation: str
+    eps: float
+    impl: str
+    automatic: bool = False
+
+    def in_pytorch(
+        self,
+        value: Tensor,
+        bias: Tensor | None,
+        added: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        normalisation: Tensor,
+    ) -> Tensor:
+        """The normalised activation by PyTorch's own operations."""
+        mean = var = None
+        if not self.of_batch:
+            mean, var = normalisation[0], normalisation[3].pow(-2) - self.eps
+        norm = BatchNorm(gamma, beta, mean, var, self.of_batch, 0.0, self.eps, None)
+        return reference.activated_batch_norm(value, bias, added, norm, self.activation)
+
+    def refusal(self) -> RuntimeError:
+        return derivatives.refusal(*self._names())
+
+    def once(self, grads: Gradients, sources: Sequence[Tensor | None]) -> Gradients:
+        return derivatives.once(*self._names(), grads, sources)
+
+    def _names(self) -> tuple[str, str]:
+        """The call as its user wrote it, and the arguments that make it differentiable."""
+        remedy = "impl='torch'"
+        if self.process_group is not None:
+            remedy += ", process_group=None"
+        return f"{self.function}(impl={self.impl!r})", remedy
+
+
+def _keep(
+    ctx: Any,
+    call: _Call,
+    operands: Sequence[Tensor | None],
+    beta: Tensor | None,
+    results: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Keeps what the backward pass reads; of `results` the first is differentiable."""
+    ctx.call = call
+    ctx.save_for_backward(*operands, *results[1:])
+    ctx.beta_layout = None if beta is None else layout.GradientLayout.of(beta)
+    ctx.mark_non_differentiable(*results[1:])
+    ctx.set_materialize_grads(False)
+    return results
+
+
+def _backward(
+    ctx: Any,
+    grad: Tensor,
+    by_kernels: Callable[..., Gradients],
+    by_pytorch: Callable[..., Gradients],
+) -> Gradients:
+    """The gradients by kernels; or by PyTorch, if they have to be differentiable as well."""
+    saved = ctx.saved_tensors
+    if not derivatives.beyond_backward():
+        return by_kernels(ctx, *saved, grad)
+    call: _Call = ctx.call
+    if call.automatic and call.process_group is None:
+        return by_pytorch(ctx, *saved, grad)
+    if derivatives.in_transform() or derivatives.in_forward_mode():
+        raise call.refusal()
+    with torch.no_grad():
+        grads = by_kernels(ctx, *saved, grad)
+    return call.once(grads, (grad, *saved))
+
+
+def _of_parameter(parameter: Tensor | None, grad: Tensor | None) -> Tensor:
+    assert parameter is not None and grad is not None
+    return layout.GradientLayout.of(parameter).arrange(grad)
+
+
+# ---- after a depthwise convolution ---------------------------------------------------------------
+
+
+class _Convolved(torch.autograd.Function):
+    """The backward pass of `depthwise_conv2d_batch_norm_training` and `..._frozen`."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: None) -> Gradients:
+        grads = _backward(ctx, grad, _convolved_gradients, _convolved_gradients_of_pytorch)
+        return *grads, *[None] * (len(ctx.needs_input_grad) - len(grads))
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise ctx.call.refusal()
+
+
+class _ConvolvedTraining(_Convolved):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        results = depthwise_conv2d_batch_norm_training.run(*arguments)
+        process_group, residual, *settings = arguments[8:]
+        return _keep_convolved(ctx, arguments, results, residual, process_group, True, *settings)
+
+
+class _ConvolvedFrozen(_Convolved):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        residual, *settings = arguments[8:]
+        results = depthwise_conv2d_batch_norm_frozen.run(*arguments[:7], True, residual, *settings)
+        return _keep_convolved(ctx, arguments, results, residual, None, False, *settings)
+
+
+def _keep_convolved(
+    ctx: Any, arguments: Sequence[Any], results: tuple[Tensor, ...], *settings: Any
+) -> tuple[Tensor, ...]:
+    call = _Call("depthwise_conv2d_gelu_batch_norm", *settings)
+    input, weight, bias, gamma, beta = arguments[:5]
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    # Kernels read the input for the weight gradient alone. The input gradient depends on it through
+    # the convolution, of which a second derivative has to know.
+    if not needs_input and not needs_weight and not call.automatic:
+        input = None
+    return _keep(ctx, call, (input, weight, bias, gamma), beta, results)
+
+
+def _convolved_gradients(
+    ctx: Any,
+    input: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    value: Tensor,
+    normalisation: Tensor,
+    grad: Tensor,
+) -> Gradients:
+    call: _Call = ctx.call
+    needed = ctx.needs_input_grad[:5]
+    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = (
+        depthwise_conv2d_batch_norm_backward(
+            grad,
+            input,
+            weight,
+            value,
+            normalisation,
+            needed,
+            call.of_batch,
+            call.process_group,
+            call.residual,
+            call.activation,
+            call.impl,
+        )
+    )
+    return (
+        grad_input if needed[0] else None,
+        _of_parameter(weight, grad_weight) if needed[1] else None,
+        _of_parameter(bias, grad_bias) if needed[2] else None,
+        _of_parameter(gamma, grad_gamma) if needed[3] else None,
+        ctx.beta_layout.arrange(grad_beta) if needed[4] else None,
+    )
+
+
+def _convolved_gradients_of_pytorch(
+    ctx: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    value: Tensor,
+    normalisation: Tensor,
+    grad: Tensor,
+) -> Gradients:
+    call: _Call = ctx.call
+
+    def function(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+    ) -> Tensor:
+        value = reference.forward(input, weight, bias)
+        added = input if call.residual else None
+        return call.in_pytorch(value, None, added, gamma, beta, normalisation)
+
+    operands = (input, weight, bias, gamma, _any_beta(ctx, normalisation))
+    return derivatives.of_pytorch(function, operands, ctx.needs_input_grad[:5], grad)
+
+
+def _any_beta(ctx: Any, normalisation: Tensor) -> Tensor | None:
+    """A beta of any value, on which no gradient depends."""
+    return None if ctx.beta_layout is None else torch.zeros_like(normalisation[2])
+
+
+def _convolved_training(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    process_group: str | None,
+    residual: bool,
+    activation: str,
+    eps: float,
+    impl: str,
+    automatic: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps = dispatch.backend(impl)
+    if len(input) == 0:
+        value, moments = layout.empty_like_input(input), _no_moments(input)
+    else:
+        value, moments = steps.forward_moments(input, weight, bias, activation)
+    parameters = (gamma, beta, running_mean, running_var, momentum, eps)
+    normalisation = _normalisation_of_batch(steps, moments, process_group, *parameters)
+    added = input if residual else None
+    return _normalise(steps, value, None, normalisation, added, activation), value, normalisation
+
+
+def _fake_convolved_training(input: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    output, value = layout.empty_like_input(input), layout.empty_like_input(input)
+    return output, value, empty_sums(input, 5, input.shape[1])
+
+
+def _convolved_frozen(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    keep_value: bool,
+    residual: bool,
+    activation: str,
+    eps: float,
+    impl: str,
+    automatic: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps = dispatch.backend(impl)
+    normalisation = steps.running_normalisation(running_mean, running_var, gamma, beta, eps)
+    if keep_value:
+        value = steps.forward(input, weight, bias)
+        added = input if residual else None
+        output = _normalise(steps, value, None, normalisation, added, activation)
+        return output, value, normalisation
+    if len(input) == 0:
+        return layout.empty_like_input(input), nothing(input), normalisation
+    output = steps.forward_normalised(input, weight, bias, normalisation, activation, residual)
+    return output, nothing(input), normalisation
+
+
+def _fake_convolved_frozen(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    keep_value: bool,
+    *_: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    output = layout.empty_like_input(input)
+    value = layout.empty_like_input(input) if keep_value else nothing(input)
+    return output, value, empty_sums(input, 5, input.shape[1])
+
+
+def _convolved_backward(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    value: Tensor,
+    normalisation: Tensor,
+    needed: Sequence[bool],
+    of_batch: bool,
+    process_group: str | None,
+    residual: bool,
+    activation: str,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    needs_input, needs_weight, needs_bias, *needs_affine = needed
+    needs_value = needs_input or needs_weight or needs_bias
+    steps = dispatch.backend(impl)
+    grad = layout.arranged(grad, layout.is_channels_last(value))
+    tensors = (value, None, grad, normalisation)
+    sums, grad_gamma, grad_beta = _affine_gradients(
+        steps, tensors, activation, needs_value, needs_affine, of_batch, process_group
+    )
+    if len(value) == 0:
+        shapes = _fake_convolved_backward(grad, input, weight, value, normalisation, needed)
+        return tuple(each.zero_() for each in shapes)
+    grad_input = grad_weight = grad_bias = None
+    if needs_input or needs_weight:
+        grad_input, grad_weight, grad_bias = steps.fused_backward(
+            input if needs_weight else None,
+            value,
+            grad,
+            weight if needs_input else None,
+            normalisation,
+            sums,
+            activation,
+            residual,
+            weight.shape[-1],
+            needs_bias,
+        )
+    elif needs_bias:
+        _, grad_bias = steps.value_gradient(*tensors, sums, activation, True)
+    return (
+        nothing(value) if grad_input is None else grad_input,
+        nothing(normalisation) if grad_weight is None else grad_weight,
+        nothing(normalisation) if grad_bias is None else grad_bias,
+        grad_gamma,
+        grad_beta,
+    )
+
+
+def _fake_convolved_backward(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    value: Tensor,
+    normalisation: Tensor,
+    needed: Sequence[bool],
+    *_: object,
+) -> tuple[Tensor, ...]:
+    channels, size = weight.shape[0], weight.shape[-1]
+    return (
+        layout.empty_like_input(value) if needed[0] else nothing(value),
+        normalisation.new_empty((channels, 1, size, size) if needed[1] else 0),
+        *(normalisation.new_empty(channels if need else 0) for need in needed[2:]),
+    )
+
+
+depthwise_conv2d_batch_norm_training = differentiable_operator(
+    "depthwise_conv2d_batch_norm_training(Tensor input, Tensor weight, Tensor? bias, "
+    "Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "float momentum, str? process_group, bool residual, str activation, float eps, str impl, "
+    "bool automatic=False) -> (Tensor output, Tensor value, Tensor normalisation)",
+    _convolved_training,
+    _fake_convolved_training,
+    _ConvolvedTraining,
+)
+depthwise_conv2d_batch_norm_frozen = differentiable_operator(
+    "depthwise_conv2d_batch_norm_frozen(Tensor input, Tensor weight, Tensor? bias, "
+    "Tensor? gamma, Tensor? beta, Tensor running_mean, Tensor running_var, bool keep_value, "
+    "bool residual, str activation, float eps, str impl, bool automatic=False) "
+    "-> (Tensor output, Tensor value, Tensor normalisation)",
+    _convolved_frozen,
+    _fake_convolved_frozen,
+    _ConvolvedFrozen,
+)
+depthwise_conv2d_batch_norm_backward = operator(
+    "depthwise_conv2d_batch_norm_backward(Tensor grad, Tensor? input, Tensor weight, "
+    "Tensor value, Tensor normalisation, bool[] needed, bool of_batch, str? process_group, "
+    "bool residual, str activation, str impl) -> (Tensor input, Tensor weight, Tensor bias, "
+    "Tensor gamma, Tensor beta)",
+    _convolved_backward,
+    _fake_convolved_backward,
+)
+
+
+# ---- of any tensor -------------------------------------------------------------------------------
+
+
+class _Alone(torch.autograd.Function):
+    """The backward pass of `activated_batch_norm_training` and `..._frozen`."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: None) -> Gradients:
+        grads = _backward(ctx, grad, _alone_gradients, _alone_gradients_of_pytorch)
+        return *grads, *[None] * (len(ctx.needs_input_grad) - len(grads))
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise ctx.call.refusal()
+
+
+class _AloneTraining(_Alone):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        results = activated_batch_norm_training.run(*arguments)
+        return _keep_alone(ctx, arguments, results, arguments[8], True, *arguments[9:])
+
+
+class _AloneFrozen(_Alone):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        results = activated_batch_norm_frozen.run(*arguments)
+        return _keep_alone(ctx, arguments, results, None, False, *arguments[7:])
+
+
+def _keep_alone(
+    ctx: Any, arguments: Sequence[Any], results: tuple[Tensor, ...], *settings: Any
+) -> tuple[Tensor, ...]:
+    value, bias, _, gamma, beta = arguments[:5]
+    call = _Call("gelu_batch_norm", False, *settings)
+    return _keep(ctx, call, (value, bias, gamma), beta, results)
+
+
+def _alone_gradients(
+    ctx: Any,
+    value: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    normalisation: Tensor,
+    grad: Tensor,
+) -> Gradients:
+    call: _Call = ctx.call
+    needs_value, needs_bias, needs_residual, needs_gamma, needs_beta = ctx.needs_input_grad[:5]
+    needed = (needs_value, needs_bias, needs_gamma, needs_beta)
+    grad_value = grad_bias = grad_gamma = grad_beta = None
+    if any(needed):
+        grad_value, grad_bias, grad_gamma, grad_beta = activated_batch_norm_backward(
+            grad,
+            value,
+            bias,
+            normalisation,
+            needed,
+            call.of_batch,
+            call.process_group,
+            call.activation,
+            call.impl,
+        )
+    return (
+        grad_value if needs_value else None,
+        _of_parameter(bias, grad_bias) if needs_bias else None,
+        grad if needs_residual else None,
+        _of_parameter(gamma, grad_gamma) if needs_gamma else None,
+        ctx.beta_layout.arrange(grad_beta) if needs_beta else None,
+    )
+
+
+def _alone_gradients_of_pytorch(
+    ctx: Any,
+    value: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    normalisation: Tensor,
+    grad: Tensor,
+) -> Gradients:
+    call: _Call = ctx.call
+    needed = list(ctx.needs_input_grad[:5])
+    needs_residual = needed.pop(2)
+
+    def function(
+        value: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None
+    ) -> Tensor:
+        return call.in_pytorch(value, bias, None, gamma, beta, normalisation)
+
+    operands = (value, bias, gamma, _any_beta(ctx, normalisation))
+    grads = derivatives.of_pytorch(function, operands, needed, grad)
+    return (*grads[:2], grad if needs_residual else None, *grads[2:])
+
+
+def _alone_training(
+    value: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    process_group: str | None,
+    activation: str,
+    eps: float,
+    impl: str,
+    automatic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    steps = dispatch.backend(impl)
+    moments = _no_moments(value) if len(value) == 0 else steps.moments(value, bias, activation)
+    parameters = (gamma, beta, running_mean, running_var, momentum, eps)
+    normalisation = _normalisation_of_batch(steps, moments, process_group, *parameters)
+    return _normalise(steps, value, bias, normalisation, residual, activation), normalisation
+
+
+def _alone_frozen(
+    value: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    activation: str,
+    eps: float,
+    impl: str,
+    automatic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    steps = dispatch.backend(impl)
+    normalisation = steps.running_normalisation(running_mean, running_var, gamma, beta, eps)
+    return _normalise(steps, value, bias, normalisation, residual, activation), normalisation
+
+
+def _fake_alone(value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return layout.empty_like_input(value), empty_sums(value, 5, value.shape[1])
+
+
+def _alone_backward(
+    grad: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    needed: Sequence[bool],
+    of_batch: bool,
+    process_group: str | None,
+    activation: str,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    needs_value, needs_bias, *needs_affine = needed
+    steps = dispatch.backend(impl)
+    grad = layout.arranged(grad, layout.is_channels_last(value))
+    tensors = (value, bias, grad, normalisation)
+    sums, grad_gamma, grad_beta = _affine_gradients(
+        steps, tensors, activation, needs_value or needs_bias, needs_affine, of_batch, process_group
+    )
+    if len(value) == 0:
+        shapes = _fake_alone_backward(grad, value, bias, normalisation, needed)
+        return tuple(each.zero_() for each in shapes)
+    grad_value = grad_bias = None
+    if needs_value or needs_bias:
+        grad_value, grad_bias = steps.value_gradient(*tensors, sums, activation, needs_bias)
+    return (
+        grad_value if grad_value is not None and needs_value else nothing(value),
+        nothing(normalisation) if grad_bias is None else grad_bias,
+        grad_gamma,
+        grad_beta,
+    )
+
+
+def _fake_alone_backward(
+    grad: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    needed: Sequence[bool],
+    *_: object,
+) -> tuple[Tensor, ...]:
+    channels = value.shape[1]
+    return (
+        layout.empty_like_input(value) if needed[0] else nothing(value),
+        *(normalisation.new_empty(channels if need else 0) for need in needed[1:]),
+    )
+
+
+activated_batch_norm_training = differentiable_operator(
+    "activated_batch_norm_training(Tensor value, Tensor? bias, Tensor? residual, Tensor? gamma, "
+    "Tensor? beta, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, "
+    "str? process_group, str activation, float eps, str impl, bool automatic=False) "
+    "-> (Tensor output, Tensor normalisation)",
+    _alone_training,
+    _fake_alone,
+    _AloneTraining,
+)
+activated_batch_norm_frozen = differentiable_operator(
+    "activated_batch_norm_frozen(Tensor value, Tensor? bias, Tensor? residual, Tensor? gamma, "
+    "Tensor? beta, Tensor running_mean, Tensor running_var, str activation, float eps, str impl, "
+    "bool automatic=False) -> (Tensor output, Tensor normalisation)",
+    _alone_frozen,
+    _fake_alone,
+    _AloneFrozen,
+)
+activated_batch_norm_backward = operator(
+    "activated_batch_norm_backward(Tensor grad, Tensor value, Tensor? bias, Tensor normalisation, "
+    "bool[] needed, bool of_batch, str? process_group, str activation, str impl) "
+    "-> (Tensor value, Tensor bias, Tensor gamma, Tensor beta)",
+    _alone_backward,
+    _fake_alone_backward,
+)
+
+
+# ---- steps of both -------------------------------------------------------------------------------
+
+
+def _normalisation_of_batch(
+    steps: ModuleType,
+    moments: Tensor,
+    process_group: str | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """The normalisation (5, C) by the moments (3, C) of all processes; updates statistics."""
+    parts = moments.unsqueeze(0)
+    if process_group is not None:
+        parts = _of_all_processes(moments, _process_group(process_group))
+    normalisation: Tensor = steps.batch_normalisation(
+        parts, gamma, beta, running_mean, running_var, momentum, eps
+    )
+    for buffer in (running_mean, running_var):
+        if buffer is not None:
+            # Kernels write through addresses, which autograd does not see.
+            torch.autograd.graph.increment_version(buffer)
+    return normalisation
+
+
+def _no_moments(image: Tensor) -> Tensor:
+    return empty_sums(image, 3, image.shape[1]).zero_()
+
+
+def _normalise(
+    steps: ModuleType,
+    value: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    if len(value) == 0:
+        return layout.empty_like_input(value)
+    output: Tensor = steps.normalise(value, bias, normalisation, residual, activation)
+    return output
+
+
+def _affine_gradients(
+    steps: ModuleType,
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    activation: str,
+    needs_value: bool,
+    needs_affine: Sequence[bool],
+    of_batch: bool,
+    process_group: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums over all processes that the gradient of the values takes, and those of gamma, beta.
+
+    The latter are of this process alone, as those of all parameters.
+
+    Args:
+        tensors: value, bias, gradient of the output, normalisation.
+        needs_value: whether a gradient of the values is computed from the sums.
+        needs_affine: whether the gradients of gamma and beta are wanted.
+    """
+    value, _, _, normalisation = tensors
+    if not any(needs_affine) and not (needs_value and of_batch):
+        # Running statistics do not depend on the values, so the sums do not count.
+        sums = normalisation.new_zeros((2, value.shape[1]))
+        return sums, nothing(sums), nothing(sums)
+    if len(value) == 0:
+        sums = normalisation.new_zeros((2, value.shape[1]))
+    else:
+        sums = steps.gradient_sums(*tensors, activation)
+    grad_gamma = sums[1] * normalisation[3] if needs_affine[0] else nothing(sums)
+    grad_beta = sums[0].clone() if needs_affine[1] else nothing(sums)
+    if process_group is not None and of_batch and needs_value:
+        dist.all_reduce(sums, group=_process_group(process_group))
+    return sums, grad_gamma, grad_beta
+
+
+def _of_all_processes(moments: Tensor, process_group: ProcessGroup) -> Tensor:
+    """(processes, 3, C), in the order of ranks: every process merges the same parts."""
+    rows, channels = moments.shape
+    # One below the other, which gloo asks for.
+    parts = moments.new_empty((process_group.size() * rows, channels))
+    dist.all_gather_into_tensor(parts, moments, group=process_group)
+    return parts.unflatten(0, (-1, rows))
+
+
+def _process_group(name: str) -> ProcessGroup:
+    group: ProcessGroup = dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+    return group
