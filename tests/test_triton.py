@@ -13,19 +13,20 @@ from convmixer_kernels import layout
 from convmixer_kernels.backends import triton as backend
 from convmixer_kernels.backends.triton import configurations
 from convmixer_kernels.backends.triton.configurations import Configuration
-from convmixer_kernels.backends.triton.problem import Device, Problem
+from convmixer_kernels.backends.triton.launch_context import LaunchContext
+from convmixer_kernels.backends.triton.shape_key import ShapeKey
 
 from . import oracle, strided
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP16, FP32 = torch.float16, torch.float32
-HOPPER = Device(capability=(9, 0), multiprocessors=132)
+HOPPER = LaunchContext(capability=(9, 0), multiprocessors=132)
 
 _REASON = backend.unavailable(torch.device(DEVICE))
 needs_kernels = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 # (N, C, H, W, k): every kernel size; sizes of 1, primes, images smaller than the kernel, widths on
-# each side of a strip's eight columns, heights on each side of a turn of the main loops.
+# each side of a tile's eight columns, heights on each side of an iteration of the main loops.
 SHAPES = [
     (1, 1, 1, 1, 3),
     (2, 2, 1, 1, 8),
@@ -341,7 +342,7 @@ def arranged(tensor: Tensor) -> Tensor:
 
 
 def every_candidate() -> Iterator[object]:
-    """For a few shapes every candidate, in turn with one program a channel and with several."""
+    """For a few shapes every candidate, in turn with one split a channel and with several."""
     for shape, dtype in [
         ((3, 1, 19, 12, 5), FP16),
         ((1, 2, 20, 8, 8), FP16),
@@ -351,18 +352,18 @@ def every_candidate() -> Iterator[object]:
         ((1, 8, 12, 8, 11), FP16),
     ]:
         tensor = arranged(torch.empty(shape[:4], dtype=dtype, device="meta"))
-        problem = Problem.of((tensor, tensor), shape[4])
+        key = ShapeKey.of((tensor, tensor), shape[4])
         for operation, find in {
             "forward": configurations.forward_candidates,
             "input_gradient": configurations.forward_candidates,
             "weight_gradient": configurations.weight_gradient_candidates,
         }.items():
-            for number, candidate in enumerate(find(problem, HOPPER)):
-                configuration = dataclasses.replace(candidate, programs=(1, 3)[number % 2])
+            for number, candidate in enumerate(find(key, HOPPER)):
+                configuration = dataclasses.replace(candidate, splits=(1, 3)[number % 2])
                 label = (
-                    f"{operation}-{name(shape)}-strips{configuration.strips}"
-                    f"-rows{configuration.rows}-bands{configuration.bands}"
-                    f"-programs{configuration.programs}"
+                    f"{operation}-{name(shape)}-tiles{configuration.tiles}"
+                    f"-rows{configuration.unrolled_rows}-blocks{configuration.row_blocks}"
+                    f"-splits{configuration.splits}"
                 )
                 yield pytest.param(shape, dtype, operation, configuration, id=label)
 
@@ -386,7 +387,7 @@ def test_every_configuration_gives_the_same(
 
     monkeypatch.setattr(layout, "empty_like_input", guarded)
     for find in ("forward_candidates", "weight_gradient_candidates"):
-        monkeypatch.setattr(configurations, find, lambda problem, device: (configuration,))
+        monkeypatch.setattr(configurations, find, lambda key, context: (configuration,))
     case = random_case(shape, dtype)
     case.input, case.grad_output = arranged(case.input), arranged(case.grad_output)
     tensors = (case.input, case.weight, case.bias, case.grad_output)

@@ -164,7 +164,7 @@ def assert_close(
 
 
 def check(batch: Batch) -> None:
-    """Every streaming operation on a batch."""
+    """Every elementwise pass over a batch."""
     value, bias, activation = batch.value, batch.bias, batch.activation
     moments = backend.moments(value, bias, activation)
     exact = batch.moments
