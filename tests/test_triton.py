@@ -93,11 +93,11 @@ SHAPES = [
     (2, 1, 3, 130, 7),
     (1, 1, 70, 3, 9),
 ]
-# The same, but smaller: multiply-adds take the interpreter longer than matrix products.
+# Smaller shapes, since multiply-adds take the interpreter longer than matrix products.
 FP32_SHAPES = [
     (n, c, h if h <= 8 else 5 + h % 5, w + 1 if w < 9 else 9 + w % 8, k) for n, c, h, w, k in SHAPES
 ]
-# Where vectors of eight channels can be accessed: whole, half and several groups of channels.
+# Shapes with vectors of eight channels: whole, half and several groups of channels.
 CHANNELS_LAST_SHAPES = [
     (1, 8, 1, 2, 3),
     (2, 8, 3, 3, 15),
@@ -295,6 +295,26 @@ def test_empty_batch_launches_nothing(dtype: torch.dtype, monkeypatch: pytest.Mo
     assert grad_bias is not None
     assert torch.equal(grad_weight, torch.zeros((3, 1, 7, 7), device=DEVICE))
     assert torch.equal(grad_bias, torch.zeros(3, device=DEVICE))
+
+
+def messages(error: BaseException | None) -> str:
+    return "" if error is None else f"{error}\n{messages(error.__cause__)}"
+
+
+@needs_kernels
+@pytest.mark.parametrize("arrange", [Tensor.contiguous, strided.channels_last])
+def test_a_filter_that_a_kernel_would_cut_short_is_refused(
+    arrange: Callable[[Tensor], Tensor],
+) -> None:
+    """The window of a tile holds 17 taps, and the weight gradient sums 16 diagonals."""
+    tensor = arrange(torch.ones((1, 8, 1, 1), dtype=FP16, device=DEVICE))
+    with pytest.raises(Exception) as caught:
+        backend.weight_gradient(tensor, tensor, 17, with_bias=False)
+    assert "the gradients of further taps would be lost" in messages(caught.value)
+    for size in (19, 31):
+        with pytest.raises(Exception) as caught:
+            backend.forward(tensor, torch.ones((8, 1, size, size), dtype=FP16, device=DEVICE), None)
+        assert "the input window begins right of the first tap" in messages(caught.value)
 
 
 @needs_kernels

@@ -160,7 +160,7 @@ def test_nothing_is_measured_during_capture(tmp_path: Path) -> None:
     tuned = tuner(tmp_path, gpu)
     chosen = tuned.choose("forward", shape_key(), CANDIDATES, gpu.run, may_measure=False)
     assert chosen == CANDIDATES[0] and gpu.ran == []
-    # What is known already is used there, too.
+    # A known winner is used there, too.
     tuned.choose("forward", shape_key(), CANDIDATES, gpu.run)
     chosen = tuned.choose("forward", shape_key(), CANDIDATES, gpu.run, may_measure=False)
     assert chosen == CHOICES[-1]

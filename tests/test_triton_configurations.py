@@ -185,7 +185,7 @@ def test_channels_last_gives_every_warp_a_channel(size: int) -> None:
 def test_two_warps_share_the_addresses_of_single_elements(
     size: int, width: int, images: int
 ) -> None:
-    """Where one would spill: an epilogue, or several tiles and the largest filter."""
+    """One warp would spill with an epilogue, or with several tiles and the largest filter."""
     for dtype in (FP16, FP32):
         plain = shape_key((images, 8, 24, width, size), dtype)
         fused = dataclasses.replace(plain, fused=True)

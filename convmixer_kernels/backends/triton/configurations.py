@@ -22,7 +22,7 @@ _REGISTERS_PER_MULTIPROCESSOR = 65536
 
 @dataclass(frozen=True)
 class Configuration:
-    """How a kernel is compiled and launched.
+    """The compile options and the launch of a kernel.
 
     Args:
         tiles: tiles that a program works on at a time.

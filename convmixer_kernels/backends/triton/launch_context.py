@@ -1,4 +1,4 @@
-"""The launch context: what the choice of tile sizes depends on of the GPU."""
+"""The launch context: those properties of the GPU on which the choice of tile sizes depends."""
 
 from __future__ import annotations
 

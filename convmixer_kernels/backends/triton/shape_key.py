@@ -1,4 +1,4 @@
-"""The shape key: what the choice of tile sizes depends on of the tensors that a kernel is given."""
+"""The shape key: those properties of the tensors on which the choice of tile sizes depends."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ShapeKey:
 
     @property
     def wide(self) -> bool:
-        """Whether the input window of a tile has more than 16 columns."""
+        """True if the input window of a tile has more than 16 columns."""
         return self.kernel_size > 9
 
     @property
@@ -92,7 +92,7 @@ class ShapeKey:
 
 
 def _has_vectors_of_channels(tensor: Tensor) -> bool:
-    """Whether a tensor of 16-bit numbers is made of whole, aligned vectors of eight channels."""
+    """Tell whether a tensor holds 16-bit numbers in whole, aligned vectors of eight channels."""
     if tensor.element_size() != 2 or not layout.is_channels_last(tensor):
         return False
     strides = (_stride(tensor, dimension, 0) for dimension in (0, 2, 3))

@@ -14,6 +14,16 @@ from convmixer_kernels.backends.triton.kernels.tiles import TILE_COLUMNS
 
 
 @triton.jit
+def check_window(WINDOW: tl.constexpr, MARGIN: tl.constexpr, KERNEL_SIZE: tl.constexpr):
+    """Refuse to compile a kernel whose window of WINDOW columns does not hold every tap."""
+    tl.static_assert(MARGIN >= 0, "the input window begins right of the first tap")
+    tl.static_assert(
+        MARGIN + KERNEL_SIZE + TILE_COLUMNS - 2 < WINDOW,
+        "the input window ends left of the last tap",
+    )
+
+
+@triton.jit
 def load_tap(
     filter_ptr,
     row: tl.constexpr,
@@ -21,7 +31,10 @@ def load_tap(
     KERNEL_SIZE: tl.constexpr,
     FLIPPED: tl.constexpr,
 ):
-    """Load a tap of a filter, or of the filter turned by half a turn; `filter_ptr` may be many."""
+    """Load a tap of a filter, or of all filters that the pointers in `filter_ptr` lead to.
+
+    FLIPPED turns the filter by half a turn.
+    """
     INDEX: tl.constexpr = row * KERNEL_SIZE + column
     if FLIPPED:
         return tl.load(filter_ptr + (KERNEL_SIZE * KERNEL_SIZE - 1 - INDEX))
@@ -54,6 +67,9 @@ def _select_taps(
 @triton.jit
 def load_bands(filter_ptr, MARGIN: tl.constexpr, KERNEL_SIZE: tl.constexpr, FLIPPED: tl.constexpr):
     """Load a filter as the bands of its rows over 16 input columns: k times (16, 8)."""
+    tl.static_assert(
+        filter_ptr.dtype.element_ty.primitive_bitwidth == 16, "float32 would be rounded to tf32"
+    )
     i = tl.arange(0, 16)[:, None]
     j = tl.arange(0, TILE_COLUMNS)[None, :]
     bands = ()
@@ -104,6 +120,7 @@ def load_bands_of_channels(
 
     A tap is loaded for all channels at once and selected where it belongs: see `_select_taps`.
     """
+    check_window(WINDOW, MARGIN, KERNEL_SIZE)
     tap = tl.arange(0, WINDOW)[None, :, None] - tl.arange(0, TILE_COLUMNS)[None, None, :] - MARGIN
     filters = filter_ptr + channel * (KERNEL_SIZE * KERNEL_SIZE)
     bands = ()

@@ -96,7 +96,7 @@ def forward_channels_last_kernel(
     channel = first_channel + tl.arange(0, CHANNELS)
     channel_exists = tl.max_constancy(channel < channels, [8])[:, None, None]
     word, word_exists = locate_words(first_channel, channels, CHANNELS)
-    # The parameters of the last channel stand in for those that do not exist.
+    # Channels beyond the last one take its parameters, and store nothing.
     parameter = tl.minimum(channel, channels - 1)
     bands = load_bands_of_channels(
         filter_ptr, parameter, WINDOW, LEFT - PADDING, KERNEL_SIZE, FLIPPED

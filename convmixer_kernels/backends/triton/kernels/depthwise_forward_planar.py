@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from convmixer_kernels.backends.triton.kernels.bands import (
+    check_window,
     load_band_pairs,
     load_bands,
     multiply_row,
@@ -70,6 +71,8 @@ def forward_planar_kernel(
     PADDING_BELOW: tl.constexpr = KERNEL_SIZE - 1 - PADDING
     # Rows that the accumulators advance at a time.
     ADVANCE: tl.constexpr = 2 if WIDE else 1
+    tl.static_assert(UNROLLED_ROWS % ADVANCE == 0, "an iteration would leave out a row")
+    check_window(24 if WIDE else 16, LEFT - PADDING, KERNEL_SIZE)
     input = Planes(
         input_ptr, input_image_stride, input_channel_stride, INPUT_STRIDES[0], INPUT_STRIDES[1]
     )

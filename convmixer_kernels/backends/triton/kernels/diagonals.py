@@ -15,7 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Diagonals that are summed, of which the last may be no taps of the filter: a power of two.
+from convmixer_kernels.backends.triton.kernels.bands import check_window
+
+# Diagonals that are summed, a power of two; those from KERNEL_SIZE on are not stored.
 MOST_TAPS = tl.constexpr(16)
 
 
@@ -33,7 +35,7 @@ def sum_diagonals(products, MARGIN: tl.constexpr, KERNEL_SIZE: tl.constexpr):
     WINDOW: tl.constexpr = products.shape[AXIS]
     COLUMNS: tl.constexpr = products.shape[AXIS + 1]
     tl.static_assert(KERNEL_SIZE <= MOST_TAPS, "the gradients of further taps would be lost")
-    tl.static_assert(KERNEL_SIZE + COLUMNS - 2 + MARGIN < WINDOW, "the window lacks columns")
+    check_window(WINDOW, MARGIN, KERNEL_SIZE)
     row = tl.arange(0, MOST_TAPS)[:, None] + tl.arange(0, COLUMNS)[None, :] + MARGIN
     if AXIS == 1:
         row = tl.broadcast_to(row[None, :, :], (products.shape[0], MOST_TAPS, COLUMNS))

@@ -54,5 +54,6 @@ def word_pointers(planes, tiles, first_channel, word, column, CUT_IMAGES: tl.con
     Strides and offsets in elements are multiples of eight, and are halved to count words.
     """
     offset = row_offsets(planes, tiles, first_channel, 8, CUT_IMAGES) // 2
+    tl.static_assert(planes.pointer.dtype.element_ty.primitive_bitwidth == 16, "two to a word")
     words = planes.pointer.to(tl.pointer_type(tl.int32), bitcast=True)
     return words + (offset[None, :, None] + column.to(tl.int64) * (planes.pixel_stride // 2) + word)
