@@ -23,7 +23,8 @@ from torch import Tensor
 import sass
 from convmixer_kernels.backends.triton import configurations
 from convmixer_kernels.backends.triton.configurations import Configuration
-from convmixer_kernels.backends.triton.problem import KERNEL_SIZES, Device, Problem
+from convmixer_kernels.backends.triton.launch_context import LaunchContext
+from convmixer_kernels.backends.triton.shape_key import KERNEL_SIZES, ShapeKey
 
 _MULTIPROCESSORS = {"80": 108, "86": 84, "89": 128, "90": 132, "100": 148, "120": 170}
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -71,16 +72,16 @@ class Case:
         tensor = torch.empty(self.shape, dtype=self.dtype, device="meta")
         return tensor.to(memory_format=memory_format)
 
-    def problem(self) -> Problem:
+    def shape_key(self) -> ShapeKey:
         fused = self.operation in ("forward_normalised", "input_gradient_added")
-        return Problem.of((self.tensor,) * (3 if fused else 2), self.kernel_size, fused)
+        return ShapeKey.of((self.tensor,) * (3 if fused else 2), self.kernel_size, fused)
 
     def configuration(self, architecture: str) -> Configuration:
         capability = (int(architecture[:-1]), int(architecture[-1]))
-        device = Device(capability, _MULTIPROCESSORS[architecture])
+        context = LaunchContext(capability, _MULTIPROCESSORS[architecture])
         if self.operation == "weight_gradient":
-            return configurations.weight_gradient(self.problem(), device)
-        return configurations.forward(self.problem(), device)
+            return configurations.weight_gradient(self.shape_key(), context)
+        return configurations.forward(self.shape_key(), context)
 
     def name(self, configuration: Configuration | None) -> str:
         images, _, height, width = self.shape
@@ -89,8 +90,8 @@ class Case:
             parts.append(f"{self.kernel_size}")
         parts.append(f"{images}x{height}x{width}")
         if configuration is not None:
-            parts.append(f"strips {configuration.strips}")
-            if configuration.banded:
+            parts.append(f"strips {configuration.tiles}")
+            if configuration.cuts_images:
                 parts.append("banded")
         if self.channels_last:
             parts.append("channels_last")
@@ -156,7 +157,7 @@ def complaint(case: Case, architecture: str, kernel: sass.Kernel) -> str | None:
         return None
     if (kernel.mix["HMMA"] > 0) == (case.dtype == torch.float32):
         return f"{kernel.name} sm_{architecture}: {kernel.mix['HMMA']} matrix instructions"
-    per_row = kernel.mix["total"] / case.configuration(architecture).rows
+    per_row = kernel.mix["total"] / case.configuration(architecture).unrolled_rows
     if per_row > _MOST_INSTRUCTIONS.get(case, math.inf):
         return (
             f"{kernel.name} sm_{architecture}: {per_row:.0f} instructions a row, "
@@ -196,64 +197,61 @@ def convolution_launch(case: Case, configuration: Configuration) -> Launch:
         launching,
     )
 
-    problem = case.problem()
+    key = case.shape_key()
     element = f"*{_TYPES[case.dtype]}"
     options = launching.options(configuration)
     if case.operation == "weight_gradient":
         return Launch(
-            depthwise_weight_gradient.kernel(problem, configuration),
+            depthwise_weight_gradient.kernel(key, configuration),
             {
                 "input_ptr": element,
                 "grad_ptr": element,
                 "weight_sums_ptr": "*fp32",
                 "bias_sums_ptr": "*fp32",
             },
-            depthwise_weight_gradient.constants(problem, configuration),
+            depthwise_weight_gradient.constants(key, configuration),
             options,
         )
     flipped = case.operation.startswith("input_gradient")
     normalised = case.operation == "forward_normalised"
     activation = "gelu" if normalised else "identity"
     return Launch(
-        depthwise_forward.kernel(problem, configuration),
+        depthwise_forward.kernel(key, configuration),
         {
             "input_ptr": element,
             "filter_ptr": element,
             "bias_ptr": None if flipped else "*fp32",
             "normalisation_ptr": "*fp32" if normalised else None,
-            "addend_ptr": element if problem.fused else None,
+            "addend_ptr": element if key.fused else None,
             "output_ptr": element,
         },
-        depthwise_forward.constants(problem, configuration, flipped, activation),
+        depthwise_forward.constants(key, configuration, flipped, activation),
         options,
     )
 
 
 def batch_norm_launch(case: Case) -> Launch:
     """As `batch_norm` and `statistics` launch it, with bias and residual."""
-    from convmixer_kernels.backends.triton import batch_norm, statistics, streaming
+    from convmixer_kernels.backends.triton import elementwise
+    from convmixer_kernels.backends.triton.kernels import batch_norm, statistics
 
     element = f"*{_TYPES[case.dtype]}"
     functions = {
         "moments": statistics.moments_kernel,
         "normalise": batch_norm.normalise_kernel,
-        "gradient_sums": batch_norm.gradient_kernel,
-        "value_gradient": batch_norm.gradient_kernel,
+        "gradient_sums": batch_norm.gradient_sums_kernel,
+        "value_gradient": batch_norm.value_gradient_kernel,
     }
-    walk = streaming.walk((case.tensor,) * 3, reduces=True)
+    launch = elementwise.plan((case.tensor,) * 3, reduces=True)
     function = functions[case.operation]
-    streamed = ("value_ptr", "residual_ptr", "grad_ptr", "output_ptr")
+    elements = ("value_ptr", "residual_ptr", "grad_ptr", "output_ptr")
     pointers: dict[str, str | None] = {
-        name: element if name in streamed else "*fp32"
+        name: element if name in elements else "*fp32"
         for name in function.arg_names
         if name.endswith("_ptr")
     }
-    if case.operation == "gradient_sums":
-        pointers |= dict.fromkeys(("output_ptr", "sums_ptr", "bias_sums_ptr"))
-    if case.operation == "value_gradient":
-        pointers["gradient_sums_ptr"] = None
-    options = {"num_warps": walk.options["num_warps"]}
-    return Launch(function, pointers, {**walk.constants, "ACTIVATION": "gelu"}, options)
+    options = {"num_warps": launch.options["num_warps"]}
+    return Launch(function, pointers, {**launch.constants, "ACTIVATION": "gelu"}, options)
 
 
 def compile_launch(launch: Launch, architecture: str) -> Any:

@@ -13,7 +13,8 @@ from convmixer_kernels import layout
 from convmixer_kernels.backends import triton as backend
 from convmixer_kernels.backends.triton import configurations
 from convmixer_kernels.backends.triton.configurations import Configuration
-from convmixer_kernels.backends.triton.problem import Device, Problem
+from convmixer_kernels.backends.triton.launch_context import LaunchContext
+from convmixer_kernels.backends.triton.shape_key import ShapeKey
 
 from . import oracle, strided
 
@@ -21,13 +22,13 @@ pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP16, FP32 = torch.float16, torch.float32
-HOPPER = Device(capability=(9, 0), multiprocessors=132)
+HOPPER = LaunchContext(capability=(9, 0), multiprocessors=132)
 
 _REASON = backend.unavailable(torch.device(DEVICE))
 needs_kernels = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 # (N, C, H, W, k): every kernel size; sizes of 1, primes, images smaller than the kernel, widths on
-# each side of a strip's eight columns, heights on each side of a turn of the main loops.
+# each side of a tile's eight columns, heights on each side of an iteration of the main loops.
 SHAPES = [
     (1, 1, 1, 1, 3),
     (2, 2, 1, 1, 8),
@@ -94,11 +95,11 @@ SHAPES = [
     (2, 1, 3, 130, 7),
     (1, 1, 70, 3, 9),
 ]
-# The same, but smaller: multiply-adds take the interpreter longer than matrix products.
+# Smaller shapes, since multiply-adds take the interpreter longer than matrix products.
 FP32_SHAPES = [
     (n, c, h if h <= 8 else 5 + h % 5, w + 1 if w < 9 else 9 + w % 8, k) for n, c, h, w, k in SHAPES
 ]
-# Where vectors of eight channels can be accessed: whole, half and several groups of channels.
+# Shapes with vectors of eight channels: whole, half and several groups of channels.
 CHANNELS_LAST_SHAPES = [
     (1, 8, 1, 2, 3),
     (2, 8, 3, 3, 15),
@@ -298,6 +299,26 @@ def test_empty_batch_launches_nothing(dtype: torch.dtype, monkeypatch: pytest.Mo
     assert torch.equal(grad_bias, torch.zeros(3, device=DEVICE))
 
 
+def messages(error: BaseException | None) -> str:
+    return "" if error is None else f"{error}\n{messages(error.__cause__)}"
+
+
+@needs_kernels
+@pytest.mark.parametrize("arrange", [Tensor.contiguous, strided.channels_last])
+def test_a_filter_that_a_kernel_would_cut_short_is_refused(
+    arrange: Callable[[Tensor], Tensor],
+) -> None:
+    """The window of a tile holds 17 taps, and the weight gradient sums 16 diagonals."""
+    tensor = arrange(torch.ones((1, 8, 1, 1), dtype=FP16, device=DEVICE))
+    with pytest.raises(Exception) as caught:
+        backend.weight_gradient(tensor, tensor, 17, with_bias=False)
+    assert "the gradients of further taps would be lost" in messages(caught.value)
+    for size in (19, 31):
+        with pytest.raises(Exception) as caught:
+            backend.forward(tensor, torch.ones((8, 1, size, size), dtype=FP16, device=DEVICE), None)
+        assert "the input window begins right of the first tap" in messages(caught.value)
+
+
 @needs_kernels
 def test_infinities_and_nan_stay_in_their_plane() -> None:
     case = random_case((3, 3, 6, 7, 9), FP16)
@@ -344,7 +365,7 @@ def arranged(tensor: Tensor) -> Tensor:
 
 
 def every_candidate() -> Iterator[object]:
-    """For a few shapes every candidate, in turn with one program a channel and with several."""
+    """For a few shapes every candidate, in turn with one split a channel and with several."""
     for shape, dtype in [
         ((3, 1, 19, 12, 5), FP16),
         ((1, 2, 20, 8, 8), FP16),
@@ -354,18 +375,18 @@ def every_candidate() -> Iterator[object]:
         ((1, 8, 12, 8, 11), FP16),
     ]:
         tensor = arranged(torch.empty(shape[:4], dtype=dtype, device="meta"))
-        problem = Problem.of((tensor, tensor), shape[4])
+        key = ShapeKey.of((tensor, tensor), shape[4])
         for operation, find in {
             "forward": configurations.forward_candidates,
             "input_gradient": configurations.forward_candidates,
             "weight_gradient": configurations.weight_gradient_candidates,
         }.items():
-            for number, candidate in enumerate(find(problem, HOPPER)):
-                configuration = dataclasses.replace(candidate, programs=(1, 3)[number % 2])
+            for number, candidate in enumerate(find(key, HOPPER)):
+                configuration = dataclasses.replace(candidate, splits=(1, 3)[number % 2])
                 label = (
-                    f"{operation}-{name(shape)}-strips{configuration.strips}"
-                    f"-rows{configuration.rows}-bands{configuration.bands}"
-                    f"-programs{configuration.programs}"
+                    f"{operation}-{name(shape)}-tiles{configuration.tiles}"
+                    f"-rows{configuration.unrolled_rows}-blocks{configuration.row_blocks}"
+                    f"-splits{configuration.splits}"
                 )
                 yield pytest.param(shape, dtype, operation, configuration, id=label)
 
@@ -389,7 +410,7 @@ def test_every_configuration_gives_the_same(
 
     monkeypatch.setattr(layout, "empty_like_input", guarded)
     for find in ("forward_candidates", "weight_gradient_candidates"):
-        monkeypatch.setattr(configurations, find, lambda problem, device: (configuration,))
+        monkeypatch.setattr(configurations, find, lambda key, context: (configuration,))
     case = random_case(shape, dtype)
     case.input, case.grad_output = arranged(case.input), arranged(case.grad_output)
     tensors = (case.input, case.weight, case.bias, case.grad_output)

@@ -11,22 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmixer_kernels.backends.triton import configurations, streaming
-from convmixer_kernels.backends.triton.problem import KERNEL_SIZES, Device, Problem
+from convmixer_kernels.backends.triton import configurations, elementwise
+from convmixer_kernels.backends.triton.launch_context import LaunchContext
+from convmixer_kernels.backends.triton.shape_key import KERNEL_SIZES, ShapeKey
 
 from . import strided
 
 FP16, FP32 = torch.float16, torch.float32
-HOPPER = Device(capability=(9, 0), multiprocessors=132)
+HOPPER = LaunchContext(capability=(9, 0), multiprocessors=132)
 
 
-def problem(
+def shape_key(
     shape: tuple[int, ...],
     dtype: torch.dtype = FP16,
     arrange: Callable[[Tensor], Tensor] = Tensor.contiguous,
-) -> Problem:
+) -> ShapeKey:
     tensor = arrange(torch.empty(shape[:4], dtype=dtype, device="meta"))
-    return Problem.of((tensor, tensor), shape[4])
+    return ShapeKey.of((tensor, tensor), shape[4])
 
 
 @pytest.mark.parametrize(
@@ -43,25 +44,25 @@ def problem(
     ],
 )
 def test_alignment_of_contiguous_tensors(width: int, dtype: torch.dtype, alignment: int) -> None:
-    assert problem((2, 3, 5, width, 9), dtype).alignment == alignment
+    assert shape_key((2, 3, 5, width, 9), dtype).alignment == alignment
 
 
 def test_alignment_counts_every_stride_of_both_tensors() -> None:
     tensor = torch.empty((2, 3, 8, 8), dtype=FP16, device="meta")
-    assert Problem.of((tensor, tensor), 9).alignment == 8
-    assert Problem.of((tensor, strided.channels_outermost(tensor)), 9).alignment == 8
-    assert Problem.of((tensor, strided.slice_of_channels(tensor)), 9).alignment == 8
-    assert Problem.of((tensor, strided.slice_of_rows_and_columns(tensor)), 9).alignment == 1
-    assert Problem.of((strided.channels_last(tensor), tensor), 9).alignment == 1
-    assert Problem.of((tensor, strided.every_other_pixel(tensor)), 9).alignment == 1
+    assert ShapeKey.of((tensor, tensor), 9).alignment == 8
+    assert ShapeKey.of((tensor, strided.channels_outermost(tensor)), 9).alignment == 8
+    assert ShapeKey.of((tensor, strided.slice_of_channels(tensor)), 9).alignment == 8
+    assert ShapeKey.of((tensor, strided.slice_of_rows_and_columns(tensor)), 9).alignment == 1
+    assert ShapeKey.of((strided.channels_last(tensor), tensor), 9).alignment == 1
+    assert ShapeKey.of((tensor, strided.every_other_pixel(tensor)), 9).alignment == 1
     shifted = torch.empty((2, 3 * 64 + 4), dtype=FP16, device="meta")[:, : 3 * 64]
-    assert Problem.of((tensor, shifted.unflatten(1, (3, 8, 8))), 9).alignment == 4
+    assert ShapeKey.of((tensor, shifted.unflatten(1, (3, 8, 8))), 9).alignment == 4
     # A single image has no image stride.
-    assert Problem.of((tensor[:1], shifted[:1].unflatten(1, (3, 8, 8))), 9).alignment == 8
+    assert ShapeKey.of((tensor[:1], shifted[:1].unflatten(1, (3, 8, 8))), 9).alignment == 8
 
 
-def alignment_of_stream(*tensors: Tensor) -> int:
-    return streaming.walk(tensors, reduces=True).constants["ALIGNMENT"]
+def alignment_of_pass(*tensors: Tensor) -> int:
+    return elementwise.plan(tensors, reduces=True).constants["ALIGNMENT"]
 
 
 @pytest.mark.parametrize(
@@ -74,28 +75,28 @@ def alignment_of_stream(*tensors: Tensor) -> int:
         ((2, 12, 5, 7), strided.channels_last, 4),
     ],
 )
-def test_streams_know_their_alignment(
+def test_elementwise_passes_know_their_alignment(
     shape: tuple[int, int, int, int], arrange: Callable[[Tensor], Tensor], alignment: int
 ) -> None:
     tensor = arrange(torch.empty(shape, dtype=FP16, device="meta"))
-    assert alignment_of_stream(tensor) == alignment
+    assert alignment_of_pass(tensor) == alignment
 
 
-def test_alignment_of_a_stream_counts_every_stride_of_all_tensors() -> None:
+def test_alignment_of_a_pass_counts_every_stride_of_all_tensors() -> None:
     tensor = torch.empty((2, 3, 8, 8), dtype=FP16, device="meta")
     shifted = torch.empty((2, 3 * 64 + 4), dtype=FP16, device="meta")[:, : 3 * 64]
     shifted = shifted.unflatten(1, (3, 8, 8))
-    assert alignment_of_stream(tensor, tensor) == 8
-    assert alignment_of_stream(tensor, shifted) == alignment_of_stream(shifted, tensor) == 4
+    assert alignment_of_pass(tensor, tensor) == 8
+    assert alignment_of_pass(tensor, shifted) == alignment_of_pass(shifted, tensor) == 4
 
 
 def test_strides_along_a_dimension_of_one_are_ignored() -> None:
     tensor = torch.empty((2, 3, 1, 1), dtype=FP16, device="meta")
     odd = torch.empty_strided((2, 3, 1, 1), (3, 1, 77, 99), dtype=FP16, device="meta")
-    assert Problem.of((odd, tensor), 9) == Problem.of((tensor, tensor), 9)
+    assert ShapeKey.of((odd, tensor), 9) == ShapeKey.of((tensor, tensor), 9)
 
 
-def every_problem() -> Iterator[Problem]:
+def every_shape_key() -> Iterator[ShapeKey]:
     generator = random.Random(0)
     for size in KERNEL_SIZES:
         for dtype, arrange in (
@@ -110,60 +111,67 @@ def every_problem() -> Iterator[Problem]:
                 )
                 height = generator.choice((1, 2, 7, 8, 14, 31, 32, 100, 1024))
                 width = generator.choice((1, 7, 8, 14, 32, 100, 2048))
-                yield problem((images, channels, height, width, size), dtype, arrange)
+                yield shape_key((images, channels, height, width, size), dtype, arrange)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
 def test_configurations_are_consistent(capability: tuple[int, int]) -> None:
-    device = Device(capability, 108)
-    for each in every_problem():
+    context = LaunchContext(capability, 108)
+    for each in every_shape_key():
         for find in (configurations.forward_candidates, configurations.weight_gradient_candidates):
-            assert find(each, device)
-            for candidate in find(each, device):
-                blocks = math.ceil(each.strips_per_band * candidate.bands / candidate.strips)
-                assert 1 <= candidate.programs <= blocks
-                assert candidate.bands * candidate.band_rows >= each.height
-                assert (candidate.bands - 1) * candidate.band_rows < each.height
-                if each.tensor_cores and candidate.banded:
+            assert find(each, context)
+            for candidate in find(each, context):
+                groups = math.ceil(
+                    each.images * each.tiles_across * candidate.row_blocks / candidate.tiles
+                )
+                assert 1 <= candidate.splits <= groups
+                assert candidate.row_blocks * candidate.block_rows >= each.height
+                assert (candidate.row_blocks - 1) * candidate.block_rows < each.height
+                if each.tensor_cores and candidate.cuts_images:
                     halo = each.kernel_size - 1
-                    walked = candidate.band_rows
+                    walked = candidate.block_rows
                     if find is configurations.forward_candidates:
                         walked += halo
-                    assert walked % candidate.rows == 0
-                if not candidate.mask_rows and not candidate.banded:
-                    assert each.height % candidate.rows == 0
-            costs = [candidate.cost for candidate in find(each, device)]
+                    assert walked % candidate.unrolled_rows == 0
+                if not candidate.mask_rows and not candidate.cuts_images:
+                    assert each.height % candidate.unrolled_rows == 0
+            costs = [candidate.cost for candidate in find(each, context)]
             assert costs == sorted(costs)
 
 
 def test_the_reference_shape() -> None:
-    reference = problem((64, 1536, 32, 32, 9))
+    reference = shape_key((64, 1536, 32, 32, 9))
     forward = configurations.forward(reference, HOPPER)
-    assert (forward.strips, forward.rows, forward.bands, forward.mask_rows) == (32, 8, 1, False)
+    assert (forward.tiles, forward.unrolled_rows, forward.row_blocks, forward.mask_rows) == (
+        32,
+        8,
+        1,
+        False,
+    )
     gradient = configurations.weight_gradient(reference, HOPPER)
-    assert (gradient.strips, gradient.rows, gradient.bands) == (16, 8, 1)
+    assert (gradient.tiles, gradient.unrolled_rows, gradient.row_blocks) == (16, 8, 1)
 
 
 def test_channels_last_is_accessed_by_vectors_of_channels() -> None:
     tensor = torch.empty((2, 24, 5, 7), dtype=FP16, device="meta")
     last = strided.channels_last(tensor)
-    assert Problem.of((last, last), 9).channels_last
-    assert not Problem.of((tensor, tensor), 9).channels_last
-    assert not Problem.of((last, tensor), 9).channels_last
-    assert not Problem.of((last, last, tensor), 9).channels_last
+    assert ShapeKey.of((last, last), 9).channels_last
+    assert not ShapeKey.of((tensor, tensor), 9).channels_last
+    assert not ShapeKey.of((last, tensor), 9).channels_last
+    assert not ShapeKey.of((last, last, tensor), 9).channels_last
     # Slices of pixels and of eight channels, but not of twelve; nothing that is not aligned.
-    assert Problem.of((last[:, :, 1:, 2:],) * 2, 9).channels_last
-    assert Problem.of((last[:, 8:],) * 2, 9).channels_last
-    assert not Problem.of((last[:, :12],) * 2, 9).channels_last
-    assert not Problem.of((last.float(),) * 2, 9).channels_last
+    assert ShapeKey.of((last[:, :, 1:, 2:],) * 2, 9).channels_last
+    assert ShapeKey.of((last[:, 8:],) * 2, 9).channels_last
+    assert not ShapeKey.of((last[:, :12],) * 2, 9).channels_last
+    assert not ShapeKey.of((last.float(),) * 2, 9).channels_last
     unaligned = strided.channels_last(torch.zeros((2, 32, 5, 7), dtype=FP16))[:, 4:28]
-    assert not Problem.of((unaligned,) * 2, 9).channels_last
+    assert not ShapeKey.of((unaligned,) * 2, 9).channels_last
 
 
 @pytest.mark.parametrize("size", KERNEL_SIZES)
 def test_channels_last_gives_every_warp_a_channel(size: int) -> None:
     for shape in ((64, 768, 32, 32, size), (64, 768, 14, 14, size), (1, 64, 64, 64, size)):
-        each = problem(shape, arrange=strided.channels_last)
+        each = shape_key(shape, arrange=strided.channels_last)
         for find in (configurations.forward_candidates, configurations.weight_gradient_candidates):
             for candidate in find(each, HOPPER):
                 assert candidate.channels == candidate.num_warps == (8 if size > 9 else 16)
@@ -177,9 +185,9 @@ def test_channels_last_gives_every_warp_a_channel(size: int) -> None:
 def test_two_warps_share_the_addresses_of_single_elements(
     size: int, width: int, images: int
 ) -> None:
-    """Where one would spill: an epilogue, or several tiles and the largest filter."""
+    """One warp would spill with an epilogue, or with several tiles and the largest filter."""
     for dtype in (FP16, FP32):
-        plain = problem((images, 8, 24, width, size), dtype)
+        plain = shape_key((images, 8, 24, width, size), dtype)
         fused = dataclasses.replace(plain, fused=True)
         single = dtype == FP16 and size > 9 and width % 2 == 1
         largest = size == 15 and width > 8
@@ -188,16 +196,16 @@ def test_two_warps_share_the_addresses_of_single_elements(
                 assert candidate.num_warps == (2 if two else 1)
 
 
-def test_few_images_are_cut_into_bands() -> None:
+def test_few_images_are_cut_into_row_blocks() -> None:
     for find in (configurations.forward, configurations.weight_gradient):
-        assert find(problem((1, 64, 64, 64, 9)), HOPPER).bands > 1
-        assert find(problem((64, 1536, 32, 32, 9)), HOPPER).bands == 1
+        assert find(shape_key((1, 64, 64, 64, 9)), HOPPER).row_blocks > 1
+        assert find(shape_key((64, 1536, 32, 32, 9)), HOPPER).row_blocks == 1
 
 
 def test_small_channel_counts_are_shared_among_programs() -> None:
     for find in (configurations.forward, configurations.weight_gradient):
-        few = find(problem((256, 4, 32, 32, 9)), HOPPER)
-        assert few.programs * 4 >= HOPPER.multiprocessors
+        few = find(shape_key((256, 4, 32, 32, 9)), HOPPER)
+        assert few.splits * 4 >= HOPPER.multiprocessors
 
 
 @pytest.mark.parametrize("operation", ["forward", "weight_gradient"])
@@ -210,7 +218,7 @@ def test_batch_sizes_and_heights_share_compiled_kernels(operation: str) -> None:
 
     compiled = set()
     for images in range(1, 130):
-        each = problem((images, 384, 32, 32, 9))
+        each = shape_key((images, 384, 32, 32, 9))
         if operation == "forward":
             configuration = configurations.forward(each, HOPPER)
             constants = depthwise_forward.constants(each, configuration, False, "identity")

@@ -164,7 +164,7 @@ def assert_close(
 
 
 def check(batch: Batch) -> None:
-    """Every streaming operation on a batch."""
+    """Every elementwise pass over a batch."""
     value, bias, activation = batch.value, batch.bias, batch.activation
     moments = backend.moments(value, bias, activation)
     exact = batch.moments
@@ -306,7 +306,7 @@ def test_empty_batch() -> None:
 @pytest.mark.parametrize("arrange", [Tensor.contiguous, strided.channels_last])
 @pytest.mark.parametrize("offset", [0.0, 300.0, -1000.0])
 def test_variance_far_from_zero(arrange: Callable[[Tensor], Tensor], offset: float) -> None:
-    """Where E[x^2] - E[x]^2 has no digit left."""
+    """E[x^2] - E[x]^2 has no digit left there."""
     generator = torch.Generator().manual_seed(1)
     value = offset + 0.01 * torch.randn((6, 3, 24, 24), generator=generator)
     value = arrange(value.to(DEVICE))

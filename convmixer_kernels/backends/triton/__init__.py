@@ -1,6 +1,6 @@
-"""Triton kernels: no nvcc needed, and CPU tensors in Triton's interpreter.
+"""The Triton implementation: kernels without nvcc, for CPU tensors in Triton's interpreter.
 
-Triton itself is imported with the first tensor, so that the package works where it is missing.
+Triton itself is imported with the first tensor, so that the package works without it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from convmixer_kernels import architectures, devices
-from convmixer_kernels.backends.triton.problem import KERNEL_SIZES
+from convmixer_kernels.backends.triton.shape_key import DTYPES, KERNEL_SIZES
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _REMEDY_INTERPRETER = "set TRITON_INTERPRET=1 before Triton is first imported"
-# The module of each step.
-_STEPS = {
+# The operations of a backend, and the module of each.
+_OPERATIONS = {
     "forward": "depthwise_forward",
     "input_gradient": "depthwise_forward",
     "weight_gradient": "depthwise_weight_gradient",
@@ -35,15 +34,16 @@ _STEPS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _STEPS:
+    """Import an operation when it is first asked for."""
+    if name not in _OPERATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    step = getattr(importlib.import_module(f"{__name__}.{_STEPS[name]}"), name)
-    globals()[name] = step
-    return step
+    operation = getattr(importlib.import_module(f"{__name__}.{_OPERATIONS[name]}"), name)
+    globals()[name] = operation
+    return operation
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why these kernels cannot run for tensors on `device`, or None if they can."""
+    """Say why these kernels cannot run for tensors on `device`, None if they can."""
     if device.type not in ("cuda", "cpu"):
         return f"it takes CUDA tensors, not tensors on {device}"
     if importlib.util.find_spec("triton") is None:
@@ -69,8 +69,8 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
-    """Why these kernels cannot take this dtype or kernel size, or None if they can."""
-    if dtype not in _DTYPES:
+    """Say why these kernels cannot take this dtype or kernel size, None if they can."""
+    if dtype not in DTYPES:
         return f"it takes float16, bfloat16 and float32, not {dtype}; cast or use impl='torch'"
     if kernel_size is not None and kernel_size not in KERNEL_SIZES:
         sizes = ", ".join(map(str, KERNEL_SIZES))
@@ -82,19 +82,19 @@ def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | Non
 
 @functools.cache
 def _interpreted() -> bool | str:
-    """Whether the kernels run in Triton's interpreter, or why they cannot run at all.
+    """Tell whether the kernels run in Triton's interpreter, or say why they cannot run at all.
 
-    Triton decides it function by function, when it is imported for its own and when our modules are
-    for ours; the environment may have changed since, so the functions themselves are asked.
+    Triton reads TRITON_INTERPRET when it is imported, for its own functions, and again when a
+    module of ours is, for ours. The variable may have changed since, so the functions are asked.
     """
     try:
         import triton.language as tl
         from triton.runtime.jit import JITFunction
 
-        from convmixer_kernels.backends.triton import depthwise_forward
+        from convmixer_kernels.backends.triton.kernels import activations
     except ImportError as error:
         return f"the package triton does not load ({error}); reinstall it"
-    ours = not isinstance(depthwise_forward.tensor_core_kernel, JITFunction)
+    ours = not isinstance(activations.activate, JITFunction)
     tritons = not isinstance(tl.zeros, JITFunction)
     if ours != tritons:
         return f"TRITON_INTERPRET has changed since Triton was imported; {_REMEDY_INTERPRETER}"
@@ -103,7 +103,10 @@ def _interpreted() -> bool | str:
 
 @functools.cache
 def _launcher_problem() -> str | None:
-    """Why Triton cannot launch anything: it compiles its launchers as C, once for all processes."""
+    """Say why Triton cannot launch anything, None if it can.
+
+    Triton compiles its launchers as C, once for all processes.
+    """
     from triton.runtime import driver
 
     try:

@@ -1,10 +1,10 @@
-"""Optional: measures the best candidates of `configurations` and keeps the fastest on disk.
+"""Optional autotuning: measure the best candidates of `configurations`, keep the fastest on disk.
 
-Off unless CONVMIXER_KERNELS_AUTOTUNE=1. Then, the first time a problem is met on a GPU, a few
-candidates are compiled and timed, one line is logged, and the winner is written to
-``$XDG_CACHE_HOME/convmixer_kernels/triton-<GPU>.json`` (by default under ~/.cache), where later
-processes find it. Nothing is measured while a CUDA graph is captured, since that would become part
-of the graph: problems met there for the first time take the model's choice.
+It is off unless CONVMIXER_KERNELS_AUTOTUNE=1. Then, the first time a shape key is met on a GPU, a
+few candidates are compiled and timed, one line is logged, and the winner is written to
+``$XDG_CACHE_HOME/convmixer_kernels/triton-<GPU>.json`` (by default under ~/.cache), for later
+processes to read. Nothing is measured while a CUDA graph is captured, since the measurement would
+become part of the graph: shape keys first met there take the model's choice.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ import torch
 
 from convmixer_kernels import devices
 from convmixer_kernels.backends.triton.configurations import Configuration
-from convmixer_kernels.backends.triton.problem import Problem
+from convmixer_kernels.backends.triton.shape_key import ShapeKey
 
 MOST_CANDIDATES = 6
 _logger = logging.getLogger(__name__)
 
 Run = Callable[[Configuration], Any]
-"""Launches a configuration on real tensors."""
+"""A function that launches a configuration on real tensors."""
 Timer = Callable[[Callable[[], Any]], float]
-"""Milliseconds that a call takes on the GPU."""
+"""A function that returns the milliseconds which a call takes on the GPU."""
 
 
 def choose(
     operation: str,
-    problem: Problem,
+    key: ShapeKey,
     candidates: Sequence[Configuration],
     run: Run,
     device: torch.device,
 ) -> Configuration:
-    """The best of `candidates`, of which the model's choice is the first."""
+    """Choose the best of `candidates`, of which the first is the model's choice."""
     if os.environ.get("CONVMIXER_KERNELS_AUTOTUNE") != "1" or device.type != "cuda":
         return candidates[0]
     capturing = torch.cuda.is_current_stream_capturing()
     return _tuner(devices.index_of(device)).choose(
-        operation, problem, candidates, run, may_measure=not capturing
+        operation, key, candidates, run, may_measure=not capturing
     )
 
 
@@ -69,9 +69,9 @@ def _tuner(index: int) -> Tuner:
 
 @functools.cache
 def _source_hash() -> str:
-    """Of these kernels: what was measured with others says nothing."""
+    """Hash the sources of these kernels: measurements of other sources do not count."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -82,8 +82,7 @@ class Tuner:
     Args:
         gpu: name of the GPU; names the file.
         folder: where the file lies; made when first written to.
-        versions: whatever else a measurement depends on.
-        timer: how long a call takes.
+        versions: everything else that a measurement depends on.
     """
 
     def __init__(self, gpu: str, folder: Path, versions: str, timer: Timer) -> None:
@@ -97,18 +96,18 @@ class Tuner:
     def choose(
         self,
         operation: str,
-        problem: Problem,
+        key: ShapeKey,
         candidates: Sequence[Configuration],
         run: Run,
         may_measure: bool = True,
     ) -> Configuration:
-        """The known winner for this problem, or else the winner of a measurement."""
-        key = f"{operation} {problem} {self._versions}"
+        """Return the known winner for this shape key, or else the winner of a measurement."""
+        entry = f"{operation} {key} {self._versions}"
         if not self._read:
             self._read = True
             self._found = self._load()
-        if key in self._found:
-            return self._found[key]
+        if entry in self._found:
+            return self._found[entry]
         if not may_measure:
             return candidates[0]
         chosen = distinct(candidates)
@@ -117,18 +116,18 @@ class Tuner:
         _logger.info(
             "tuned %s of %s on %s: %.3f ms, the model's choice %.3f ms, %d candidates",
             operation,
-            _describe(problem),
+            _describe(key),
             self._gpu,
             times[best],
             times[0],
             len(chosen),
         )
-        self._found[key] = chosen[best]
-        self._save(key, chosen[best])
+        self._found[entry] = chosen[best]
+        self._save(entry, chosen[best])
         return chosen[best]
 
     def _time(self, call: Callable[[], Any]) -> float:
-        """Infinite for a candidate that needs more than this GPU has at the moment."""
+        """Time a call; infinity if it needs more than this GPU has at the moment."""
         from triton.runtime.errors import OutOfResources
 
         try:
@@ -139,18 +138,18 @@ class Tuner:
     def _load(self) -> dict[str, Configuration]:
         try:
             entries = json.loads(self._file.read_text())
-            return {key: Configuration(**entry) for key, entry in entries.items()}
+            return {name: Configuration(**values) for name, values in entries.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             _logger.warning("ignored what was tuned before, %s: %s", self._file, error)
             return {}
 
-    def _save(self, key: str, configuration: Configuration) -> None:
-        """Adds to what other processes have written meanwhile; readers never see half a file."""
-        entries = {**self._load(), key: configuration}
+    def _save(self, entry: str, configuration: Configuration) -> None:
+        """Add an entry to those of other processes; readers never see half a file."""
+        entries = {**self._load(), entry: configuration}
         text = json.dumps(
-            {key: dataclasses.asdict(entry) for key, entry in entries.items()}, indent=1
+            {name: dataclasses.asdict(each) for name, each in entries.items()}, indent=1
         )
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -162,15 +161,15 @@ class Tuner:
 
 
 def distinct(candidates: Sequence[Configuration]) -> list[Configuration]:
-    """The first candidates that differ in more than how they are divided among programs."""
+    """Return the first candidates that differ in their code, not only in their splits."""
     seen: dict[tuple[object, ...], Configuration] = {}
     for each in candidates:
-        seen.setdefault((each.strips, each.rows, each.channels, each.banded), each)
+        seen.setdefault((each.tiles, each.unrolled_rows, each.channels, each.cuts_images), each)
     return list(seen.values())[:MOST_CANDIDATES]
 
 
-def _describe(problem: Problem) -> str:
-    shape = (problem.images, problem.channels, problem.height, problem.width)
-    dtype = str(problem.dtype).removeprefix("torch.")
-    layout = ", channels_last" if problem.channels_last else ""
-    return f"{'x'.join(map(str, shape))} {dtype}{layout}, kernel size {problem.kernel_size}"
+def _describe(key: ShapeKey) -> str:
+    shape = (key.images, key.channels, key.height, key.width)
+    dtype = str(key.dtype).removeprefix("torch.")
+    layout = ", channels_last" if key.channels_last else ""
+    return f"{'x'.join(map(str, shape))} {dtype}{layout}, kernel size {key.kernel_size}"

@@ -1,4 +1,4 @@
-"""The convolution with what follows it in a block, put together from other operations."""
+"""Operations of a fused block, put together from other operations."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from convmixer_kernels.backends.triton import (
     batch_norm,
     depthwise_forward,
     depthwise_weight_gradient,
+    elementwise,
     statistics,
-    streaming,
 )
 
 
 def forward_moments(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
-    """The convolution with its bias, rounded, and the moments of its activation, (3, C).
+    """Return the convolution with its bias, rounded, and the moments of its activation, (3, C).
 
-    The moments are a pass of their own. Within the convolution they would cost the registers that
-    its sums live in: every lane holds other columns, so there would be a count, mean and square for
+    The moments are a pass of their own. Within the convolution they would cost the registers of its
+    accumulators: every lane holds other columns, so there would be a count, mean and square for
     each.
     """
     value = depthwise_forward.forward(input, weight, bias)
@@ -38,13 +38,14 @@ def fused_backward(
     kernel_size: int,
     with_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias; none of weight without `input`, and the reverse.
+    """Return the gradients of input, weight and bias.
 
-    The gradient of `value` is rounded to its dtype on its way to the convolution's gradients; that
-    of the residual is added before the gradient of the input is rounded.
+    Without `input` there is none of weight, without `weight` none of input. The gradient of `value`
+    is rounded to its dtype on its way to the gradients of the convolution; that of the residual is
+    added before the gradient of the input is rounded.
     """
-    # Once for both kernels that read them.
-    value, grad = streaming.of_one_layout((value, grad))
+    # Two kernels read these: they are copied at most once.
+    value, grad = elementwise.of_one_layout((value, grad))
     grad_value, grad_bias = batch_norm.value_gradient(
         value, None, grad, normalisation, sums, activation, with_bias
     )

@@ -1,57 +1,26 @@
-"""Arguments of a launch that all kernels share."""
+"""The launch arguments that all convolution kernels share."""
 
 from __future__ import annotations
 
-import functools
-import math
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from convmixer_kernels import devices
 from convmixer_kernels.backends.triton.configurations import Configuration
-from convmixer_kernels.backends.triton.problem import COLUMNS, Device, Problem
-
-# One multiprocessor keeps the number of programs small in the interpreter, which runs them in turn.
-_INTERPRETER = Device(capability=(8, 0), multiprocessors=1)
-
-
-def device(device: torch.device) -> Device:
-    """What configurations depend on; a small made-up GPU for the interpreter."""
-    if device.type != "cuda":
-        return _INTERPRETER
-    return _cuda_device(devices.index_of(device))
-
-
-@functools.cache
-def _cuda_device(index: int) -> Device:
-    return Device(devices.capability(index), devices.multiprocessors(index))
-
-
-def run_time_sizes(*tensors: str) -> tuple[str, ...]:
-    """The parameters that a kernel is compiled once for, whatever their values.
-
-    The width and the strides within a plane are constants instead: that saves an addition for every
-    address in the main loop.
-    """
-    names = ["strips", "channels", "height", "bands", "band_rows", "programs"]
-    for tensor in tensors:
-        names += [f"{tensor}_image_stride", f"{tensor}_channel_stride"]
-    return tuple(names)
+from convmixer_kernels.backends.triton.shape_key import ShapeKey
 
 
 def sizes(
-    tensors: tuple[Tensor | None, ...], problem: Problem, configuration: Configuration
+    tensors: tuple[Tensor | None, ...], key: ShapeKey, configuration: Configuration
 ) -> tuple[int, ...]:
-    """The values of `run_time_sizes`, with strides of 0 for a tensor that is left out."""
-    tiles = math.ceil(problem.width / COLUMNS)
+    """Return the values of `kernels.tiles.run_time_sizes`; strides of an absent tensor are 0."""
     values = [
-        problem.images * configuration.bands * tiles,
-        problem.channels,
-        problem.height,
-        configuration.bands,
-        configuration.band_rows,
-        configuration.programs,
+        key.images * configuration.row_blocks * key.tiles_across,
+        key.channels,
+        key.height,
+        configuration.row_blocks,
+        configuration.block_rows,
+        configuration.splits,
     ]
     for tensor in tensors:
         values += (0, 0) if tensor is None else tensor.stride()[:2]
@@ -59,37 +28,40 @@ def sizes(
 
 
 def constants(
-    tensors: tuple[str, ...], problem: Problem, configuration: Configuration
-) -> dict[str, int | bool | str]:
-    """What kernels are compiled for, besides types and alignment of their arguments."""
-    values: dict[str, int | bool | str] = {
-        "WIDTH": problem.width,
-        "KERNEL_SIZE": problem.kernel_size,
-        "STRIPS": configuration.strips,
-        "COLUMNS": COLUMNS,
-        "BANDED": configuration.banded,
+    tensors: tuple[str, ...], key: ShapeKey, configuration: Configuration
+) -> dict[str, Any]:
+    """Return the compile-time parameters that all kernels have.
+
+    Args:
+        tensors: names of the tensors in the order of `key.strides`; absent ones are last.
+    """
+    values: dict[str, Any] = {
+        "WIDTH": key.width,
+        "KERNEL_SIZE": key.kernel_size,
+        "TILES": configuration.tiles,
+        "CUT_IMAGES": configuration.cuts_images,
     }
     for number, tensor in enumerate(tensors):
-        present = number < len(problem.row_strides)
-        values[f"{tensor}_ROW_STRIDE"] = problem.row_strides[number] if present else 0
-        values[f"{tensor}_PIXEL_STRIDE"] = problem.pixel_strides[number] if present else 0
-    if problem.tensor_cores:
+        present = number < len(key.strides)
+        values[f"{tensor}_STRIDES"] = key.strides[number] if present else (0, 0)
+    if key.tensor_cores:
         values |= {
-            "OFFSET": problem.offset,
-            "WINDOW": problem.window,
-            "ROWS": configuration.rows,
+            "LEFT": key.left,
+            "WINDOW": key.window,
+            "UNROLLED_ROWS": configuration.unrolled_rows,
+            # Given to the loop itself, it also pipelines loads that feed no matrix product.
             "STAGES": configuration.num_stages,
             "MASK_ROWS": configuration.mask_rows,
         }
         if configuration.channels > 1:
             values["CHANNELS"] = configuration.channels
         else:
-            values["ALIGNMENT"] = problem.alignment
+            values["ALIGNMENT"] = key.alignment
     return values
 
 
 def options(configuration: Configuration) -> dict[str, int]:
-    """What Triton itself is told of a launch."""
+    """Return the options of a launch that Triton itself takes."""
     chosen = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     if configuration.registers is not None:
         chosen["maxnreg"] = configuration.registers

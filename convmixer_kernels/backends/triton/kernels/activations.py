@@ -1,10 +1,10 @@
 """Activations in float32 registers, and their slopes.
 
 GELU is exact GELU, x Phi(x), without its erf: 10 instructions, one of them of the special function
-unit, in place of 27 to 32. Of the lower tail, log2 Phi(-t) is nearly a parabola; a polynomial of
-degree 6, fitted on [0, 5.8] for the least error in units in the last place of float16, leaves 1e-2
-of such a unit and 1e-6 absolute. The tail is subtracted from max(x, 0), which takes no division and
-cancels no digits.
+unit, in place of 27 to 32. The logarithm of the lower tail, log2 Phi(-t), is nearly a parabola; a
+polynomial of degree 6, fitted on [0, 5.8] for the least error in units in the last place of
+float16, leaves 1e-2 of such a unit and 1e-6 absolute. The tail is subtracted from max(x, 0), which
+takes no division and cancels no digits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _lower_tail(t):
-    """Phi(-t) for 0 <= t <= 8."""
+    """Return Phi(-t) for 0 <= t <= 8."""
     exponent = 3.2997431844705716e-05 * t - 0.0007552449242211878
     exponent = exponent * t + 0.007973842322826385
     exponent = exponent * t - 0.05311998352408409
@@ -27,12 +27,12 @@ def _lower_tail(t):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
-    """The activation of float32 `x`; GELU by way of erf if EXACT (for float32 tensors)."""
+    """Return the activation of float32 `x`; GELU takes erf if EXACT (for float32 tensors)."""
     if ACTIVATION == "gelu":
         if EXACT:
             return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
         else:
-            # Beyond 8 nothing is left of the tail; without a limit, infinity times 0 would be NaN.
+            # The tail is zero beyond 8; without a limit, infinity times 0 would be NaN.
             t = tl.minimum(tl.abs(x), 8.0)
             return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - t * _lower_tail(t)
     elif ACTIVATION == "relu":
@@ -44,7 +44,7 @@ def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def activate_with_slope(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
-    """The activation of float32 `x` and its derivative there; that of relu at 0 is 0."""
+    """Return the activation of float32 `x` and its derivative; that of relu at 0 is 0."""
     if ACTIVATION == "gelu":
         density = tl.exp2(x * x * -0.7213475204444817 - 1.3257480647361593)
         if EXACT:

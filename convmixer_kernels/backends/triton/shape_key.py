@@ -1,4 +1,4 @@
-"""What a choice of tile sizes depends on: the GPU, and the problem it is given."""
+"""The shape key: those properties of the tensors on which the choice of tile sizes depends."""
 
 from __future__ import annotations
 
@@ -9,38 +9,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convmixer_kernels import architectures, layout
+from convmixer_kernels import layout
 
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
-# Output columns of a strip: the smallest N of the tensor cores' matrix products.
-COLUMNS = 8
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Output columns of a tile: N of the smallest matrix product of the tensor cores.
+TILE_COLUMNS = 8
 _VECTOR_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Device:
-    """What a choice depends on of a GPU."""
-
-    capability: tuple[int, int]
-    multiprocessors: int
-
-    @property
-    def shared_bytes(self) -> int:
-        """Of a multiprocessor, 1 KB more than a block may have: what a block takes for itself."""
-        return architectures.find(self.capability).shared_bytes + 1024
-
-
-@dataclass(frozen=True)
-class Problem:
+class ShapeKey:
     """One convolution or one of its gradients: tensors of equal shape that a kernel accesses.
 
     Args:
-        row_strides, pixel_strides: of each tensor, in elements.
+        strides: (row, pixel) of each tensor, in elements.
         alignment: the largest power of two, in elements and up to 16 bytes, that divides the width
             and every stride and address of all; 1 where neighbours in a row are not neighbours in
             memory.
         channels_last: whether all can be accessed by eight neighbouring channels at a time.
-        fused: whether the kernel does more to its sums than to round them.
+        fused: whether the epilogue does more than round.
     """
 
     images: int
@@ -49,22 +37,22 @@ class Problem:
     width: int
     kernel_size: int
     dtype: torch.dtype
-    row_strides: tuple[int, ...]
-    pixel_strides: tuple[int, ...]
+    strides: tuple[tuple[int, int], ...]
     alignment: int
     channels_last: bool
     fused: bool = False
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], kernel_size: int, fused: bool = False) -> Problem:
+    def of(cls, tensors: Sequence[Tensor], kernel_size: int, fused: bool = False) -> ShapeKey:
+        """Describe `tensors`, each (N, C, H, W) of one dtype; meta tensors count as aligned."""
         images, channels, height, width = tensors[0].shape
-        row_strides = tuple(_stride(tensor, 2, width) for tensor in tensors)
-        pixel_strides = tuple(_stride(tensor, 3, 1) for tensor in tensors)
-        alignment = math.gcd(width, _VECTOR_BYTES // tensors[0].element_size(), *row_strides)
+        strides = tuple((_stride(each, 2, width), _stride(each, 3, 1)) for each in tensors)
+        element_size = tensors[0].element_size()
+        alignment = math.gcd(width, _VECTOR_BYTES // element_size, *(row for row, _ in strides))
         for tensor in tensors:
-            position = _address(tensor) // tensor.element_size()
+            position = _address(tensor) // element_size
             alignment = math.gcd(alignment, _stride(tensor, 0, 0), _stride(tensor, 1, 0), position)
-        if any(stride != 1 for stride in pixel_strides):
+        if any(pixel != 1 for _, pixel in strides):
             alignment = 1
         return cls(
             images,
@@ -73,10 +61,9 @@ class Problem:
             width,
             kernel_size,
             tensors[0].dtype,
-            row_strides,
-            pixel_strides,
+            strides,
             alignment,
-            channels_last=all(map(_vectors_of_channels, tensors)),
+            channels_last=all(map(_has_vectors_of_channels, tensors)),
             fused=fused,
         )
 
@@ -86,26 +73,26 @@ class Problem:
 
     @property
     def wide(self) -> bool:
-        """Whether eight output columns see more than 16 input columns."""
+        """True if the input window of a tile has more than 16 columns."""
         return self.kernel_size > 9
 
     @property
-    def offset(self) -> int:
-        """Input columns in a window before the first output column, aligned like a strip."""
+    def left(self) -> int:
+        """Columns of the input window left of the tile; a multiple of 4, so that loads align."""
         return 8 if self.wide else 4
 
     @property
     def window(self) -> int:
-        """Input columns of a window, rounded up to what a matrix product takes."""
+        """Columns of the input window, rounded up to what one matrix product takes."""
         return 32 if self.wide else 16
 
     @property
-    def strips_per_band(self) -> int:
-        return self.images * math.ceil(self.width / COLUMNS)
+    def tiles_across(self) -> int:
+        return math.ceil(self.width / TILE_COLUMNS)
 
 
-def _vectors_of_channels(tensor: Tensor) -> bool:
-    """Whether a tensor of 16-bit numbers is made of whole, aligned vectors of eight channels."""
+def _has_vectors_of_channels(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds 16-bit numbers in whole, aligned vectors of eight channels."""
     if tensor.element_size() != 2 or not layout.is_channels_last(tensor):
         return False
     strides = (_stride(tensor, dimension, 0) for dimension in (0, 2, 3))
@@ -114,10 +101,9 @@ def _vectors_of_channels(tensor: Tensor) -> bool:
 
 
 def _address(tensor: Tensor) -> int:
-    """0 for tensors that only describe a problem."""
     return 0 if tensor.is_meta else tensor.data_ptr()
 
 
 def _stride(tensor: Tensor, dimension: int, of_one: int) -> int:
-    """A stride, or `of_one` along a dimension of size 1, where it says nothing."""
+    """A stride, or `of_one` along a dimension of size 1, whose stride means nothing."""
     return tensor.stride(dimension) if tensor.shape[dimension] > 1 else of_one

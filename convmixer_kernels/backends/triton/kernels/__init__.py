@@ -1,0 +1,1 @@
+"""The Triton kernels and the functions that they share; launchers are in the package above."""

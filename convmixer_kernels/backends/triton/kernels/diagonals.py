@@ -1,0 +1,44 @@
+"""From products of input windows and output-gradient tiles to the gradient of a filter row.
+
+For a row of the filter, products of input columns and output-gradient columns are summed over all
+tiles and rows, the inner dimension of the matrix products. The gradient of a tap is then the sum
+along one diagonal of such a small matrix:
+
+    products[filter row][i, j] = sum of input[row, i - LEFT] * grad[row - filter row, j]
+    weight gradient[filter row, tap] = sum over j of products[filter row][j + tap + MARGIN, j]
+
+LEFT and MARGIN = LEFT - padding are those of the forward pass, see `bands`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from convmixer_kernels.backends.triton.kernels.bands import check_window
+
+# Diagonals that are summed, a power of two; those from KERNEL_SIZE on are not stored.
+MOST_TAPS = tl.constexpr(16)
+
+
+@triton.jit
+def sum_diagonals(products, MARGIN: tl.constexpr, KERNEL_SIZE: tl.constexpr):
+    """Sum for each tap its diagonal of `products`.
+
+    Args:
+        products: (WINDOW, COLUMNS) or (CHANNELS, WINDOW, COLUMNS).
+
+    Returns:
+        (MOST_TAPS,) or (CHANNELS, MOST_TAPS).
+    """
+    AXIS: tl.constexpr = len(products.shape) - 2
+    WINDOW: tl.constexpr = products.shape[AXIS]
+    COLUMNS: tl.constexpr = products.shape[AXIS + 1]
+    tl.static_assert(KERNEL_SIZE <= MOST_TAPS, "the gradients of further taps would be lost")
+    check_window(WINDOW, MARGIN, KERNEL_SIZE)
+    row = tl.arange(0, MOST_TAPS)[:, None] + tl.arange(0, COLUMNS)[None, :] + MARGIN
+    if AXIS == 1:
+        row = tl.broadcast_to(row[None, :, :], (products.shape[0], MOST_TAPS, COLUMNS))
+    inside = row < WINDOW
+    diagonals = tl.gather(products, tl.where(inside, row, 0), AXIS)
+    return tl.sum(tl.where(inside, diagonals, 0.0), axis=AXIS + 1)
