@@ -14,13 +14,19 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 KERNELS = {
     "cuda": ("depthwise",),
     "triton": (
-        "tensor_core_kernel",
-        "fma_kernel",
+        "forward_planar_kernel",
+        "forward_channels_last_kernel",
+        "forward_float32_kernel",
+        "weight_gradient_planar_kernel",
+        "weight_gradient_channels_last_kernel",
+        "weight_gradient_float32_kernel",
         "moments_kernel",
         "merge_kernel",
-        "running_kernel",
+        "batch_normalisation_kernel",
+        "running_normalisation_kernel",
         "normalise_kernel",
-        "gradient_kernel",
+        "gradient_sums_kernel",
+        "value_gradient_kernel",
     ),
 }
 # What each tool must find, and what none may.

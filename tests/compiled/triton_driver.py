@@ -22,8 +22,8 @@ from triton.backends.nvidia.compiler import CUDABackend
 
 from convmixer_kernels import architectures, emulated_gpu
 from convmixer_kernels.backends import triton as backend
-from convmixer_kernels.backends.triton import launching
-from convmixer_kernels.backends.triton.problem import Device
+from convmixer_kernels.backends.triton import launch_context
+from convmixer_kernels.backends.triton.launch_context import LaunchContext
 
 # How parameters lie in memory, by their type in a signature.
 _FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q"}
@@ -135,11 +135,11 @@ def running(capability: tuple[int, int], multiprocessors: int = 1) -> Iterator[M
 
     The process must not have TRITON_INTERPRET set.
     """
-    device = Device(capability, multiprocessors)
+    context = LaunchContext(capability, multiprocessors)
     with pytest.MonkeyPatch.context() as patch:
         # In place of machine code, the text that it is made of.
         patch.setattr(CUDABackend, "make_cubin", lambda self, ptx, *rest: ptx.encode())
-        patch.setattr(launching, "_INTERPRETER", device)
+        patch.setattr(launch_context, "INTERPRETER", context)
         patch.setattr(triton.runtime.driver, "_active", _driver(capability))
         yield backend
 
