@@ -104,7 +104,7 @@ __device__ __forceinline__ void store_shared(void* to, uint2 value) {
 
 // cp.async: each lane starts a copy of Bytes (4, 8 or 16; both addresses aligned to it) from global
 // to shared memory. Where `present` is false it writes zeros and does not read the source, but `from`
-// must be readable all the same: a GPU of sm_100 was reported to touch the address.
+// must be readable all the same: code for sm_100 was reported to touch the address.
 template <int Bytes>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool present) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
