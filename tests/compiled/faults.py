@@ -17,18 +17,18 @@ from .running import gpu_of, run
 from .steps import Case, prepare
 
 BF16 = torch.bfloat16
-# A case of every family of kernels, with some shares where these are added.
+# A case of every family of kernels, with several windows and strips, or shares that are added.
 FAMILIES = {
     "forward, whole planes": Case("forward", (9, 5, 32, 32), 9, BF16),
     "forward": Case("forward", (3, 2, 20, 44), 9, BF16),
     "weight gradient": Case("weight_gradient", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
-    "channels_last forward": Case("forward", (3, 16, 20, 18), 9, BF16, "channels_last"),
+    "channels_last forward": Case("forward", (2, 16, 20, 44), 9, BF16, "channels_last"),
     "channels_last weight gradient": Case(
         "weight_gradient", (5, 8, 20, 18), 9, BF16, "channels_last", multiprocessors=7
     ),
-    "fused forward": Case("forward_normalised", (9, 2, 20, 20), 9, BF16),
+    "fused forward": Case("forward_normalised", (3, 2, 20, 44), 9, BF16),
     "fused channels_last forward": Case(
-        "forward_normalised", (3, 16, 20, 18), 9, BF16, "channels_last"
+        "forward_normalised", (2, 16, 20, 44), 9, BF16, "channels_last"
     ),
     "moments forward": Case("forward_moments", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
     "backward": Case("fused_backward", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
