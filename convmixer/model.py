@@ -48,6 +48,9 @@ class ConvMixer(nn.Module):
             normalisation, all inside the residual (table 5). Two more biased 3 x 3 convolutions in
             each block of ConvMixer-512/12 without norms of their own give 3,950,568 parameters,
             the table's 3.95 million; with norms they would be 3.98, without biases 3.94.
+        global_pool: ``"avg"``, ``"max"``, or ``""`` for feature maps without pooling, with
+            n_classes 0.
+        drop_rate: probability with which training drops each pooled feature.
         dw_impl: implementation of the depthwise convolutions, as in
             `convmixer_kernels.depthwise_conv2d`. Where it is not PyTorch, activation and BatchNorm
             are fused with them, module by module as they are configured then (see
@@ -83,6 +86,8 @@ class ConvMixer(nn.Module):
         residual: str = "depthwise",
         stem: str = "patch",
         stacked: int = 1,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
         dw_impl: str = "auto",
     ) -> None:
         super().__init__()
@@ -98,6 +103,11 @@ class ConvMixer(nn.Module):
         _check_choice("residual", residual, RESIDUALS)
         _check_choice("stem", stem, STEMS)
         _check_choice("dw_impl", dw_impl, ("auto", *IMPLEMENTATIONS))
+        _check_choice("global_pool", global_pool, (*POOLINGS, ""))
+        if n_classes and not global_pool:
+            raise ValueError(f"n_classes: got {n_classes} without pooling, expected 0")
+        if not 0 <= drop_rate <= 1:
+            raise ValueError(f"drop_rate: got {drop_rate!r}, expected 0 to 1")
         if stem == "resnet" and patch_size % 2:
             raise ValueError(
                 f"patch_size: got {patch_size}, expected an even size for stem='resnet', "
@@ -132,7 +142,8 @@ class ConvMixer(nn.Module):
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
         ]
-        self.global_pool = _pooling("avg")
+        self.global_pool = _pooling(global_pool)
+        self.head_drop = nn.Dropout(drop_rate)
         self.head = _classifier(dim, n_classes)
 
     @property
@@ -160,7 +171,7 @@ class ConvMixer(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the output of `forward_features` and, unless `pre_logits`, classify it."""
-        pooled: Tensor = self.global_pool(features)
+        pooled: Tensor = self.head_drop(self.global_pool(features))
         return pooled if pre_logits else self.head(pooled)
 
     @overload

@@ -1,6 +1,7 @@
 """Large-kernel depthwise convolution for NVIDIA GPUs, as PyTorch functions and modules."""
 
-from convmixer_kernels.convert import convert_depthwise
+import convmixer_kernels.flops  # noqa: F401, PyTorch counts operations by it
+from convmixer_kernels.convert import Conversion, convert_depthwise, restore_depthwise
 from convmixer_kernels.dispatch import available_impls, explain
 from convmixer_kernels.functional import (
     depthwise_conv2d,
@@ -12,6 +13,7 @@ from convmixer_kernels.modules import DepthwiseConv2d
 __version__ = "0.1.0"
 
 __all__ = [
+    "Conversion",
     "DepthwiseConv2d",
     "available_impls",
     "convert_depthwise",
@@ -19,4 +21,5 @@ __all__ = [
     "depthwise_conv2d_gelu_batch_norm",
     "explain",
     "gelu_batch_norm",
+    "restore_depthwise",
 ]

@@ -29,8 +29,14 @@ class BatchNorm(NamedTuple):
     process_group: ProcessGroup | None
 
 
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
+
+
 def check_image(input: Tensor) -> None:
     """(N, C, H, W) of a floating dtype, where only N may be 0."""
+    check_tensor("input", input)
     shape = input.shape
     if len(shape) != 4:
         raise ValueError(f"input: got shape {tuple(shape)}, expected (N, C, H, W)")
@@ -42,6 +48,8 @@ def check_image(input: Tensor) -> None:
 
 def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """An image, a square filter for each of its channels, and a bias."""
+    check_tensor("input", input)
+    check_tensor("weight", weight)
     shape, filters = input.shape, weight.shape
     if len(shape) != 4:
         raise ValueError(f"input: got shape {tuple(shape)}, expected (N, C, H, W)")
@@ -64,6 +72,7 @@ def check_per_channel(name: str, tensor: Tensor | None, input: Tensor) -> None:
     """A value of any floating dtype for each channel of `input`, on its device, or None."""
     if tensor is None:
         return
+    check_tensor(name, tensor)
     channels = input.shape[1]
     if tensor.shape != (channels,):
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected ({channels},)")
@@ -76,6 +85,7 @@ def check_residual(input: Tensor, residual: Tensor | None) -> None:
     """A tensor like `input`, or None."""
     if residual is None:
         return
+    check_tensor("residual", residual)
     if residual.shape != input.shape:
         raise ValueError(
             f"residual: got shape {tuple(residual.shape)}, expected {tuple(input.shape)} of input"

@@ -1,6 +1,9 @@
-"""Puts the kernels of this package under the depthwise convolutions of any model."""
+"""Puts the kernels of this package under the depthwise convolutions of any model, and back."""
 
 from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -8,13 +11,45 @@ from convmixer_kernels import dispatch
 from convmixer_kernels.modules import DepthwiseConv2d, why_ineligible
 
 
-def convert_depthwise(module: nn.Module, impl: str = "auto") -> list[str]:
+@dataclass(frozen=True)
+class Conversion:
+    """The outcome of `convert_depthwise`, by name of the layer, as `module.named_modules()` has it.
+
+    Attributes:
+        converted: the layers that run under the implementation that was asked for.
+        left: all other convolutions, each with the reason in a line.
+    """
+
+    converted: tuple[str, ...]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        """Give a line on what was converted, and one for each reason why others were not."""
+        lines = [_line("converted", self.converted)]
+        names = defaultdict(list)
+        for name, reason in self.left.items():
+            names[reason].append(name)
+        lines += [_line("left", layers, reason) for reason, layers in names.items()]
+        return "\n".join(lines)
+
+
+def _line(done: str, names: list[str] | tuple[str, ...], reason: str = "") -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    line = f"{done} {len(names)}" + (f" ({shown})" if names else "")
+    return f"{line}: {reason}" if reason else line
+
+
+def convert_depthwise(module: nn.Module, impl: str = "auto") -> Conversion:
     """Replaces, in place, every depthwise convolution inside `module` that the kernels can serve.
 
-    Eligible is a plain `nn.Conv2d` with as many groups as input and output channels, stride 1,
-    dilation 1, a square kernel and 'same' zero padding. Its replacement shares its parameters and
-    hooks, so state dicts, optimizers and results stay what they were. A `DepthwiseConv2d` found in
-    `module` is given `impl`.
+    Eligible is an `nn.Conv2d` with as many groups as input and output channels, stride 1, dilation
+    1, 'same' zero padding, and square filters of a size for which `impl` has a kernel (any size for
+    ``"torch"``). A subclass is eligible that computes what `nn.Conv2d` does. The replacement shares
+    parameters and hooks, so state dicts, optimizers and results stay what they were. A
+    `DepthwiseConv2d` found in `module` is given `impl`.
+
+    A model that merges its branches for inference (`reparameterize` of RepVGG, RepLKNet, MobileOne
+    and others) builds its convolutions anew then: convert it afterwards.
 
     Args:
         module: any model; a lone convolution has no parent to be replaced in, use
@@ -22,46 +57,81 @@ def convert_depthwise(module: nn.Module, impl: str = "auto") -> list[str]:
         impl: as in `depthwise_conv2d`.
 
     Returns:
-        The names of the layers that now run under `impl`, in the order of `module.named_modules()`.
-        `convmixer_kernels.convert.unconverted_convolutions` tells why the others do not.
+        Which layers now run under `impl`, and for every other `nn.Conv2d` why it does not; printed,
+        a line for each reason. `restore_depthwise` undoes it.
 
     Raises:
+        TypeError: `module` is no `nn.Module`.
         ValueError: `impl` is unknown, or `module` is itself a convolution.
     """
     dispatch.check_name(impl)
-    if isinstance(module, nn.Conv2d):
-        raise ValueError(
-            "module: got a lone convolution, which cannot be replaced in place; "
-            "use DepthwiseConv2d.from_conv2d(module)"
-        )
-    names: list[str] = []
-    # A layer used under two names stays one layer.
-    replacements: dict[nn.Conv2d, DepthwiseConv2d] = {}
-    for name, child in list(module.named_modules(remove_duplicate=False)):
-        if not isinstance(child, nn.Conv2d) or why_ineligible(child) is not None:
+    _check_model(module, "DepthwiseConv2d.from_conv2d(module)")
+    sizes = dispatch.kernel_sizes(impl)
+    converted: list[str] = []
+    left: dict[str, str] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if not isinstance(layer, nn.Conv2d):
             continue
-        names.append(name)
-        if isinstance(child, DepthwiseConv2d):
-            child.impl = impl
+        if reason := why_ineligible(layer) or _size_reason(layer, sizes):
+            left[name] = reason
             continue
-        if child not in replacements:
-            replacements[child] = DepthwiseConv2d.from_conv2d(child, impl)
-        parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, replacements[child])
-    return names
+        converted.append(name)
+        if isinstance(layer, DepthwiseConv2d):
+            layer.impl = impl
+        elif layer not in replacements:
+            replacements[layer] = DepthwiseConv2d.from_conv2d(layer, impl)
+    _replace(module, replacements)
+    return Conversion(tuple(converted), left)
 
 
-def unconverted_convolutions(module: nn.Module) -> dict[str, str]:
-    """Every `nn.Conv2d` in `module` that `convert_depthwise` leaves alone, by name, and why.
+def restore_depthwise(module: nn.Module) -> tuple[str, ...]:
+    """Undoes `convert_depthwise`, in place: every layer gets back the class that it was built with.
+
+    Parameters, hooks and what was changed since stay. Layers that were built as `DepthwiseConv2d`
+    keep the implementation that they have now.
 
     Args:
-        module: any model, before or after its conversion.
+        module: any model; for a lone layer, use its method `to_conv2d`.
 
     Returns:
-        A line of reason for each name, in the order of `module.named_modules()`.
+        The names of the layers, in the order of `module.named_modules()`.
+
+    Raises:
+        TypeError: `module` is no `nn.Module`.
+        ValueError: `module` is itself a convolution.
     """
-    return {
-        name: reason
-        for name, child in module.named_modules(remove_duplicate=False)
-        if isinstance(child, nn.Conv2d) and (reason := why_ineligible(child)) is not None
-    }
+    _check_model(module, "module.to_conv2d()")
+    restored: list[str] = []
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if isinstance(layer, DepthwiseConv2d) and layer.converted_from is not None:
+            restored.append(name)
+            if layer not in replacements:
+                replacements[layer] = layer.to_conv2d()
+    _replace(module, replacements)
+    return tuple(restored)
+
+
+def _check_model(module: nn.Module, remedy: str) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: got {module!r}, expected an nn.Module")
+    if isinstance(module, nn.Conv2d):
+        raise ValueError(
+            f"module: got a lone convolution, which cannot be replaced in place; use {remedy}"
+        )
+
+
+def _size_reason(layer: nn.Conv2d, sizes: tuple[int, ...] | None) -> str | None:
+    size = layer.kernel_size[0]
+    if sizes is None or size in sizes:
+        return None
+    return f"no kernel for filters of size {size}, only for {', '.join(map(str, sizes))}"
+
+
+def _replace(module: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Sets each replacement under every name of the layer that it stands for."""
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if layer in replacements:
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, replacements[layer])

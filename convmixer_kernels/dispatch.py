@@ -6,6 +6,7 @@ import functools
 import importlib
 import operator
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ def check_name(impl: str) -> None:
     if impl != "auto" and impl not in IMPLEMENTATIONS:
         accepted = ", ".join(repr(name) for name in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"impl: got {impl!r}, expected one of {accepted}")
+
+
+def kernel_sizes(impl: str) -> tuple[int, ...] | None:
+    """The filter sizes for which `impl` has kernels of this package; None: it asks for none."""
+    if impl == "torch":
+        return None
+    names = ("cuda", "triton") if impl == "auto" else (impl,)
+    return tuple(sorted({size for name in names for size in backend(name).KERNEL_SIZES}))
 
 
 def available_impls(device: torch.device | str | None = None) -> dict[str, str | None]:
@@ -63,7 +72,7 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     name, error = _resolve(impl, *what)
     if name is error is None:
         # Asked for only then: a compiler makes a graph for each plane.
-        name, error = _resolve(impl, *what, _plane(input))
+        name, error = _resolve(impl, *what, *_plane(input))
     if error is not None:
         raise (RuntimeError if name is None else ValueError)(error)
     assert name is not None
@@ -100,9 +109,10 @@ def _resolve(
     device: torch.device,
     dtype: torch.dtype,
     kernel_size: int | None,
-    plane: Plane | None = None,
+    *plane: Any,
 ) -> tuple[str | None, str | None]:
-    return _resolve_once(impl, device, dtype, kernel_size, plane)
+    # PyTorch 2.13 loses what is in a named tuple when it traces, so this one is made here.
+    return _resolve_once(impl, device, dtype, kernel_size, Plane(*plane) if plane else None)
 
 
 @functools.cache
@@ -123,7 +133,8 @@ def _resolve_once(
             return None, None
         what = (device, dtype, kernel_size)
         return next(name for name in preferred.order if _barred(name, *what) is None), None
-    if reason := backend(impl).unavailable(device):
+    # Tensors on the meta device have no data: shapes are all that is computed.
+    if device.type != "meta" and (reason := backend(impl).unavailable(device)):
         return None, f"impl={impl!r} is not available: {reason}"
     if reason := backend(impl).unsupported(device, dtype, kernel_size):
         return impl, f"impl={impl!r} cannot serve this input: {reason}"

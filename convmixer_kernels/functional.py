@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from convmixer_kernels import arguments, dispatch, ops
+from convmixer_kernels import arguments, dispatch, ops, sharding
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import reference
 
@@ -44,6 +44,7 @@ def depthwise_conv2d(
     (zeros of a banded matrix are multiplied by it as well).
 
     Raises:
+        TypeError: `input`, `weight` or `bias` is no tensor.
         ValueError: an argument has a wrong shape, dtype or device, or `impl` cannot serve it.
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
@@ -54,6 +55,8 @@ def depthwise_conv2d(
     name = dispatch.resolve(input, weight, impl)
     if name == "torch":
         return reference.forward(input, weight, bias)
+    if type(input) is not Tensor:
+        sharding.prepare(input)
     output: Tensor = ops.depthwise_conv2d(input, weight, bias, name, impl == "auto")
     return output
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, TypeVar
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from convmixer_kernels import dispatch
+from convmixer_kernels.arguments import check_tensor
 from convmixer_kernels.functional import depthwise_conv2d
+
+_Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -20,8 +25,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Args:
         channels: number of input and of output channels.
-        kernel_size: height and width of the filters; an even size pads the extra row and column at
-            the bottom and right.
+        kernel_size: height and width of the filters, an integer or a pair of equal ones; an even
+            size pads the extra row and column at the bottom and right.
         bias: whether to add a learnable bias.
         impl: as in `depthwise_conv2d`; may be changed later through the attribute of this name.
         device, dtype: of the parameters.
@@ -33,26 +38,35 @@ class DepthwiseConv2d(nn.Conv2d):
     `kernel_size`, the layer runs as `nn.Conv2d` under ``"auto"`` and ``"torch"`` and raises under
     a kernel. For `torch.fx` it is one node, as the layers of `torch.nn` are.
 
+    Attributes:
+        converted_from: the class of the layer that `from_conv2d` was given; None if built as is.
+
     Raises:
         ValueError: an argument is out of range; or, in the forward pass, an attribute was changed
             so that the kernel named by `impl` cannot serve the layer.
     """
 
     impl: str
+    converted_from: type[nn.Conv2d] | None = None
 
     def __init__(
         self,
         channels: int,
-        kernel_size: int,
-        bias: bool = True,
+        kernel_size: int | tuple[int, int],
         *,
+        bias: bool = True,
         impl: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, value in (("channels", channels), ("kernel_size", kernel_size)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+        _check_positive("channels", channels)
+        if isinstance(kernel_size, tuple | list):
+            if len(kernel_size) != 2 or kernel_size[0] != kernel_size[1]:
+                raise ValueError(
+                    f"kernel_size: got {kernel_size!r}, expected an integer or a pair of equal ones"
+                )
+            kernel_size = kernel_size[0]
+        _check_positive("kernel_size", kernel_size)
         dispatch.check_name(impl)
         super().__init__(
             channels,
@@ -68,27 +82,43 @@ class DepthwiseConv2d(nn.Conv2d):
 
     @classmethod
     def from_conv2d(cls, convolution: nn.Conv2d, impl: str = "auto") -> DepthwiseConv2d:
-        """A module that shares the parameters of `convolution` and carries over its hooks.
+        """Build a layer that shares the parameters of `convolution` and carries over its hooks.
+
+        A layer of a subclass stays of that subclass, with its attributes and methods, and a
+        parametrised one (`torch.nn.utils.parametrizations`) stays parametrised.
 
         Raises:
             ValueError: `convolution` is no depthwise convolution with stride 1 and 'same' zero
-                padding; the message says what it is instead.
+                padding, or computes something else; the message says what it is instead.
         """
         dispatch.check_name(impl)
         if reason := why_ineligible(convolution):
             raise ValueError(f"convolution: {reason}")
-        converted = cls.__new__(cls)
-        # Tables of parameters and hooks are copied, what they hold is shared.
-        converted.__dict__ = {
-            name: value.copy() if isinstance(value, dict) else value
-            for name, value in convolution.__dict__.items()
-        }
+        original = _unparametrised(convolution)
+        converted = _sharing(convolution, _depthwise_class(original))
+        assert isinstance(converted, DepthwiseConv2d)
+        if not issubclass(original, DepthwiseConv2d):
+            converted.converted_from = original
         converted.impl = impl
         return converted
+
+    def to_conv2d(self) -> nn.Conv2d:
+        """Build the layer of the class that `from_conv2d` was given; it shares the parameters.
+
+        Raises:
+            ValueError: this layer did not come from `from_conv2d`.
+        """
+        if self.converted_from is None:
+            raise ValueError("this layer was built as DepthwiseConv2d and converted from nothing")
+        restored = _sharing(self, self.converted_from)
+        for name in ("impl", "converted_from"):
+            del restored.__dict__[name]
+        return restored
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return one_node(self, input)
+        check_tensor("input", input)
         # Read once: a parametrisation computes it anew each time.
         weight = self.weight
         if reason := edited(self, weight):
@@ -106,12 +136,70 @@ class DepthwiseConv2d(nn.Conv2d):
         return f"{super().extra_repr()}, impl={self.impl!r}"
 
 
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+
+
+def _sharing(module: nn.Conv2d, cls: type[_Convolution]) -> _Convolution:
+    """A layer of class `cls` with the parameters, hooks and attributes of `module`."""
+    if parametrize.is_parametrized(module):
+        # The properties that compute the parameters are in a class that PyTorch made for `module`.
+        properties = dict(vars(type(module)))
+        for name in ("__dict__", "__weakref__"):
+            properties.pop(name, None)
+        cls = type(f"Parametrized{cls.__name__}", (cls,), properties)
+    layer = cls.__new__(cls)
+    # Tables of parameters and hooks are copied, what they hold is shared.
+    layer.__dict__ = {
+        name: value.copy() if isinstance(value, dict) else value
+        for name, value in module.__dict__.items()
+    }
+    return layer
+
+
+def _unparametrised(convolution: nn.Conv2d) -> type[nn.Conv2d]:
+    """The class of a layer before PyTorch made one of its own for it."""
+    cls = type(convolution)
+    if not parametrize.is_parametrized(convolution):
+        return cls
+    (original,) = cls.__bases__
+    return original
+
+
+def _depthwise_class(original: type[nn.Conv2d]) -> type[DepthwiseConv2d]:
+    """The class of what a layer of class `original` is converted to."""
+    if issubclass(original, DepthwiseConv2d):
+        return original
+    return DepthwiseConv2d if original is nn.Conv2d else _mixed_class(original)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _mixed_class(original: type) -> type[DepthwiseConv2d]:
+    # Pickle could not find a class that is made here by its name.
+    members = {"__reduce_ex__": _reduce_converted}
+    return type(f"Depthwise{original.__name__}", (DepthwiseConv2d, original), members)
+
+
+def _reduce_converted(layer: DepthwiseConv2d, protocol: int) -> tuple[Any, ...]:
+    reduced = nn.Module.__reduce_ex__(layer, max(protocol, 2))
+    assert isinstance(reduced, tuple)
+    return _new_converted, (layer.converted_from,), *reduced[2:]
+
+
+def _new_converted(original: type[nn.Conv2d]) -> DepthwiseConv2d:
+    cls = _depthwise_class(original)
+    return cls.__new__(cls)
+
+
 def why_ineligible(module: nn.Module) -> str | None:
     """One line on why `DepthwiseConv2d` cannot stand in for `module`; None if it can."""
     if not isinstance(module, nn.Conv2d):
         return f"a {type(module).__name__} is no nn.Conv2d"
-    if type(module) not in (nn.Conv2d, DepthwiseConv2d):
-        return f"{type(module).__name__} is a subclass of nn.Conv2d and may compute something else"
+    for name in ("forward", "_conv_forward", "__call__"):
+        own = getattr(type(module), name)
+        if own not in (getattr(nn.Conv2d, name), getattr(DepthwiseConv2d, name)):
+            return f"{type(module).__name__} has a {name} of its own"
     if "forward" in module.__dict__ or module._compiled_call_impl is not None:
         return "its forward has been replaced or compiled, which would go on running"
     for reason in (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from convmixer_kernels import (
     DepthwiseConv2d,
@@ -16,8 +19,8 @@ from convmixer_kernels import (
     depthwise_conv2d_gelu_batch_norm,
     gelu_batch_norm,
     modules,
+    restore_depthwise,
 )
-from convmixer_kernels.convert import unconverted_convolutions
 
 
 def plain(channels: int, size: int, **arguments) -> nn.Conv2d:
@@ -30,7 +33,7 @@ def test_equals_conv2d_with_the_same_seed(size, bias):
     torch.manual_seed(0)
     expected = plain(4, size, bias=bias)
     torch.manual_seed(0)
-    layer = DepthwiseConv2d(4, size, bias)
+    layer = DepthwiseConv2d(4, size, bias=bias)
 
     assert layer.padding == "same"
     state, expected_state = layer.state_dict(), expected.state_dict()
@@ -50,6 +53,34 @@ def test_equals_conv2d_with_the_same_seed(size, bias):
         torch.testing.assert_close(
             parameter.grad.double(), oracle_parameter.grad, atol=1e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("impl", ["cuda", "triton", "auto", "torch"])
+def test_on_the_meta_device_shapes_are_computed_under_any_implementation(impl):
+    layer = DepthwiseConv2d(4, 5, impl=impl, device="meta", dtype=torch.float16)
+    image = torch.empty(2, 4, 6, 7, device="meta", dtype=torch.float16, requires_grad=True)
+    output = layer(image)
+    assert (output.shape, output.device.type, output.dtype) == (image.shape, "meta", image.dtype)
+    output.sum().backward()
+    assert image.grad.shape == image.shape
+    assert layer.weight.grad.shape == layer.weight.shape
+    assert layer.bias.grad.shape == layer.bias.shape
+    named = impl in ("cuda", "triton")
+    with contextlib.nullcontext() if not named else pytest.raises(ValueError, match="not 6"):
+        DepthwiseConv2d(4, 6, impl=impl, device="meta", dtype=torch.float16)(image.detach())
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch", "triton"])
+def test_arrays_are_no_tensors(impl):
+    layer = DepthwiseConv2d(3, 5, impl=impl)
+    for shape in ((3, 4, 4), (1, 3, 4, 4)):
+        with pytest.raises(TypeError, match=r"input: got ndarray, expected a torch\.Tensor"):
+            layer(np.zeros(shape, dtype=np.float32))
+    operands = {"input": torch.zeros(1, 3, 4, 4), "weight": layer.weight, "bias": layer.bias}
+    for name, operand in operands.items():
+        array = {name: operand.detach().numpy()}
+        with pytest.raises(TypeError, match=rf"{name}: got ndarray, expected a torch\.Tensor"):
+            depthwise_conv2d(**{**operands, **array}, impl=impl)
 
 
 def test_single_image():
@@ -223,7 +254,12 @@ def test_dtype_and_device():
         ({"channels": 0}, "channels: got 0"),
         ({"channels": True}, "channels: got True"),
         ({"kernel_size": -3}, "kernel_size: got -3"),
-        ({"kernel_size": (3, 3)}, r"kernel_size: got \(3, 3\)"),
+        (
+            {"kernel_size": (3, 5)},
+            r"kernel_size: got \(3, 5\), expected an integer or a pair",
+        ),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size: got \(3, 3, 3\)"),
+        ({"kernel_size": (0, 0)}, "kernel_size: got 0"),
         ({"impl": "cudnn"}, "impl: got 'cudnn'"),
     ],
 )
@@ -231,6 +267,22 @@ def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         DepthwiseConv2d(**{"channels": 4, "kernel_size": 3, **arguments})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pair", [(3, 3), [3, 3]])
+def test_kernel_size_as_a_pair(pair):
+    torch.manual_seed(0)
+    expected = DepthwiseConv2d(4, 3)
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(4, pair)
+    assert layer.kernel_size == (3, 3)
+    assert torch.equal(layer.weight, expected.weight)
+
+
+def test_the_call_of_conv2d_is_refused():
+    """Taken by position, 4 output channels would become the kernel size and 5 the bias."""
+    with pytest.raises(TypeError, match="positional arguments"):
+        DepthwiseConv2d(4, 4, 5)
 
 
 def test_from_conv2d_shares_parameters_and_carries_hooks():
@@ -266,12 +318,30 @@ def test_from_conv2d_keeps_weight_normalisation():
 
 
 class OwnConv2d(nn.Conv2d):
-    pass
+    """A subclass that computes what `nn.Conv2d` does."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__(channels, channels, size, padding=size // 2, groups=channels)
+        self.label = "own"
+
+    def labelled(self) -> str:
+        return f"{self.label} {self.kernel_size[0]}"
+
+
+class ScaledConv2d(nn.Conv2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+class PaddedConv2d(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input + 1, weight, bias)
 
 
 INELIGIBLE = [
     (nn.Conv1d(4, 4, 3), "a Conv1d is no nn.Conv2d"),
-    (OwnConv2d(4, 4, 3, padding=1, groups=4), "OwnConv2d is a subclass"),
+    (ScaledConv2d(4, 4, 3, padding=1, groups=4), "ScaledConv2d has a forward of its own"),
+    (PaddedConv2d(4, 4, 3, padding=1, groups=4), "PaddedConv2d has a _conv_forward of its own"),
     (nn.Conv2d(4, 4, 3, padding=1), "1 groups, 4 input and 4 output channels"),
     (nn.Conv2d(4, 8, 3, padding=1, groups=4), "4 groups, 4 input and 8 output channels"),
     (nn.Conv2d(4, 4, (3, 5), padding="same", groups=4), "kernel size 3 x 5 is not square"),
@@ -297,8 +367,9 @@ def test_a_patched_or_compiled_forward_is_left_alone():
     patched.forward = lambda input: input
     compiled.compile(backend="eager")
     model = nn.Sequential(patched, compiled)
-    assert convert_depthwise(model) == []
-    reasons = unconverted_convolutions(model)
+    report = convert_depthwise(model)
+    assert report.converted == ()
+    reasons = report.left
     assert set(reasons) == {"0", "1"}
     assert all("its forward has been replaced or compiled" in reason for reason in reasons.values())
 
@@ -325,9 +396,10 @@ def test_convert_depthwise():
     model = Model()
     original = copy.deepcopy(model)
     parameters = list(model.parameters())
-    names = convert_depthwise(model, impl="torch")
+    report = convert_depthwise(model, impl="torch")
+    names = report.converted
 
-    assert names == ["spelled", "spelled_out", "inner.0", "alias", "one"]
+    assert names == ("spelled", "spelled_out", "inner.0", "alias", "one")
     assert all(type(model.get_submodule(name)) is DepthwiseConv2d for name in names)
     assert all(model.get_submodule(name).impl == "torch" for name in names)
     assert model.alias is model.inner[0]
@@ -343,7 +415,7 @@ def test_convert_depthwise():
     for parameter, other in zip(model.parameters(), original.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad)
 
-    assert unconverted_convolutions(model) == {
+    assert report.left == {
         "stem": "not depthwise: 1 groups, 3 input and 4 output channels",
         "strided": "stride is (2, 2), not 1",
     }
@@ -353,10 +425,104 @@ def test_convert_again_changes_the_implementation():
     model = Model()
     convert_depthwise(model)
     layer = model.spelled
-    names = convert_depthwise(model, impl="torch")
-    assert names == ["spelled", "spelled_out", "inner.0", "alias", "one"]
+    names = convert_depthwise(model, impl="torch").converted
+    assert names == ("spelled", "spelled_out", "inner.0", "alias", "one")
     assert model.spelled is layer
     assert layer.impl == "torch"
+
+
+@pytest.mark.parametrize("impl", ["auto", "cuda", "triton"])
+def test_only_what_a_kernel_serves_is_converted(impl):
+    model = nn.Sequential(*(plain(4, size) for size in (1, 2, 3, 13, 15, 17, 31)))
+    model.append(DepthwiseConv2d(4, 31, impl="torch"))
+    report = convert_depthwise(model, impl)
+    assert report.converted == ("2", "3", "4")
+    assert [type(layer) for layer in model[2:5]] == [DepthwiseConv2d] * 3
+    assert set(report.left) == {"0", "1", "5", "6", "7"}
+    assert (
+        report.left["6"] == "no kernel for filters of size 31, only for 3, 5, 7, 8, 9, 11, 13, 15"
+    )
+    assert type(model[6]) is nn.Conv2d
+    assert model[7].impl == "torch"
+
+
+def test_the_report_has_a_line_for_each_reason():
+    model = nn.Sequential(*(plain(4, 3) for _ in range(4)), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    model.append(nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4))
+    assert str(convert_depthwise(model)).splitlines() == [
+        "converted 4 (0, 1, 2, ...)",
+        "left 2 (4, 5): not depthwise: 1 groups, 4 input and 4 output channels",
+        "left 1 (6): stride is (2, 2), not 1",
+    ]
+    assert str(convert_depthwise(nn.Sequential())) == "converted 0"
+
+
+def test_restore_undoes_a_conversion():
+    model = Model()
+    model.own = DepthwiseConv2d(4, 3)
+    original = copy.deepcopy(model)
+    names = convert_depthwise(model, impl="torch").converted
+    seen = []
+    model.spelled.register_forward_hook(lambda *_: seen.append("hook"))
+    parameters = list(model.parameters())
+    assert restore_depthwise(model) == names[:-1]
+    assert repr(model) == repr(original).replace("impl='auto'", "impl='torch'")
+    assert [vars(layer).keys() for layer in model.modules()] == [
+        vars(layer).keys() for layer in original.modules()
+    ]
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    assert model.alias is model.inner[0]
+    image = torch.randn(2, 3, 9, 8)
+    assert torch.equal(model(image), original(image))
+    assert seen == ["hook"]
+    assert restore_depthwise(model) == ()
+
+
+def test_a_layer_built_as_it_is_has_nothing_to_go_back_to():
+    with pytest.raises(ValueError, match="built as DepthwiseConv2d"):
+        DepthwiseConv2d(4, 3).to_conv2d()
+    assert type(DepthwiseConv2d.from_conv2d(plain(4, 3)).to_conv2d()) is nn.Conv2d
+
+
+def test_subclasses_that_compute_the_same_are_converted_and_stay_themselves():
+    model = nn.Sequential(OwnConv2d(4, 7), OwnConv2d(4, 3))
+    image = torch.randn(2, 4, 9, 8)
+    expected = model(image)
+    assert convert_depthwise(model, impl="torch").converted == ("0", "1")
+    assert type(model[0]) is type(model[1])
+    for layer in (*model, copy.deepcopy(model[0]), pickle.loads(pickle.dumps(model[0]))):
+        assert isinstance(layer, DepthwiseConv2d) and isinstance(layer, OwnConv2d)
+        assert layer.labelled() == f"own {layer.kernel_size[0]}"
+        assert layer.impl == "torch"
+    torch.testing.assert_close(model(image), expected)
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied(image), model(image))
+    assert restore_depthwise(copied) == ("0", "1")
+    assert type(copied[0]) is OwnConv2d
+    assert torch.equal(copied(image), expected)
+
+
+@pytest.mark.parametrize("build", [plain, OwnConv2d])
+def test_parametrised_layers_stay_parametrised(build):
+    model = nn.Sequential(parametrizations.weight_norm(build(4, 3)))
+    names, image = list(model.state_dict()), torch.randn(2, 4, 5, 5)
+    original = model[0]
+    assert convert_depthwise(model).converted == ("0",)
+    assert list(model.state_dict()) == names
+    assert isinstance(model[0], DepthwiseConv2d)
+    with torch.no_grad():
+        original.parametrizations.weight.original0.mul_(2)
+    torch.testing.assert_close(model(image), original(image))
+    expected = model(image)
+    restored = nn.Sequential(model[0])
+    assert restore_depthwise(restored) == ("0",)
+    assert not isinstance(restored[0], DepthwiseConv2d)
+    assert torch.equal(restored(image), expected)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert isinstance(model[0], DepthwiseConv2d) and isinstance(model[0], type(build(4, 3)))
+    assert restore_depthwise(model) == ("0",)
+    assert type(model[0]) is type(build(4, 3))
+    assert torch.equal(model(image), expected)
 
 
 def test_convert_timm_model():
@@ -365,14 +531,19 @@ def test_convert_timm_model():
     model = convnext.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), num_classes=5).eval()
     image = torch.randn(1, 3, 64, 64)
     expected = model(image)
-    names = convert_depthwise(model)
-    assert names == [f"stages.{i}.blocks.0.conv_dw" for i in range(4)]
+    names = convert_depthwise(model).converted
+    assert names == tuple(f"stages.{i}.blocks.0.conv_dw" for i in range(4))
     torch.testing.assert_close(model(image), expected)
 
 
 def test_convert_refuses_a_lone_convolution_and_an_unknown_implementation():
     with pytest.raises(ValueError, match=r"lone convolution.*from_conv2d"):
         convert_depthwise(plain(4, 3))
+    with pytest.raises(ValueError, match=r"lone convolution.*to_conv2d"):
+        restore_depthwise(DepthwiseConv2d(4, 3))
+    for function in (convert_depthwise, restore_depthwise):
+        with pytest.raises(TypeError, match=r"module: got 'convnext_tiny', expected an nn\.Module"):
+            function("convnext_tiny")
     model = nn.Sequential(DepthwiseConv2d(4, 3), plain(4, 3))
     with pytest.raises(ValueError, match="impl: got 'fast'"):
         convert_depthwise(model, impl="fast")

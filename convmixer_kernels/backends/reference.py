@@ -56,7 +56,8 @@ def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | Non
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Differentiable; `bias` is rounded to the dtype of `input`, as `F.conv2d` demands."""
-    if bias is not None:
+    # Quantisers look for the parameter itself in exported programs, so no cast is traced in vain.
+    if bias is not None and bias.dtype != input.dtype:
         bias = bias.to(input.dtype)
     channels, size = input.shape[1], weight.shape[-1]
     if size % 2 == 0:
@@ -99,4 +100,5 @@ def _laid_out_like(input: Tensor, output: Tensor) -> Tensor:
     """`output` with the strides that kernels give it: PyTorch returns contiguous ones for CNHW."""
     if not layout.is_channels_outermost(input) or derivatives.in_transform():
         return output
-    return layout.empty_like_input(input).copy_(output)
+    # Nothing is written in place: exported programs are decomposed into these operations.
+    return output.transpose(0, 1).contiguous().transpose(0, 1)
