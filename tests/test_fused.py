@@ -277,16 +277,16 @@ def test_in_training_the_convolution_is_rounded_and_then_the_output(
 ) -> None:
     """The residual is added to the normalised convolution before that is rounded."""
     arguments = cancelling_arguments(shape, layout, dtype)
-    impl = use(name)
+    steps = dispatch.backend(use(name))
     assert arguments.weight is not None
-    value, moments = ops.forward_moments(
-        arguments.input, arguments.weight, None, arguments.activation, impl
+    value, moments = steps.forward_moments(
+        arguments.input, arguments.weight, None, arguments.activation
     )
-    table = ops.batch_normalisation(moments[None], None, None, None, None, 0.1, 1e-5, impl)
+    table = steps.batch_normalisation(moments[None], None, None, None, None, 0.1, 1e-5)
     mean, scale = (row.double()[:, None, None] for row in table[:2])
     normalised = (value.double() - mean) * scale
     residual = LAYOUTS[layout]((arguments.grad / 64 - normalised).to(dtype))
-    actual = ops.normalise(value, None, table, residual, arguments.activation, impl)
+    actual = steps.normalise(value, None, table, residual, arguments.activation)
     terms = value.double().abs() * scale + residual.double().abs() + (mean * scale).abs()
     assert_rounded_once(actual, normalised + residual.double(), terms)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import facts
 import measure
 import source_variants
-from convmixer_kernels import ops
+from convmixer_kernels import dispatch
 from measurement import NotMeasured
 from phases import building
 from phases.context import Visit, tool
@@ -86,30 +86,32 @@ class _Tensors:
 
 
 def _choices(impl: str, kernel_size: int) -> dict[str, Callable[[_Tensors], Any]]:
+    steps = dispatch.backend(impl)
+
     def fused(t: _Tensors) -> Any:
-        return ops.fused_backward(
+        return steps.fused_backward(
             *(t.input, t.value, t.grad, t.weight, t.normalisation, t.sums),
-            *("gelu", True, kernel_size, True, impl),
+            *("gelu", True, kernel_size, True),
         )
 
     def split(t: _Tensors) -> Any:
-        grad_value, _ = ops.value_gradient(
-            t.value, None, t.grad, t.normalisation, t.sums, "gelu", True, impl
+        grad_value, _ = steps.value_gradient(
+            t.value, None, t.grad, t.normalisation, t.sums, "gelu", True
         )
         if impl == "torch":  # whose autograd has the rest
             return grad_value
         return (
-            ops.depthwise_conv2d_input_gradient(grad_value, t.weight, impl),
-            ops.depthwise_conv2d_weight_gradient(t.input, grad_value, kernel_size, True, impl),
+            steps.input_gradient(grad_value, t.weight),
+            steps.weight_gradient(t.input, grad_value, kernel_size, True),
         )
 
     def normalised(activation: str) -> Callable[[_Tensors], Any]:
-        return lambda t: ops.forward_normalised(
-            t.input, t.weight, None, t.normalisation, activation, True, impl
+        return lambda t: steps.forward_normalised(
+            t.input, t.weight, None, t.normalisation, activation, True
         )
 
     def moments(activation: str) -> Callable[[_Tensors], Any]:
-        return lambda t: ops.forward_moments(t.input, t.weight, None, activation, impl)
+        return lambda t: steps.forward_moments(t.input, t.weight, None, activation)
 
     return {
         "backward, fused": fused,

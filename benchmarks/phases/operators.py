@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import Tensor
 
-from convmixer_kernels import ops
+from convmixer_kernels import dispatch
 
 # Kernel size, height and width: planes that are whole, ragged, tiny and wide.
 SMALL = ((9, 32, 32), (7, 14, 14), (15, 8, 8), (9, 9, 13), (5, 40, 72), (11, 16, 16))
@@ -42,20 +42,21 @@ def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
     normalisation = torch.ones(5, channels, device=input.device)
     sums = torch.ones(2, channels, device=input.device)
     parameters = [torch.ones(channels, device=input.device) for _ in range(4)]
-    output = ops.depthwise_conv2d(input, weight, parameters[0], impl)
-    value, moments = ops.forward_moments(input, weight, None, "gelu", impl)
+    steps = dispatch.backend(impl)
+    output = steps.forward(input, weight, parameters[0])
+    value, moments = steps.forward_moments(input, weight, None, "gelu")
     if impl != "torch":  # whose autograd has these
-        ops.depthwise_conv2d_input_gradient(output, weight, impl)
-        ops.depthwise_conv2d_weight_gradient(input, output, kernel_size, True, impl)
-    ops.forward_normalised(input, weight, None, normalisation, "gelu", True, impl)
-    ops.moments(value, None, "gelu", impl)
-    ops.batch_normalisation(moments[None], *parameters, 0.1, 1e-5, impl)
-    ops.normalise(value, None, normalisation, input, "gelu", impl)
-    ops.gradient_sums(value, None, output, normalisation, "gelu", impl)
-    ops.value_gradient(value, None, output, normalisation, sums, "gelu", True, impl)
-    ops.fused_backward(
+        steps.input_gradient(output, weight)
+        steps.weight_gradient(input, output, kernel_size, True)
+    steps.forward_normalised(input, weight, None, normalisation, "gelu", True)
+    steps.moments(value, None, "gelu")
+    steps.batch_normalisation(moments[None], *parameters, 0.1, 1e-5)
+    steps.normalise(value, None, normalisation, input, "gelu")
+    steps.gradient_sums(value, None, output, normalisation, "gelu")
+    steps.value_gradient(value, None, output, normalisation, sums, "gelu", True)
+    steps.fused_backward(
         *(input, value, output, weight, normalisation, sums, "gelu", True),
-        *(kernel_size, True, impl),
+        *(kernel_size, True),
     )
 
 
