@@ -110,7 +110,8 @@ def compile_to_ptx(toolkit: toolchain.Toolkit, source: Path, output: Path) -> No
     """Compiles one file of kernels to what the interpreter reads; errors as `build_extension`."""
     command = (toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS)
     architecture = f"-arch=compute_{toolchain.OLDEST_ARCHITECTURE}"
-    subprocess.run([*command, architecture, "-ptx", source, "-o", output], check=True)
+    # What is compiled this way has faults planted in it, of which the compiler warns.
+    subprocess.run([*command, "-w", architecture, "-ptx", source, "-o", output], check=True)
 
 
 def build_cubins(

@@ -101,7 +101,7 @@ def _other_constant(line: str, registers: list[str], pick: random.Random) -> str
 
 def _cut_off(line: str, registers: list[str], pick: random.Random) -> str | None:
     """Rounds towards zero instead of to the nearest."""
-    return line.replace(".rn.", ".rz.", 1) if line.startswith("cvt.rn.") else None
+    return line.replace(".rn.", ".rz.", 1) if re.match(r"(?:\{ )?cvt\.rn\.b?f16", line) else None
 
 
 def _removed(pattern: str) -> Callable[[str, list[str], random.Random], str | None]:
@@ -203,7 +203,11 @@ def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, M
         registers: list[str] = []
         choices = _choices_of_divisions(module, kernel.name)
         for number, line in module.instructions(kernel.name):
-            if not re.match(r"@?!?%?\w[\w.]*\s*.*;$", line) or number in idle | choices:
+            # Inline assembly may stand in braces.
+            if (
+                not re.match(r"(?:@|\{ )?!?%?\w[\w.]*\s*.*;(?: \})?$", line)
+                or number in idle | choices
+            ):
                 continue
             for kind, plant in KINDS.items():
                 after = plant(line, registers, pick)
