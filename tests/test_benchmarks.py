@@ -26,7 +26,8 @@ import shapes
 import ways
 from arithmetic import Ceilings, Work, block_work, change, depthwise_work, noise, speedup
 from convmixer import ConvMixer
-from convmixer_kernels import dispatch, ops
+from convmixer_kernels import dispatch
+from convmixer_kernels.backends import cuda
 from measurement import NotMeasured, WrongResult
 from shapes import Case
 
@@ -330,7 +331,7 @@ class TestBlocks:
     def test_the_kernels_run_the_fused_operations(
         self, operation: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        called = record_calls(monkeypatch, ops)
+        called = record_calls(monkeypatch, cuda)
         assert block_error(peers.KERNELS[0], tiny_block(operation, "contiguous", "float16")) is None
         assert ("forward_normalised" in called) is (operation == "inference")
         assert ("forward_moments" in called) is (operation != "inference")
@@ -351,7 +352,7 @@ FUSED = ("forward_normalised", "forward_moments", "moments", "normalise", "fused
 
 
 def record_calls(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
-    """The fused operators that are called from now on."""
+    """The fused steps that are called from now on."""
     called: set[str] = set()
 
     def recorded(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -423,7 +424,7 @@ class TestNetworks:
             "resolve",
             lambda input, weight, impl: resolve(input, weight, impl.replace("auto", "cuda")),
         )
-        called = record_calls(monkeypatch, ops)
+        called = record_calls(monkeypatch, cuda)
         torch.manual_seed(0)
         model = ConvMixer(4, 2, 3, 4, n_classes=3).to(DEVICE).half().train(training)
         images = torch.randn(2, 3, 16, 16).to(DEVICE).half()

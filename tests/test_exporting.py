@@ -16,6 +16,8 @@ from convmixer_kernels.exporting import decompose
 
 from .test_depthwise import DEVICE
 
+pytestmark = pytest.mark.gpu
+
 IMPL = "triton"
 
 

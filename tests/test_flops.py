@@ -14,6 +14,8 @@ from convmixer_kernels import DepthwiseConv2d, depthwise_conv2d_gelu_batch_norm
 from .fused_cases import DEVICE
 from .test_depthwise import KERNELS
 
+pytestmark = pytest.mark.gpu
+
 IMAGE = (2, 3, 8, 8)
 CONVOLUTION = 2 * 2 * 3 * 8 * 8 * 5 * 5
 

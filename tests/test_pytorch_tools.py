@@ -33,6 +33,8 @@ from convmixer_kernels.backends import reference
 from . import strided
 from .test_depthwise import DEVICE, FP16
 
+pytestmark = pytest.mark.gpu
+
 LAYOUTS = {
     "contiguous": Tensor.clone,
     "CNHW": strided.channels_outermost,

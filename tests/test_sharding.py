@@ -17,6 +17,8 @@ from convmixer_kernels import DepthwiseConv2d
 
 from .test_depthwise import DEVICE, KERNELS
 
+pytestmark = pytest.mark.gpu
+
 fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
 tensor = pytest.importorskip("torch.distributed.tensor")
 

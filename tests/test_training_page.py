@@ -51,8 +51,10 @@ def test_examples_in_python_run(monkeypatch, tmp_path):
         return create_model(name, pretrained and weights, **size, **options)
 
     monkeypatch.setattr(convmixer, "create_model", small)
+    scopes = []
     for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
-        scope = {"create_model": small}
-        exec(block, scope)
+        scopes.append({"create_model": small})
+        exec(block, scopes[-1])
+    [scope] = [each for each in scopes if "features" in each]
     assert scope["model"].num_classes == 5
     assert scope["features"].feature_info.module_name() == ["blocks.7", "blocks.15", "blocks.31"]

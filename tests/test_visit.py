@@ -297,7 +297,7 @@ class TestSources:
         assert changed == [variant.file]
 
     def test_sanitizers_know_the_kernels_of_triton(self) -> None:
-        sources = (ROOT / "convmixer_kernels" / "backends" / "triton").glob("*.py")
+        sources = (ROOT / "convmixer_kernels" / "backends" / "triton").rglob("*.py")
         launched = {
             name
             for path in sources
