@@ -63,8 +63,11 @@ def interpreter() -> ModuleType:
 
 
 @contextlib.contextmanager
-def launching() -> Iterator[ModuleType]:
+def launching(**changes: object) -> Iterator[ModuleType]:
     """Lets kernels access the tensors of `permit` meanwhile, and nothing else.
+
+    Args:
+        changes: what is set otherwise than usual; `settings` goes before it.
 
     Yields:
         The interpreter, with `settings`.
@@ -75,7 +78,7 @@ def launching() -> Iterator[ModuleType]:
     global is_launching
     machine = interpreter()
     with _lock:
-        machine.set(**_defaults() | settings)
+        machine.set(**_defaults() | changes | settings)
         is_launching = True
         try:
             yield machine
@@ -106,8 +109,9 @@ def permit(tensor: Tensor, writable: bool) -> None:
 
 @functools.cache
 def _defaults() -> dict[str, object]:
+    # A copy that reads nothing still names an address, which a GPU was reported to touch.
     values: dict[str, object] = interpreter().settings()
-    return values
+    return values | {"check_absent_copies": True}
 
 
 @functools.cache
