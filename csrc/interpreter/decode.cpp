@@ -1,6 +1,9 @@
 // The body of a kernel: directives, labels and instructions.
-#include <algorithm>
-#include <iterator>
+#include <exception>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
 
 #include "interpreter.h"
 #include "module.h"
@@ -23,9 +26,9 @@ class BodyDecoder {
       read_body();
       append_exit();
       resolve_labels();
-    } catch (const Refusal& refusal) {
+    } catch (const std::exception& error) {
       throw Refusal(kernel_.module->file + ":" + std::to_string(location_.line) + ": " +
-                    refusal.what());
+                    error.what());
     }
     program_.constants = symbols_.constants();
     program_.specials = symbols_.specials();

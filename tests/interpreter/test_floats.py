@@ -69,7 +69,8 @@ def test_roots_and_reciprocals() -> None:
     expected = [0x3EAAAAAB, INF | MINUS, 0, INF]
     assert compute("rcp.rn.f32 %d, %a;", "b32", a=("b32", values)) == expected
     # .ftz takes a subnormal number for zero, and makes one zero.
-    values = [SUBNORMAL, SUBNORMAL | MINUS, bits_of(2.0**127)]
+    below = bits_of(2.0**-127)  # its reciprocal would be a float
+    values = [below, below | MINUS, bits_of(2.0**127)]
     flushed = compute("rcp.approx.ftz.f32 %d, %a;", "b32", a=("b32", values))
     assert flushed == [INF, INF | MINUS, 0]
     assert compute("rsqrt.approx.f32 %d, %a;", "f32", a=("f32", [4.0, 0.0])) == [0.5, math.inf]
