@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from convmixer_kernels import emulated_gpu
 
-from .running import gpu_of, run
+from .running import SETTINGS, gpu_of, run
 from .steps import Case, prepare
 
-BF16 = torch.bfloat16
-# A case of every family of kernels, with several windows and strips, or shares that are added.
+Shape = tuple[int, int, int, int]
+_PLANES = ((3, 2, 20, 44), (5, 9, 50, 41), (1, 5, 70, 48), (40, 2, 9, 44))
+_WHOLE = ((9, 5, 16, 16), (40, 9, 16, 16))
+_PIXELS = ((2, 16, 20, 44), (3, 11, 50, 41), (1, 40, 70, 47), (40, 8, 9, 44))
+_VALUES = ((9, 3, 16, 16), (19, 9, 32, 24), (3, 5, 7, 9))
+
+
+def _cases(operation: str, shapes: Iterable[Shape], layout: str = "contiguous") -> tuple[Case, ...]:
+    """The first in one share of the images, the others in several."""
+    return tuple(
+        Case(operation, shape, 9, torch.bfloat16, layout, multiprocessors=7 if number else 1)
+        for number, shape in enumerate(shapes)
+    )
+
+
+# Of each family of kernels the cases of which one must notice a fault; the first one chooses the
+# kernels, the others are for the same ones: other alignments, more items, channels left over.
 FAMILIES = {
-    "forward, whole planes": Case("forward", (9, 5, 32, 32), 9, BF16),
-    "forward": Case("forward", (3, 2, 20, 44), 9, BF16),
-    "weight gradient": Case("weight_gradient", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
-    "channels_last forward": Case("forward", (2, 16, 20, 44), 9, BF16, "channels_last"),
-    "channels_last weight gradient": Case(
-        "weight_gradient", (5, 8, 20, 18), 9, BF16, "channels_last", multiprocessors=7
-    ),
-    "fused forward": Case("forward_normalised", (3, 2, 20, 44), 9, BF16),
-    "fused channels_last forward": Case(
-        "forward_normalised", (2, 16, 20, 44), 9, BF16, "channels_last"
-    ),
-    "moments forward": Case("forward_moments", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
-    "backward": Case("fused_backward", (9, 5, 16, 16), 9, BF16, multiprocessors=7),
-    "batch norm": Case("statistics", (9, 3, 16, 16), 9, BF16, multiprocessors=7),
-    "channels_last batch norm": Case(
-        "statistics", (5, 24, 7, 7), 9, BF16, "channels_last", multiprocessors=7
-    ),
+    "forward, whole planes": _cases("forward", _WHOLE),
+    "forward": _cases("forward", _PLANES),
+    "weight gradient": _cases("weight_gradient", _PLANES),
+    "channels_last forward": _cases("forward", _PIXELS, "channels_last"),
+    "channels_last weight gradient": _cases("weight_gradient", _PIXELS, "channels_last"),
+    "fused forward": _cases("forward_normalised", _PLANES),
+    "fused channels_last forward": _cases("forward_normalised", _PIXELS, "channels_last"),
+    "moments forward": _cases("forward_moments", _WHOLE),
+    "backward": _cases("fused_backward", _WHOLE),
+    "batch norm": _cases("statistics", _VALUES),
+    "channels_last batch norm": _cases("statistics", _PIXELS, "channels_last"),
 }
 SECONDS = 5  # of processor time; a kernel with a fault may not end
 
@@ -162,14 +172,18 @@ class Module:
     def _without_extra_barriers(self) -> None:
         """Leaves out the barriers that only keep ptxas from loading early.
 
-        They would stand in for the others.
+        They would stand in for the others. So would the one that ends Bands::load: each kernel has
+        another one before it writes there.
         """
         source = (emulated_gpu.CSRC / "toeplitz.cuh").read_text().split("\n")
-        at = next(n for n, line in enumerate(source, 1) if "void load_no_further()" in line)
+        early = next(n for n, line in enumerate(source, 1) if "void load_no_further()" in line)
+        bands = max(n for n, line in enumerate(source[: early - 1], 1) if "__syncwarp" in line)
         file = next((f.split()[1] for f in self._files if f.endswith('toeplitz.cuh"')), None)
-        inlined = f"inlined_at {file} {at} "
+        inlined = tuple(f"inlined_at {file} {at} " for at in (early, bands))
         for number, line in enumerate(self.lines[1:], 1):
-            if line.startswith("bar.warp.sync") and inlined in self.lines[number - 1]:
+            if line.startswith("bar.warp.sync") and any(
+                each in self.lines[number - 1] for each in inlined
+            ):
                 self.lines[number] = ""
 
     def instructions(self, kernel: str) -> Iterator[tuple[int, str]]:
@@ -188,7 +202,7 @@ class Module:
 
 def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, Module]]:
     """Faults at instructions that the case of a family executes, some of each kind, at random."""
-    case = FAMILIES[family]
+    case = FAMILIES[family][0]
     interpreter = emulated_gpu.interpreter()
     before = {each.name: each.launches for each in interpreter.kernels()}
     step, _ = prepare(case)
@@ -205,7 +219,7 @@ def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, M
         for number, line in module.instructions(kernel.name):
             # Inline assembly may stand in braces.
             if (
-                not re.match(r"(?:@|\{ )?!?%?\w[\w.]*\s*.*;(?: \})?$", line)
+                not re.match(r"(?:@|\{ )?!?%?\w[\w.]*\s*.*;(?: ?\})?$", line)
                 or number in idle | choices
             ):
                 continue
@@ -243,11 +257,19 @@ def notice(fault: Fault, module: Module) -> str:
     return in_a_process_of_its_own(FAMILIES[fault.family], module.file, module.changed(fault))
 
 
-def in_a_process_of_its_own(case: Case, file: str, text: str) -> str:
-    """What is wrong with a case once the kernels of `text` have replaced those of their names.
+@functools.cache
+def _load_kernels(case: Case) -> None:
+    """Launches the extension's own kernels, which loads them, before others take their place."""
+    run(case, SETTINGS[:1])
+
+
+def in_a_process_of_its_own(cases: tuple[Case, ...], file: str, text: str) -> str:
+    """What the first case shows that shows anything, once the kernels of `text` are loaded.
 
     The process also ends with kernels that do not.
     """
+    for case in cases:
+        _load_kernels(case)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -256,7 +278,7 @@ def in_a_process_of_its_own(case: Case, file: str, text: str) -> str:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             emulated_gpu.interpreter().load(file, text)
-            found = "; ".join(run(case).problems)
+            found = next((problem for case in cases for problem in run(case).problems), "")
         except BaseException as error:
             found = f"{type(error).__name__}: {error}"
         os.write(writer, found.replace("\n", " ")[:300].encode())
