@@ -60,6 +60,15 @@ void Symbols::declare_register(const std::string& name, int bits) {
   register_bits_.push_back(bits);
 }
 
+Operand Symbols::sink(int bits) {
+  const std::string name = "_" + std::to_string(bits);
+  if (const auto found = scopes_.front().find(name); found != scopes_.front().end())
+    return {found->second.number};
+  scopes_.front()[name] = {static_cast<int32_t>(register_bits_.size()), bits};
+  register_bits_.push_back(bits);
+  return {scopes_.front()[name].number};
+}
+
 void Symbols::declare_variable(const std::string& name, uint32_t address) {
   variables_[name] = address;
 }
@@ -262,13 +271,27 @@ void Statement::read_predicate(int source, bool& negated) {
 
 int Statement::write_list(int first, int most, Type type) {
   const bool braces = take_symbol('{');
-  int count = 0;
+  int count = 0, bits = 0;
+  uint32_t sinks = 0;  // parts that nobody wants, named _
   do {
     if (count == most) refuse("too many operands");
-    instruction.register_bytes[count] = static_cast<uint8_t>(write_any(first + count, type) / 8);
+    if (!at_end() && next() == "_") {
+      word();
+      sinks |= 1u << count;
+    } else {
+      bits = write_any(first + count, type);
+      instruction.register_bytes[count] = static_cast<uint8_t>(bits / 8);
+    }
     ++count;
   } while (braces && take_symbol(','));
   if (braces && !take_symbol('}')) refuse("expected }");
+  // They are as wide as the others.
+  for (int part = 0; part < count; ++part) {
+    if (!(sinks >> part & 1)) continue;
+    if (bits == 0) refuse("nothing but _");
+    instruction.destinations[first + part] = symbols_.sink(bits);
+    instruction.register_bytes[part] = static_cast<uint8_t>(bits / 8);
+  }
   return count;
 }
 

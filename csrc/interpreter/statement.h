@@ -27,6 +27,8 @@ class Symbols {
   void close_scope() { scopes_.pop_back(); }
   bool in_inner_scope() const { return scopes_.size() > 1; }
 
+  // A register that takes what nobody wants.
+  Operand sink(int bits);
   void declare_register(const std::string& name, int bits);
   void declare_variable(const std::string& name, uint32_t address);
 

@@ -180,10 +180,11 @@ class Module:
         bands = max(n for n, line in enumerate(source[: early - 1], 1) if "__syncwarp" in line)
         file = next((f.split()[1] for f in self._files if f.endswith('toeplitz.cuh"')), None)
         inlined = tuple(f"inlined_at {file} {at} " for at in (early, bands))
-        for number, line in enumerate(self.lines[1:], 1):
-            if line.startswith("bar.warp.sync") and any(
-                each in self.lines[number - 1] for each in inlined
-            ):
+        place = ""
+        for number, line in enumerate(self.lines):
+            if line.startswith(".loc"):
+                place = line + " "
+            elif line.startswith("bar.warp.sync") and any(each in place for each in inlined):
                 self.lines[number] = ""
 
     def instructions(self, kernel: str) -> Iterator[tuple[int, str]]:

@@ -165,3 +165,8 @@ def test_division_by_zero_is_found_where_a_lane_divides() -> None:
     assert found.line == line_of(text, "div.s32 %x, 6")
     assert found.count == 1
     assert interpreter().take_findings() == []
+
+
+def test_a_part_that_nobody_wants_is_left_out() -> None:
+    text = "{ .reg .b16 %h; mov.b32 {_, %h}, %a; mov.b32 %d, {%h, %h}; }"
+    assert compute(text, "b32", a=("b32", [0x12345678])) == [0x12341234]

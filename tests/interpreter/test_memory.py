@@ -393,7 +393,7 @@ def test_sectors_of_global_memory(scale: int, offset: int, sectors: int) -> None
     memory = Buffer("u32", [0] * 300)
     counters = counters_of(access(f"ld.global.b32 %x, [%offset64+{offset}];", scale), memory)
     assert counters["global_sectors_read"] == sectors
-    assert counters["global_bytes_read"] == (128 if scale else 4)  # the same for all lanes
+    assert counters["global_bytes_read"] == (128 if scale else 4)  # once what lanes share
     assert counters["global_bytes_written"] == counters["global_sectors_written"] == 0
     if scale:
         counters = counters_of(access(f"st.global.b16 [%offset64+{offset}], %x;", scale), memory)
