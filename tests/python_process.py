@@ -9,11 +9,12 @@ from pathlib import Path
 
 
 def run_python(program: str, interpret: bool) -> str:
-    """What `program` prints, with the repository and benchmarks/ on its path."""
+    """What `program` prints, with the paths that pytest has in this repository."""
     root = Path(__file__).resolve().parents[1]
     switches = ("TRITON_INTERPRET", "CONVMIXER_KERNELS_EMULATE")
     environment = {key: value for key, value in os.environ.items() if key not in switches}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "benchmarks")])
+    paths = (root, root / "benchmarks", root / "csrc" / "build_tools")
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     if interpret:
         environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(

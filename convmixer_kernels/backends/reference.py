@@ -100,5 +100,6 @@ def _laid_out_like(input: Tensor, output: Tensor) -> Tensor:
     """`output` with the strides that kernels give it: PyTorch returns contiguous ones for CNHW."""
     if not layout.is_channels_outermost(input) or derivatives.in_transform():
         return output
-    # Nothing is written in place: exported programs are decomposed into these operations.
-    return output.transpose(0, 1).contiguous().transpose(0, 1)
+    # The clone keeps the strides and is no view, so that users may change it in place. Nothing is
+    # written in place here, because exported programs are decomposed into these operations.
+    return output.transpose(0, 1).contiguous().transpose(0, 1).clone()

@@ -1,5 +1,6 @@
 // Global memory: what kernels may touch, and which warps touched it.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -9,12 +10,31 @@
 
 namespace ptx {
 
+// Numbers that are 0 until they are written. The system gives them memory page by page, so that those
+// of a tensor with huge strides take what kernels touch of it.
+class Stamps {
+ public:
+  Stamps() = default;
+  Stamps(const Stamps&) = delete;
+  Stamps& operator=(const Stamps&) = delete;
+  ~Stamps() { clear(); }
+
+  bool empty() const { return numbers_ == nullptr; }
+  void assign(size_t count);
+  void clear();
+  uint32_t& operator[](size_t index) { return numbers_[index]; }
+
+ private:
+  uint32_t* numbers_ = nullptr;
+  size_t bytes_ = 0;
+};
+
 // Memory that was permitted. Each two bytes remember the warp that wrote them and the one that read
 // them, as stamps: 0 or a number below that of the running launch means nobody.
 struct Buffer {
   uint64_t begin = 0, end = 0;
   bool writable = true;
-  std::vector<uint32_t> writers, readers;  // empty before the first access with races searched
+  Stamps writers, readers;  // empty before the first access with races searched
 
   bool holds(uint64_t address, uint64_t bytes) const {
     return address >= begin && address + bytes <= end;
