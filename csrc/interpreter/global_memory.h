@@ -9,12 +9,32 @@
 
 namespace ptx {
 
+// As many zeros as asked for, of which only those that are accessed take memory: tensors may lie
+// gigabytes apart.
+class Stamps {
+ public:
+  Stamps() = default;
+  Stamps(const Stamps&) = delete;
+  Stamps& operator=(const Stamps&) = delete;
+  ~Stamps() { clear(); }
+
+  // Throws std::bad_alloc if there is no room for the addresses.
+  void allocate(size_t count);
+  void clear();
+  bool empty() const { return count_ == 0; }
+  uint32_t& operator[](size_t index) { return stamps_[index]; }
+
+ private:
+  uint32_t* stamps_ = nullptr;
+  size_t count_ = 0;
+};
+
 // Memory that was permitted. Each two bytes remember the warp that wrote them and the one that read
 // them, as stamps: 0 or a number below that of the running launch means nobody.
 struct Buffer {
   uint64_t begin = 0, end = 0;
   bool writable = true;
-  std::vector<uint32_t> writers, readers;  // empty before the first access with races searched
+  Stamps writers, readers;  // empty before the first access with races searched
 
   bool holds(uint64_t address, uint64_t bytes) const {
     return address >= begin && address + bytes <= end;
