@@ -121,6 +121,7 @@ def test_onnx():
     torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="a C++ compiler takes minutes for it")
 def test_compiled_ahead_of_time(tmp_path: Path):
     """The operator alone: what else a model has takes a C++ compiler most of a minute."""
     model, batch = small()[:1], image(2, 4, 8, 8)

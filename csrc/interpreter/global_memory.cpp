@@ -7,18 +7,18 @@
 
 namespace ptx {
 
-void Stamps::assign(size_t count) {
-  clear();
-  bytes_ = count * sizeof(uint32_t);
-  void* const pages = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (pages == MAP_FAILED) throw std::bad_alloc();
-  numbers_ = static_cast<uint32_t*>(pages);
+void Stamps::clear() {
+  if (count_ > 0) munmap(stamps_, count_ * sizeof(uint32_t));
+  stamps_ = nullptr;
+  count_ = 0;
 }
 
-void Stamps::clear() {
-  if (numbers_ != nullptr) munmap(numbers_, bytes_);
-  numbers_ = nullptr;
+void Stamps::allocate(size_t count) {
+  void* const memory = mmap(nullptr, count * sizeof(uint32_t), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  stamps_ = static_cast<uint32_t*>(memory);
+  count_ = count;
 }
 
 void Permissions::permit(uint64_t address, uint64_t bytes, bool writable) {
@@ -86,8 +86,8 @@ GlobalMemory::Others GlobalMemory::note_read(Buffer& buffer, uint64_t address, u
                                              uint32_t stamp) {
   if (buffer.writers.empty()) {
     const size_t pairs = (buffer.end - buffer.begin) / 2 + 1;
-    buffer.writers.assign(pairs);
-    buffer.readers.assign(pairs);
+    buffer.writers.allocate(pairs);
+    buffer.readers.allocate(pairs);
   }
   const size_t first = (address - buffer.begin) / 2;
   const size_t last = (address - buffer.begin + bytes - 1) / 2;
@@ -106,8 +106,8 @@ GlobalMemory::Others GlobalMemory::note_write(Buffer& buffer, uint64_t address, 
                                               uint32_t stamp) {
   if (buffer.writers.empty()) {
     const size_t pairs = (buffer.end - buffer.begin) / 2 + 1;
-    buffer.writers.assign(pairs);
-    buffer.readers.assign(pairs);
+    buffer.writers.allocate(pairs);
+    buffer.readers.allocate(pairs);
   }
   const size_t first = (address - buffer.begin) / 2;
   const size_t last = (address - buffer.begin + bytes - 1) / 2;

@@ -1,6 +1,5 @@
 // Global memory: what kernels may touch, and which warps touched it.
 #pragma once
-#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -10,8 +9,8 @@
 
 namespace ptx {
 
-// Numbers that are 0 until they are written. The system gives them memory page by page, so that those
-// of a tensor with huge strides take what kernels touch of it.
+// As many zeros as asked for, of which only those that are accessed take memory: tensors may lie
+// gigabytes apart.
 class Stamps {
  public:
   Stamps() = default;
@@ -19,14 +18,15 @@ class Stamps {
   Stamps& operator=(const Stamps&) = delete;
   ~Stamps() { clear(); }
 
-  bool empty() const { return numbers_ == nullptr; }
-  void assign(size_t count);
+  // Throws std::bad_alloc if there is no room for the addresses.
+  void allocate(size_t count);
   void clear();
-  uint32_t& operator[](size_t index) { return numbers_[index]; }
+  bool empty() const { return count_ == 0; }
+  uint32_t& operator[](size_t index) { return stamps_[index]; }
 
  private:
-  uint32_t* numbers_ = nullptr;
-  size_t bytes_ = 0;
+  uint32_t* stamps_ = nullptr;
+  size_t count_ = 0;
 };
 
 // Memory that was permitted. Each two bytes remember the warp that wrote them and the one that read
