@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import struct
 from collections.abc import Iterator
 from types import ModuleType
@@ -31,12 +32,15 @@ _FORMATS |= {"u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q", "fp32": "
 _SCRATCH = struct.pack("Q", 0)  # kernels end with two addresses, of memory that none of ours needs
 
 
+# Of kernels of every architecture: the interpreter knows them by their names alone.
+_numbers = itertools.count()
+
+
 class _Utils:
     """What Triton asks of a GPU before it launches a kernel there."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         self._shared_bytes = architectures.find(capability).shared_bytes
-        self._loaded = 0
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": self._shared_bytes}
@@ -45,8 +49,7 @@ class _Utils:
         self, name: str, kernel: bytes, shared: int, device: int
     ) -> tuple[str, str, int, int, int]:
         """Makes a kernel known under a name of its own: Triton compiles functions many times."""
-        self._loaded += 1
-        own = f"{name}_{self._loaded}"
+        own = f"{name}_{next(_numbers)}"
         text = kernel.decode().replace(f".entry {name}(", f".entry {own}(")
         emulated_gpu.interpreter().load(f"{own}.ptx", text)
         return own, own, 0, 0, 1024
