@@ -101,7 +101,7 @@ class Ceilings:
         return work.bytes / seconds / self.bytes_per_second
 
     def reached(self, work: Work, seconds: float) -> dict[str, float]:
-        """What a time amounts to, under the names of a record."""
+        """The rates that a time amounts to, under the names of a record."""
         return {
             "gigabytes_per_second": work.bytes / seconds / 1e9,
             "share_of_copy": self.share_of_copy(work, seconds),

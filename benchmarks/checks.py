@@ -1,4 +1,4 @@
-"""What a visit found out beside times: failures, checks, choices. No PyTorch here."""
+"""Facts of a visit beside times: failures, checks, choices. This file needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORDS = ("fact", "what", "headers", "shape", "dtype", "layout")
 
 
 def is_right(fact: Fact) -> bool:
-    """Whether a fact is as it should be; those that check nothing are."""
+    """Tell whether a fact is as it should be; one that checks nothing is."""
     if fact["fact"] in ("wrong", "failed"):
         return False
     if fact["fact"] == "phase":

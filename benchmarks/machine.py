@@ -82,7 +82,7 @@ _CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
 
 
 def _query(names: str) -> str | None:
-    """What nvidia-smi says of the first GPU; None where it is not there."""
+    """The answer of nvidia-smi about the first GPU; None without nvidia-smi."""
     answer = _answer("nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader")
     return answer.split("\n")[0].strip() if answer else None
 

@@ -1,4 +1,4 @@
-"""What measuring one thing gives: samples, or the reason why there are none. No PyTorch here."""
+"""Measurements of one thing: samples, or the reason why there are none. No PyTorch here."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Peer:
         return available_impls(device)[self.kernels]
 
     def described(self, call: measure.Call, device: torch.device, wrong: str | None) -> Info:
-        """What a record says beside the times of `call`; `wrong` is the error of its result."""
+        """The fields of a record beside the times of `call`; `wrong` is the error of its result."""
         found: Info = {"is_pytorch": self.kernels is None, "kernels": []}
         if self.kernels is None:
             found["kernels"] = measure.kernels_that_ran(call, device)
@@ -103,7 +103,7 @@ class Peer:
 
 @contextmanager
 def excused(name: str, optional: bool) -> Iterator[None]:
-    """Where an optional way through PyTorch fails, raises NotMeasured, which says how."""
+    """Raise NotMeasured, with the reason, if an optional way through PyTorch fails."""
     try:
         yield
     except Exception as error:

@@ -41,7 +41,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Problem:
-    """What `auto` distinguishes."""
+    """A problem as `auto` distinguishes it."""
 
     kernel_size: int
     dtype: str
@@ -66,7 +66,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured of a problem, and what it says.
+    """The times measured for a problem, and the preference that follows.
 
     Attributes:
         faster: the implementation to try first.
@@ -205,7 +205,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def source(found: Sequence[str]) -> str:
-    """What stands between the markers of preference.py."""
+    """The text between the markers of preference.py."""
     if not found:
         return "MEASURED: tuple[Measured, ...] = ()\n"
     body = "\n".join(found)

@@ -53,7 +53,7 @@ class Process:
         return _outcome(self._reap())
 
     def ended(self) -> bool:
-        """Whether the process has ended; the children that it leaves behind are not asked."""
+        """Tell whether the process has ended; children that it leaves behind do not count."""
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self._id, options) is not None
 

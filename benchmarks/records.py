@@ -65,7 +65,7 @@ class Record:
 
     @property
     def wrong(self) -> str | None:
-        """How far off the result of a peer is, whose time then counts for nothing."""
+        """The error of a wrong result of a peer, whose time then counts for nothing."""
         return self.info.get("wrong")
 
     @property

@@ -134,7 +134,7 @@ def quick_cases() -> list[Case]:
 
 
 def visit_cases() -> list[Case]:
-    """What a few minutes have time for, most valuable first.
+    """The cases for which a few minutes have time, most valuable first.
 
     Kernel sizes at the reference shape; the planes and a single image, for `auto`; the two widest
     stages of ConvNeXt-T.

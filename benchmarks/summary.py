@@ -18,7 +18,7 @@ _LONGEST_LINE = 200
 
 
 def lines(path: Path, facts: list[Fact]) -> list[str]:
-    """What fits a screen or two; everything is in the file."""
+    """A table that fits a screen or two; the file holds every fact."""
     content = records.read_visit(path)
     found = [records.record(entry) for entry in content["benchmarks"]]
     ceilings = Ceilings(**content["ceilings"]) if content["ceilings"] else None

@@ -85,7 +85,7 @@ def _kernel_columns(records: list[Record]) -> list[tuple[str, str]]:
 
 
 def ratio_table(records: list[Record], operations: Sequence[str], *, terminal: bool = False) -> str:
-    """How many times as fast as the best of PyTorch in any layout, by kernel size and layout.
+    """Speed-ups over the best of PyTorch in any layout, by kernel size and layout.
 
     At the focus of the kernel sizes, with the geometric mean of each line. Empty where nothing of
     ours was measured beside PyTorch.

@@ -52,7 +52,7 @@ class Way:
         return available_impls(device)[self.implementation]
 
     def judged(self, result: str, error: float, allowed: float) -> dict[str, Any]:
-        """What a record says of it, by the relative error of its result.
+        """The verdict that a record gives, by the relative error of its result.
 
         Raises:
             WrongResult: the kernels of this project are wrong; a way of PyTorch is recorded so.

@@ -107,7 +107,7 @@ class Split(NamedTuple):
     images: Images
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """As in `Splits`."""
+    """The notes of `Splits`."""
 
 
 def stratified_split(labels: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:

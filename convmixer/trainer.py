@@ -200,7 +200,7 @@ class Trainer:
             self.load_state(state)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
-        except Exception as error:  # What it holds may have any form.
+        except Exception as error:  # The state may have any form.
             raise UsageError(f"{path} does not fit this run ({one_line(error)[:200]})") from error
 
     def load_state(self, state: dict[str, Any]) -> None:

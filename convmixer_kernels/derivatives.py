@@ -18,24 +18,24 @@ _REMEDY = "impl='torch'"
 
 
 def wanted(arguments: Sequence[Any]) -> bool:
-    """Whether a call with these arguments has to be recorded for a derivative."""
+    """Tell whether a call with these arguments has to be recorded for a derivative."""
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
         return True
     return in_forward_mode()
 
 
 def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents: within `torch.autograd.forward_ad.dual_level`."""
+    """Tell whether tensors may carry tangents: within `torch.autograd.forward_ad.dual_level`."""
     return forward_ad._current_level >= 0
 
 
 def in_transform() -> bool:
-    """Whether a transform of `torch.func` (vmap, grad, jvp, ...) runs the caller."""
+    """Tell whether a transform of `torch.func` (vmap, grad, jvp, ...) runs the caller."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def beyond_backward() -> bool:
-    """Whether a backward pass that runs now has to be differentiable or transformed itself."""
+    """Tell whether the running backward pass has to be differentiable or transformed itself."""
     return torch.is_grad_enabled() or in_transform() or in_forward_mode()
 
 

@@ -25,7 +25,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def is_channels_outermost(tensor: Tensor) -> bool:
-    """Whether images lie within channels: CNHW, dense or not."""
+    """Tell whether images lie within channels: CNHW, dense or not."""
     images, channels, _, _ = tensor.shape
     outermost = images > 1 and channels > 1 and 0 < tensor.stride(0) < tensor.stride(1)
     return outermost and is_planar(tensor)
@@ -92,7 +92,7 @@ class GradientLayout(NamedTuple):
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether elements fill a stretch of memory, each place once, in any order."""
+    """Tell whether elements fill a stretch of memory, each place once, in any order."""
     expected = 1
     pairs = zip(strides, shape, strict=True)
     for stride, size in sorted(pair for pair in pairs if pair[1] != 1):

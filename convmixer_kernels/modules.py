@@ -239,7 +239,7 @@ def edited(convolution: nn.Conv2d, weight: Tensor) -> str | None:
 
 
 def one_node(module: nn.Module, input: torch.fx.Proxy) -> Any:
-    """What `torch.fx` records for a module of `torch.nn`; tensors decide later what runs in it."""
+    """The node that `torch.fx` records for a layer; the tensors choose later what runs in it."""
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
 

@@ -178,7 +178,7 @@ __device__ __forceinline__ void fetch_item(T* to, const Planes<const T>& planes,
   // Each of the ways below would keep its addresses in registers of its own.
   lane = device::opaque(lane);
   const bool one_strip = tiling.strips == 1;
-  // What follows from it would stay in registers from item to item.
+  // Values derived from it would stay in registers from item to item.
   const int images = device::opaque(jobs >> tiling.groups_log2);
   const Span span{images,
                   min(images, shape.images - item.image()),

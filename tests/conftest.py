@@ -23,7 +23,7 @@ os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """What a test has held of the GPU is there for other processes again."""
+    """Give the memory that a test held on the GPU back to other processes."""
     if item.get_closest_marker("memory") and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

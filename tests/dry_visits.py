@@ -170,7 +170,7 @@ def troubled(folder: Path) -> dict[str, Any]:
 
 
 def touches_no_gpu() -> str | None:
-    """What a visit asks CUDA before it forks, which no fork would survive."""
+    """Calls of CUDA before the visit forks, which no fork would survive."""
     import torch
 
     import visit

@@ -31,7 +31,7 @@ def set_multiprocessors(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -
 
 
 def count(operation: Callable[..., object], *arguments: object) -> dict[str, int]:
-    """What the kernels of an operation have asked of the machine."""
+    """Count the requests that the kernels of an operation make of the machine."""
     emulated_gpu.extension()
     emulated_gpu.interpreter().take_counters()
     operation(*arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def run_python(program: str, interpret: bool) -> str:
-    """What `program` prints, with the paths that pytest has in this repository."""
+    """Run `program` with the paths that pytest has in this repository; return its output."""
     root = Path(__file__).resolve().parents[1]
     switches = ("TRITON_INTERPRET", "CONVMIXER_KERNELS_EMULATE")
     environment = {key: value for key, value in os.environ.items() if key not in switches}

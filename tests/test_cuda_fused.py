@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 
 FP16, BF16, FP64 = torch.float16, torch.bfloat16, torch.float64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_emulation = pytest.mark.skipif(DEVICE == "cuda", reason="only the emulated GPU knows")
+needs_emulated_gpu = pytest.mark.skipif(DEVICE == "cuda", reason="only the emulated GPU knows")
 
 WHOLE = [(2, 3, 32, 32, 9), (6, 2, 16, 16, 11), (19, 2, 8, 8, 7), (3, 2, 32, 32, 15)]
 OTHER = [
@@ -174,7 +174,7 @@ def test_one_tensor_at_an_odd_address(
     check(case)
 
 
-@needs_emulation
+@needs_emulated_gpu
 @pytest.mark.parametrize("multiprocessors", [2, 7, 132])
 @pytest.mark.parametrize("shape", [(19, 3, 16, 16, 9), (19, 2, 5, 7, 5), (70, 3, 32, 32, 3)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -188,7 +188,7 @@ def test_more_shares_than_one(
     check(Case(shape, FP16, "gelu", layout=LAYOUTS[layout]))
 
 
-@needs_emulation
+@needs_emulated_gpu
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", WHOLE + OTHER, ids=lambda shape: "x".join(map(str, shape)))
 def test_every_order_gives_the_same_bits(
@@ -317,7 +317,7 @@ def training_backward(case: Case) -> None:
     cuda.fused_backward(case.input, case.value, case.grad, case.weight, *rest)
 
 
-@needs_emulation
+@needs_emulated_gpu
 @pytest.mark.parametrize("layout", ["contiguous", "channels_outermost", "channels_last"])
 @pytest.mark.parametrize("k", [7, 9, 11, 15])
 @pytest.mark.parametrize("size", [8, 14, 16, 32])
@@ -349,7 +349,7 @@ def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyP
         assert floor + parameters <= passes[name] <= most, f"{name}: {passes[name]:.3f} passes"
 
 
-@needs_emulation
+@needs_emulated_gpu
 @pytest.mark.parametrize("k", [7, 9, 11, 15])
 @pytest.mark.parametrize("size", [8, 16, 32])
 def test_matrices_are_read_without_bank_conflicts(size: int, k: int) -> None:

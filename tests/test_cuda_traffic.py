@@ -27,7 +27,7 @@ def one_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gradient_bytes(input: Tensor, k: int) -> int:
-    """What gradients of filters and biases move; of several shares, each is written and read."""
+    """Bytes of the gradients of filters and biases; of several shares, each is written and read."""
     kernels, where = cuda_device.module(input.device), cuda_device.place(input)
     last = layout.is_channels_last(input)
     count = kernels.weight_gradient_shares_channels_last if last else kernels.weight_gradient_shares

@@ -108,7 +108,7 @@ def test_outputs_may_be_changed_in_place(impl: str, operation: str, layout_name:
         output = call(operation, leaves[0], dict(zip(given, leaves[1:], strict=True)), impl)
         assert not output._is_view()
         assert output.stride() == layout.empty_like_input(input).stride()
-        # The same function of a copy, which nobody made a view of.
+        # Apply the function to a copy of which there is no view.
         changed = output if in_place else output.clone()
         change_in_place(changed)
         changed.float().square().sum().backward()

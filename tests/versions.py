@@ -45,7 +45,7 @@ def python_with(version: str) -> Path:
 
 
 def run_tests(version: str) -> str:
-    """What pytest says of all tests in its last line, after the report of those that failed."""
+    """Return the last line of pytest's output, after its report of failures."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -1,4 +1,4 @@
-"""What a visit to a GPU does, in the order of its value. No PyTorch in this file."""
+"""The phases of a visit to a GPU, in the order of their value. No PyTorch in this file."""
 
 from __future__ import annotations
 

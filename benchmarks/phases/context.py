@@ -1,4 +1,4 @@
-"""What every phase gets: where facts go, what is measured on what, and how to survive a failure."""
+"""The visit as its phases see it: folder, device and shapes, and how a failure becomes a fact."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Visit:
 
     @property
     def log(self) -> Path:
-        """Where the output of phases goes."""
+        """The file that takes the output of phases."""
         return self.folder / "visit.log"
 
     @property
@@ -66,7 +66,7 @@ class Visit:
 
     @property
     def implementation(self) -> str:
-        """The same as a word for `impl`."""
+        """The word for `impl` that names `kernels`."""
         return "torch" if self.dry_run else "cuda"
 
     def needs_gpu(self, what: str) -> None:

@@ -70,7 +70,7 @@ def _operators(visit: Visit, case: Case) -> None:
 
 
 class _Tensors:
-    """What the operators read, with values as normalised images have them."""
+    """The tensors that the steps read, with values as normalised images have them."""
 
     def __init__(self, case: Case, device: torch.device, format: torch.memory_format) -> None:
         dtype = getattr(torch, case.dtype)

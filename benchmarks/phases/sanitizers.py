@@ -29,7 +29,7 @@ KERNELS = {
         "value_gradient_kernel",
     ),
 }
-# What each tool must find, and what none may.
+# The faults that each tool must find.
 PLANTED = {
     "memcheck": ("memory",),
     "racecheck": ("race", "race_in_warp"),

@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[object, str] = {nn.GELU: "gelu", nn.ReLU: "relu"}
 
 
 def _settings(variant: Variant) -> dict[str, Any]:
-    """What timm keeps in `default_cfg` of a model; those it publishes have weights on the hub."""
+    """The `default_cfg` of a model for timm; models that timm publishes have weights on the hub."""
     size = variant.preprocessing.input_size
     positions = size // variant.architecture.patch_size
     return {

@@ -35,7 +35,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 class _Call(NamedTuple):
-    """What a backward pass knows of its call besides tensors; the end as in the schemas."""
+    """The settings of a call that its backward pass needs; the last ones in the schemas' order."""
 
     function: str
     residual: bool

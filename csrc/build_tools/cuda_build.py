@@ -110,7 +110,7 @@ def compile_to_ptx(toolkit: toolchain.Toolkit, source: Path, output: Path) -> No
     """Compiles one file of kernels to what the interpreter reads; errors as `build_extension`."""
     command = (toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS)
     architecture = f"-arch=compute_{toolchain.OLDEST_ARCHITECTURE}"
-    # What is compiled this way has faults planted in it, of which the compiler warns.
+    # The sources have planted faults, of which the compiler would warn.
     subprocess.run([*command, "-w", architecture, "-ptx", source, "-o", output], check=True)
 
 
@@ -132,7 +132,7 @@ def build_cubins(
 
 
 def _folder(architectures: list[str]) -> Path:
-    """Where the objects for these architectures lie."""
+    """The folder of the objects for these architectures."""
     return CSRC.parent / "build" / "cuda" / ",".join(architectures)
 
 

@@ -24,7 +24,7 @@ struct Settings {
   int approximation_error = 0;
   bool random_approximation = false;
   bool find_races = true;
-  // Whether a cp.async that reads nothing (source size 0) must still name permitted memory.
+  // If set, a cp.async that reads nothing (source size 0) must still name permitted memory.
   bool check_absent_copies = false;
   uint32_t shared_bytes_per_block = 227 << 10;  // compute capability 9.0
 };

@@ -51,7 +51,7 @@ def cuda_cases() -> Iterator[Case]:
             yield Case(operation, shape, k, dtype)
         for shape, operation in itertools.product(PIXELS, MAIN):
             yield Case(operation, shape, k, dtype, "channels_last")
-    # What is left out, other activations, other layouts, other GPUs.
+    # Optional results, other activations, layouts and GPUs.
     for k, dtype in itertools.product((9, 15), (FP16, BF16)):
         for layout, shape in _shapes(3):
             for operation in CONVOLUTIONS:

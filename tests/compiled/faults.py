@@ -254,7 +254,7 @@ def _choices_of_divisions(module: Module, kernel: str) -> set[int]:
 
 
 def notice(fault: Fault, module: Module) -> str:
-    """How a fault shows, in a line; empty if it does not."""
+    """The first sign of a fault, in a line; empty if there is none."""
     return in_a_process_of_its_own(FAMILIES[fault.family], module.file, module.changed(fault))
 
 
@@ -265,9 +265,9 @@ def _load_kernels(case: Case) -> None:
 
 
 def in_a_process_of_its_own(cases: tuple[Case, ...], file: str, text: str) -> str:
-    """What the first case shows that shows anything, once the kernels of `text` are loaded.
+    """The first problem that any case shows with the kernels of `text`, in a line.
 
-    The process also ends with kernels that do not.
+    A process of its own runs them, and is ended if a kernel does not end.
     """
     for case in cases:
         _load_kernels(case)

@@ -23,7 +23,7 @@ FAULTS_OF_EACH_KIND = 5
 
 @dataclass
 class Row:
-    """What the cases of an operation have come to."""
+    """The outcome of the cases of an operation."""
 
     cases: int = 0
     wrong: list[str] = field(default_factory=list)

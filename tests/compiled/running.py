@@ -30,7 +30,7 @@ LIMIT = 1.05
 
 @dataclass
 class Verdict:
-    """What the runs of a case have shown."""
+    """The problems and errors that the runs of a case have shown."""
 
     problems: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)

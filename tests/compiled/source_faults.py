@@ -117,7 +117,7 @@ FAULTS = [
 
 
 def notice(fault: SourceFault) -> str:
-    """How a fault shows, in a line; empty if it does not.
+    """The first sign of a fault, in a line; empty if there is none.
 
     Raises:
         LookupError: the sources have changed, and the fault does not apply any more.

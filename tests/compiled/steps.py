@@ -54,7 +54,7 @@ class Case:
 
 
 class Bound(NamedTuple):
-    """What a result should be in float64, and by how much more than half a unit it may be off."""
+    """A result in float64, and the error that is allowed on top of half a unit."""
 
     exact: Tensor
     slack: Tensor | float

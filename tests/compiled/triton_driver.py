@@ -37,7 +37,7 @@ _numbers = itertools.count()
 
 
 class _Utils:
-    """What Triton asks of a GPU before it launches a kernel there."""
+    """Answers to the questions that Triton asks a GPU before it launches a kernel."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         self._shared_bytes = architectures.find(capability).shared_bytes
@@ -76,7 +76,7 @@ class _Launcher:
         exit_hook: Any,
         *arguments: Any,
     ) -> None:
-        # Where its mask is off, a copy of Triton's compiler names whatever address it comes to.
+        # Triton lets a copy whose mask is off name an address outside of every tensor.
         with emulated_gpu.launching(check_absent_copies=False) as interpreter:
             values = [
                 self._value(type, argument)

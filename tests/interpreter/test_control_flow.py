@@ -19,7 +19,7 @@ def settings() -> Iterator[None]:
 
 
 def values(body: str, threads: int = 32, shared: int = 0) -> tuple[list[Value], list[Any]]:
-    """What each thread leaves in %d, and what is found."""
+    """Return the value that each thread leaves in %d, and the findings."""
     text = module(body)
     out = Buffer("u32", [0] * threads)
     found = launch(text, out, threads=threads, shared=shared)

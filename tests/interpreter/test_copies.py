@@ -40,7 +40,7 @@ def copying(body: str) -> str:
 def run(
     body: str, values: int = 256, shared: int = 1024, threads: int = 32
 ) -> tuple[list[Value], list[Any]]:
-    """What a kernel of `copying` writes, and what is found; the input counts from 1."""
+    """Return the output of a kernel of `copying`, and the findings; the input counts from 1."""
     source, out = Buffer("u32", range(1, values + 1)), Buffer("u32", [0] * threads)
     found = launch(copying(body), source, out, shared=shared, threads=threads)
     return out.values(), found
