@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "csrc" / "build_tools")]
 
 import cuda_build
-import sass
 import toolchain
+from benchmarks.kernel_budget import sass
 
 TABLE = Path(__file__).with_name("budget.csv")
 ARCHITECTURES = ("80", "90", "100")
@@ -90,15 +90,14 @@ def measure_cuda(architectures: list[str]) -> list[Row]:
 
 
 def measure_triton(architectures: list[str]) -> list[Row]:
-    """Every kernel that budget_triton.py compiles; none where Triton or that file is missing."""
-    for module in ("triton", "budget_triton"):
-        if not importlib.util.find_spec(module):
-            print(f"budget: there is no {module}, the Triton kernels are left out", file=sys.stderr)
-            return []
-    import budget_triton
+    """Every kernel that triton_kernels.py compiles; none where Triton is missing."""
+    if not importlib.util.find_spec("triton"):
+        print("budget: there is no triton, the Triton kernels are left out", file=sys.stderr)
+        return []
+    from benchmarks.kernel_budget import triton_kernels
 
     compiler = f"triton {metadata.version('triton')}"
-    return [row(compiler, kernel) for kernel in budget_triton.collect(architectures)]
+    return [row(compiler, kernel) for kernel in triton_kernels.collect(architectures)]
 
 
 def readable_names(mangled: list[str]) -> dict[str, str]:

@@ -12,17 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import machine
-import measure
-import networks
-import peers
-import records
-import shapes
-import tables
-import ways
-from arithmetic import Ceilings
-from facts import Facts
-from measurement import Measurement, NotMeasured
+from benchmarks.lib import machine, measure, networks, peers, shapes, ways
+from benchmarks.lib.arithmetic import Ceilings
+from benchmarks.lib.facts import Facts
+from benchmarks.lib.measurement import Measurement, NotMeasured
+from benchmarks.reports import records, tables
 
 _SELECTION = pytest.StashKey[shapes.Selection]()
 _DEVICE = pytest.StashKey[torch.device]()

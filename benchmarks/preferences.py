@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # whether or not the packages are installed
+sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
 
-import records
+from benchmarks.lib.shapes import LAYOUTS, OPERATIONS
+from benchmarks.reports import records
+from benchmarks.reports.formats import seconds
+from benchmarks.reports.records import Record, Run, UsageError
 from convmixer_kernels import architectures
 from convmixer_kernels.preference import IMPLEMENTATIONS
-from formats import seconds
-from records import Record, Run, UsageError
-from shapes import LAYOUTS, OPERATIONS
 
 PREFERENCES = ROOT / "convmixer_kernels" / "preference.py"
 BEGIN, END = "# measured:begin", "# measured:end"

@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # whether or not the packages are installed
+sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
 
-import checks
-import networks
-import pictures
-import tables
-from arithmetic import LEAST_CHANGE
-from comparing import compare
-from formats import markdown
-from records import Record, Run, UsageError, backward_passes, load
-from shapes import BLOCK_OPERATIONS, KERNEL_SIZES, OPERATIONS
+from benchmarks.lib import networks
+from benchmarks.lib.arithmetic import LEAST_CHANGE
+from benchmarks.lib.shapes import BLOCK_OPERATIONS, KERNEL_SIZES, OPERATIONS
+from benchmarks.reports import checks, pictures, tables
+from benchmarks.reports.comparing import compare
+from benchmarks.reports.formats import markdown
+from benchmarks.reports.records import Record, Run, UsageError, backward_passes, load
 
 RESULTS = ROOT / "benchmarks" / "results"
 FRONT_PAGE = ROOT / "README.md"

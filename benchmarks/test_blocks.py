@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-import blocks
-from peers import Peer
-from shapes import Case
+from benchmarks.lib import blocks
+from benchmarks.lib.peers import Peer
+from benchmarks.lib.shapes import Case
 
 
 def test_block(block: Case, peer: Peer, device: torch.device, record: Any) -> None:

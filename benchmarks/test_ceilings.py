@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from arithmetic import Ceilings
-from measurement import Measurement
+from benchmarks.lib.arithmetic import Ceilings
+from benchmarks.lib.measurement import Measurement
 
 
 @pytest.mark.parametrize("what", ["copy", "matmul"])

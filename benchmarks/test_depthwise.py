@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-import convolutions
-from peers import Peer
-from shapes import Case
+from benchmarks.lib import convolutions
+from benchmarks.lib.peers import Peer
+from benchmarks.lib.shapes import Case
 
 
 def test_depthwise(case: Case, peer: Peer, device: torch.device, record: Any) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import measure
+from benchmarks.lib import measure
+from benchmarks.lib.measurement import Measurement, NotMeasured
+from benchmarks.lib.shapes import Selection
+from benchmarks.lib.ways import MEMORY_FORMATS, Way, dtype_on
 from convmixer import ConvMixer
-from measurement import Measurement, NotMeasured
-from shapes import Selection
-from ways import MEMORY_FORMATS, Way, dtype_on
 
 _TRIALS = 16
 _MOST_RELATIVE_ERROR = 0.02

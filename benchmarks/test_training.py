@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-import training
-from networks import Network
-from shapes import Selection
-from ways import Way
+from benchmarks.lib import training
+from benchmarks.lib.networks import Network
+from benchmarks.lib.shapes import Selection
+from benchmarks.lib.ways import Way
 
 
 def test_training(

@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "benchmarks")) if path not in sys.path]
+sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
 
-import facts
-import phases
-import summary
-from phases import Phase
-from processes import Process
+from benchmarks import phases
+from benchmarks.lib import facts
+from benchmarks.phases import Phase
+from benchmarks.phases.processes import Process
+from benchmarks.reports import summary
 
 if TYPE_CHECKING:
-    from phases.context import Visit
+    from benchmarks.phases.context import Visit
 
 # Kept for the table and for what the machine does at the end.
 _SECONDS_FOR_THE_TABLE = 5
@@ -95,7 +95,7 @@ class Schedule:
 
 def run_phase(phase: Phase, visit: Visit) -> None:
     """In its own process."""
-    from measurement import NotMeasured
+    from benchmarks.lib.measurement import NotMeasured
 
     try:
         phase.load()(visit)
@@ -115,7 +115,7 @@ def prepare(dry_run: bool) -> str | None:
     if dry_run:
         os.environ.setdefault("TRITON_INTERPRET", "1")
     try:
-        importlib.import_module("phases.context")
+        importlib.import_module("benchmarks.phases.context")
     except ImportError as error:
         return f"the benchmarks do not import: {error}"
     for phase in phases.PHASES:
@@ -189,9 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, folder: Path, end: float) -> int:
-    import machine
-    import records
-    from phases.context import Visit
+    from benchmarks.lib import machine
+    from benchmarks.phases.context import Visit
+    from benchmarks.reports import records
 
     visit = Visit(folder, options.dry_run)
     start_afresh(visit.facts.path)

@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # The interpreter of Triton cannot run loops with run-time bounds under numpy 2.4.
 PACKAGES = ("numpy<2.4", "pytest", "pyyaml", "setuptools", "triton")
 TESTS = (
-    "tests/test_exporting.py",
-    "tests/test_flops.py",
-    "tests/test_megengine.py",
-    "tests/test_model_surgery.py",
-    "tests/test_modules.py",
-    "tests/test_operators.py",
-    "tests/test_pytorch_tools.py",
-    "tests/test_sharding.py",
+    "tests/operators/test_exporting.py",
+    "tests/operators/test_flops.py",
+    "tests/operators/test_megengine.py",
+    "tests/model/test_model_surgery.py",
+    "tests/operators/test_modules.py",
+    "tests/operators/test_operators.py",
+    "tests/operators/test_pytorch_tools.py",
+    "tests/operators/test_sharding.py",
 )
 
 

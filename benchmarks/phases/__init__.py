@@ -13,7 +13,7 @@ class Phase:
 
     Attributes:
         name: as on the command line.
-        function: "module:function" of this package; it takes a `phases.context.Visit`.
+        function: "module:function" of this package; it takes a `context.Visit`.
         estimate: seconds on 16 processor cores and one GPU; of a phase that begins beside another,
             what it takes longer. An estimate, from processor seconds counted on other machines: no
             GPU has been timed.
@@ -32,7 +32,9 @@ class Phase:
 
     def load(self) -> Callable[..., None]:
         module, _, name = self.function.partition(":")
-        function: Callable[..., None] = getattr(importlib.import_module(f"phases.{module}"), name)
+        function: Callable[..., None] = getattr(
+            importlib.import_module(f"benchmarks.phases.{module}"), name
+        )
         return function
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-import facts
-import source_variants
+from benchmarks.lib import facts
+from benchmarks.phases import source_variants
+from benchmarks.phases.context import ROOT, Visit, tool
 from convmixer_kernels.backends import cuda_device
-from phases.context import ROOT, Visit, tool
 
 sys.path.append(str(ROOT / "csrc" / "build_tools"))
 
 import cuda_build
 import toolchain
 
-SOURCES = Path(__file__).resolve().parents[1]
+SOURCES = Path(__file__).resolve().parent
 PROGRAMS = ROOT / "build" / "programs"
 _PROBE = (
     "import torch; from convmixer_kernels.backends import cuda_device; "

@@ -13,13 +13,10 @@ from pathlib import Path
 
 import torch
 
-import facts
-import measure
-import peers
-import shapes
-from facts import Facts
-from measurement import Measurement, NotMeasured, WrongResult
-from peers import Peer
+from benchmarks.lib import facts, measure, peers, shapes
+from benchmarks.lib.facts import Facts
+from benchmarks.lib.measurement import Measurement, NotMeasured, WrongResult
+from benchmarks.lib.peers import Peer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +92,7 @@ class Visit:
 
 def environment(**more: str) -> dict[str, str]:
     """Of a child process, in which the packages of this checkout and the benchmarks import."""
-    paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
 
 
@@ -126,5 +123,5 @@ def python_tool(
     module: str, *arguments: object, seconds: float, before: Sequence[object] = (), **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a module of this package in a new interpreter, behind the words of another tool."""
-    command = [*before, sys.executable, "-m", f"phases.{module}", *arguments]
+    command = [*before, sys.executable, "-m", f"benchmarks.phases.{module}", *arguments]
     return tool(command, seconds, **more)

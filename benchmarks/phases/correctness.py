@@ -11,11 +11,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-import processes
-from measurement import WrongResult
-from phases import operators
-from phases.context import Visit
-from shapes import REFERENCE
+from benchmarks.lib.measurement import WrongResult
+from benchmarks.lib.shapes import REFERENCE
+from benchmarks.phases import operators, processes
+from benchmarks.phases.context import Visit
 
 # Kernel size, height and width.
 _PLANES = ((32, 32), (16, 16), (8, 8), (14, 14), (7, 7))
@@ -80,7 +79,7 @@ def _passes(visit: Visit, what: str, check: Check) -> bool:
 
 def _checks(impl: str, device: torch.device, few: bool) -> Iterator[tuple[str, Check]]:
     """Names and checks; they share PyTorch's results with nothing, so each can fail alone."""
-    from tests.test_depthwise import check, random_case
+    from tests.kernels.test_depthwise import check, random_case
 
     convolutions = [(3, (5, 6))] if few else _CONVOLUTIONS
     for (kernel_size, plane), (name, layout) in product(convolutions, _layouts().items()):
@@ -112,7 +111,7 @@ def _check_fused(
     shape: tuple[int, int, int, int],
     layout: Layout,
 ) -> None:
-    from tests.fused_cases import arranged, check, check_without_gradients, random_arguments
+    from tests.helpers.fused_cases import arranged, check, check_without_gradients, random_arguments
 
     arguments = arranged(random_arguments(shape, kernel_size, torch.float16), layout)
     check(arguments, impl)
@@ -131,7 +130,7 @@ def _check_full_grid(impl: str, device: torch.device) -> None:
 
 
 def _triton_case(visit: Visit, kernel_size: int, plane: int, name: str) -> None:
-    from tests.test_depthwise import check, random_case
+    from tests.kernels.test_depthwise import check, random_case
 
     layout = _layouts()[name]
     images, channels = (1, 1) if visit.dry_run else (5, 24)
@@ -159,6 +158,6 @@ def _run_reference(kernel_size: int, layout: Layout, device: torch.device) -> No
 
 
 def _layouts() -> dict[str, Layout]:
-    from tests.strided import channels_last
+    from tests.helpers.strided import channels_last
 
     return {"contiguous": torch.Tensor.contiguous, "channels_last": channels_last}

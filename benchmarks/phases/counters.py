@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import shutil
 
-import facts
-from measurement import NotMeasured
-from phases.context import Visit, python_tool
+from benchmarks.lib import facts
+from benchmarks.lib.measurement import NotMeasured
+from benchmarks.phases.context import Visit, python_tool
 
 _SECTIONS = (
     "SpeedOfLight",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-import machine
-from phases.context import Visit
+from benchmarks.lib import machine
+from benchmarks.phases.context import Visit
 
 _TOOLS = ("nvcc", "g++", "ninja", "compute-sanitizer", "ncu")
 

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import facts
-import measure
-import source_variants
+from benchmarks.lib import facts, measure
+from benchmarks.lib.measurement import NotMeasured
+from benchmarks.lib.shapes import Case
+from benchmarks.lib.ways import MEMORY_FORMATS
+from benchmarks.phases import building, source_variants
+from benchmarks.phases.context import Visit, tool
 from convmixer_kernels import dispatch
-from measurement import NotMeasured
-from phases import building
-from phases.context import Visit, tool
-from shapes import Case
-from ways import MEMORY_FORMATS
 
 _SECONDS = 20
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-import facts
-from measurement import NotMeasured
-from phases import building, operators
-from phases.context import Visit, python_tool, tool
+from benchmarks.lib import facts
+from benchmarks.lib.measurement import NotMeasured
+from benchmarks.phases import building, operators
+from benchmarks.phases.context import Visit, python_tool, tool
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # The kernels of PyTorch and of libraries are not ours to check. Names contain one of these.

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from facts import Facts
-from measurement import NotMeasured
-from phases.context import ROOT, Visit, environment
+from benchmarks.lib.facts import Facts
+from benchmarks.lib.measurement import NotMeasured
+from benchmarks.phases.context import ROOT, Visit, environment
 
 # Name, expression of markers, words, and whether processes run side by side.
 PARTS = (
@@ -79,5 +79,5 @@ def count(part: str, lines: Iterable[str], facts: Facts, log: IO[str]) -> None:
 def gpu_tests(folder: Path = ROOT / "tests") -> list[str]:
     """Files whose tests have their tensors on the GPU where there is one."""
     return [
-        str(path) for path in sorted(folder.glob("test_*.py")) if _MARKED.search(path.read_text())
+        str(path) for path in sorted(folder.rglob("test_*.py")) if _MARKED.search(path.read_text())
     ]

@@ -6,18 +6,16 @@ from collections.abc import Iterable
 
 import torch
 
-import blocks as blocks_
-import convolutions
-import inference
-import measure
-import networks as networks_
-import peers as peers_
-import training as training_
-from networks import Network
-from peers import Peer
-from phases.context import Visit
-from shapes import Case
-from ways import Way
+from benchmarks.lib import blocks as blocks_
+from benchmarks.lib import convolutions, inference, measure
+from benchmarks.lib import networks as networks_
+from benchmarks.lib import peers as peers_
+from benchmarks.lib import training as training_
+from benchmarks.lib.networks import Network
+from benchmarks.lib.peers import Peer
+from benchmarks.lib.shapes import Case
+from benchmarks.lib.ways import Way
+from benchmarks.phases.context import Visit
 
 
 def peers(visit: Visit) -> None:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from convmixer_kernels import layout
 from convmixer_kernels.backends import reference_batch_norm as reference
-
-from .. import strided
+from tests.helpers import strided
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": Tensor.contiguous,

@@ -1,0 +1,61 @@
+"""The CUDA kernels give the same bits in whatever order threads run and copies land."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.helpers import emulated
+from tests.kernels import test_channels_last, test_depthwise
+from tests.kernels.test_depthwise import BF16, FP16, check, random_case, run
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="orders of the emulated GPU")
+
+ORDERS = [
+    ("forward", "early"),
+    ("reverse", "late"),
+    ("reverse", "early"),
+    ("random", "late"),
+    ("random", "early"),
+]
+
+
+def cases() -> Iterator[object]:
+    """Of either layout the shapes of its own tests."""
+    for layout, shapes in (
+        ("contiguous", test_depthwise.SHAPES),
+        ("channels_last", test_channels_last.SHAPES),
+        ("channels_last_on_sm_86", test_channels_last.WIDE_SHAPES),
+    ):
+        for shape, dtype in itertools.product(shapes, (FP16, BF16)):
+            name = f"{layout}-{'x'.join(map(str, shape))}-{str(dtype)[6:]}"
+            yield pytest.param(layout, shape, dtype, id=name)
+
+
+@pytest.mark.parametrize(("layout", "shape", "dtype"), list(cases()))
+def test_every_order(
+    layout: str,
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seed = sum(shape)
+    input, weight, bias, grad_output = random_case(shape, dtype, seed)
+    if layout == "channels_last_on_sm_86":
+        emulated.pretend(monkeypatch, (8, 6))
+    if layout != "contiguous":
+        input = test_channels_last.channels_last(input)
+        grad_output = test_channels_last.channels_last(grad_output)
+    case = input, weight, bias, grad_output
+    first = check("cuda", *case)
+    for order, copies in ORDERS:
+        emulated.use(monkeypatch, warp_order=order, copies=copies, seed=seed)
+        again = run("cuda", *case)
+        assert torch.equal(first.output, again.output), (order, copies)
+        assert torch.equal(first.grad_input, again.grad_input), (order, copies)
+        assert torch.equal(first.grad_weight, again.grad_weight), (order, copies)
+        assert first.grad_bias is not None and again.grad_bias is not None
+        assert torch.equal(first.grad_bias, again.grad_bias), (order, copies)

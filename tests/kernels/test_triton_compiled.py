@@ -1,0 +1,142 @@
+"""Machine code of the Triton kernels, compiled without a GPU; not where Triton interprets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.helpers.python_process import run_python
+
+# Of `triton_kernels.Case`: operation, kernel size, dtype, channels_last; and the architecture.
+KERNELS = {
+    "forward 9 sm_80": ("forward", 9, "float16", False, "80"),
+    "forward 9 sm_90": ("forward", 9, "float16", False, "90"),
+    "forward 13 sm_90": ("forward", 13, "float16", False, "90"),
+    "weight gradient 9 sm_90": ("weight_gradient", 9, "float16", False, "90"),
+    "weight gradient 11 sm_80": ("weight_gradient", 11, "float16", False, "80"),
+    "forward float32 sm_90": ("forward", 7, "float32", False, "90"),
+    "normalised 9 sm_90": ("forward_normalised", 9, "float16", False, "90"),
+    "forward 9 channels_last sm_90": ("forward", 9, "bfloat16", True, "90"),
+    "weight gradient 9 channels_last sm_90": ("weight_gradient", 9, "bfloat16", True, "90"),
+    "moments sm_90": ("moments", 0, "float16", False, "90"),
+    "normalise sm_90": ("normalise", 0, "float16", True, "90"),
+    "gradient sums sm_90": ("gradient_sums", 0, "bfloat16", True, "90"),
+    "value gradient sm_90": ("value_gradient", 0, "float16", False, "90"),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, Any]]:
+    """Registers, spills and the instructions of the main loop, per row of a group of tiles."""
+    program = f"""
+import json, torch
+from benchmarks.kernel_budget import triton_kernels
+results = {{}}
+for name, (operation, size, dtype, channels_last, architecture) in {KERNELS!r}.items():
+    case = triton_kernels.Case(
+        operation, size, getattr(torch, dtype), channels_last=channels_last
+    )
+    kernel = triton_kernels.weigh(case, architecture)
+    results[name] = vars(kernel)
+    results[name]["complaint"] = triton_kernels.complaint(case, architecture, kernel)
+    results[name]["rows"] = case.configuration(architecture).unrolled_rows if size else 1
+print(json.dumps(results))
+"""
+    pytest.importorskip("triton")
+    results: dict[str, dict[str, Any]] = json.loads(run_python(program, interpret=False))
+    return results
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_spills(kernel: str, compiled: dict[str, dict[str, Any]]) -> None:
+    found = compiled[kernel]
+    assert found["spill_stores"] == found["spill_loads"] == 0
+    assert found["local_in_loops"] == 0
+    assert found["complaint"] is None
+
+
+def per_row(kernel: dict[str, Any], instruction: str) -> float:
+    count: float = kernel["mix"].get(instruction, 0) / kernel["rows"]
+    return count
+
+
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_forward_machine_code(architecture: str, compiled: dict[str, dict[str, Any]]) -> None:
+    """32 tiles of 8 columns: two matrix instructions and one store for each row of the filter."""
+    kernel = compiled[f"forward 9 sm_{architecture}"]
+    assert per_row(kernel, "HMMA") == 2 * 9
+    # Only the window is read from shared memory: the filter stays in registers.
+    assert per_row(kernel, "LDSM") == 2
+    assert per_row(kernel, "LDGSTS") == 4 and per_row(kernel, "STG") == 1
+    assert per_row(kernel, "FFMA") == 0
+    assert per_row(kernel, "total") <= 48
+    assert kernel["registers"] <= 136
+
+
+def test_wide_forward_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """24 input columns take one and a half matrix instructions, and one for the row beyond."""
+    kernel = compiled["forward 13 sm_90"]
+    assert per_row(kernel, "HMMA") == 2 * 13 + 14
+    assert per_row(kernel, "FFMA") == 0
+    assert per_row(kernel, "total") <= 70
+
+
+def test_weight_gradient_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    narrow = compiled["weight gradient 9 sm_90"]
+    assert per_row(narrow, "HMMA") == 9 + 1  # the filter's rows, and the bias gradient
+    assert per_row(narrow, "FFMA") == 0
+    assert per_row(narrow, "LDGSTS") == 3  # pipelined
+    assert per_row(narrow, "total") <= 42
+    wide = compiled["weight gradient 11 sm_80"]
+    assert per_row(wide, "HMMA") == 11 + 1
+    assert per_row(wide, "LDGSTS") > 0
+
+
+def test_float32_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """Multiply-adds and nothing else: no tensor cores, whose float32 has ten bits of mantissa."""
+    kernel = compiled["forward float32 sm_90"]
+    assert per_row(kernel, "HMMA") == 0
+    assert per_row(kernel, "FFMA") >= 7 * 7 * 4
+    assert per_row(kernel, "FFMA") >= 0.5 * per_row(kernel, "total")
+
+
+def test_epilogue_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """GELU takes ten instructions an output, normalisation and residual three; no second kernel."""
+    kernel = compiled["normalised 9 sm_90"]
+    outputs = 32 * 8 // 32
+    assert per_row(kernel, "HMMA") == 2 * 9
+    assert per_row(kernel, "MUFU") == outputs
+    assert per_row(kernel, "FFMA") <= 13 * outputs
+    # The residual is pipelined like the window.
+    assert per_row(kernel, "LDGSTS") == 5 and per_row(kernel, "LDG") == 0
+
+
+def test_channels_last_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """A warp multiplies 16 tiles of a channel; 16 warps access 8 channels of a pixel at a time."""
+    kernel = compiled["forward 9 channels_last sm_90"]
+    assert per_row(kernel, "HMMA") == 9
+    # The tile of an input row, 16 channels x 16 tiles x 16 columns, is two vectors a thread.
+    assert per_row(kernel, "LDGSTS") == 2 and per_row(kernel, "STG") == 1
+    # No 16-bit accesses to shared memory: words and vectors, in and out.
+    assert per_row(kernel, "LDS") <= 5 and per_row(kernel, "STS") <= 5
+    assert per_row(kernel, "total") <= 68
+    gradient = compiled["weight gradient 9 channels_last sm_90"]
+    assert per_row(gradient, "HMMA") == 9 + 1
+    assert per_row(gradient, "LDG") + per_row(gradient, "LDGSTS") == 4
+    assert per_row(gradient, "total") <= 84
+
+
+def test_elementwise_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """Eight elements a thread, in vectors of 16 bytes."""
+    for name, loads, stores, multi_function in (
+        ("moments sm_90", 1, 0, 9),
+        ("normalise sm_90", 2, 1, 8),
+        ("gradient sums sm_90", 2, 0, 8),
+        ("value gradient sm_90", 2, 1, 16),
+    ):
+        mix = compiled[name]["mix"]
+        assert mix.get("LDG", 0) == loads and mix.get("STG", 0) == stores
+        assert mix["MUFU"] == multi_function
+        assert mix["total"] <= 300

@@ -1,0 +1,493 @@
+"""What surrounds the kernels: arguments, choice of implementation, autograd, compilation."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import convmixer_kernels
+from convmixer_kernels import (
+    architectures,
+    depthwise_conv2d,
+    dispatch,
+    emulated_gpu,
+    ops,
+    preference,
+)
+from convmixer_kernels.backends import cuda_device
+from tests.helpers.strided import channels_last, channels_outermost
+from tests.kernels.test_depthwise import DEVICE, FP16, KERNELS, random_case, run
+
+pytestmark = pytest.mark.gpu
+
+
+def tensors(
+    shape: tuple[int, int, int, int] = (2, 3, 8, 8), k: int = 7, dtype: torch.dtype = FP16
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(shape, generator=generator).to(DEVICE, dtype)
+    weight = (torch.randn(shape[1], 1, k, k, generator=generator) / k).to(DEVICE, dtype)
+    bias = torch.randn(shape[1], generator=generator).to(DEVICE)
+    return input, weight, bias
+
+
+class Operators(TorchDispatchMode):
+    """Records the operators of this package that are called, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: tuple[type, ...],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if func.namespace == "convmixer_kernels":
+            self.called.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.zeros(3, 8, 8)}, r"input: got shape \(3, 8, 8\), expected \(N, C, H, W\)"),
+        (
+            {"input": torch.zeros(2, 3, 0, 8)},
+            r"input: got shape .*, expected C, H, W of at least 1",
+        ),
+        ({"input": torch.zeros(2, 3, 8, 8).long()}, "input: got dtype torch.int64"),
+        (
+            {"weight": torch.zeros(3, 7, 7)},
+            r"weight: got shape \(3, 7, 7\), expected \(3, 1, k, k\)",
+        ),
+        ({"weight": torch.zeros(3, 3, 7, 7)}, r"weight: got shape .*, expected \(3, 1, k, k\)"),
+        ({"weight": torch.zeros(3, 1, 7, 5)}, r"weight: got shape .*, expected \(3, 1, k, k\)"),
+        (
+            {"weight": torch.zeros(4, 1, 7, 7)},
+            "weight: got 4 filters, expected one for each of the 3",
+        ),
+        ({"weight": torch.zeros(3, 1, 0, 0)}, "weight: got kernel size 0"),
+        ({"weight": torch.zeros(3, 1, 7, 7).half()}, "weight: got dtype torch.float16, expected"),
+        ({"bias": torch.zeros(4)}, r"bias: got shape \(4,\), expected \(3,\)"),
+        ({"bias": torch.zeros(3).int()}, "bias: got dtype torch.int32, expected a floating dtype"),
+        (
+            {"weight": torch.zeros(3, 1, 7, 7, device="meta")},
+            "weight: got device meta, expected cpu",
+        ),
+        ({"bias": torch.zeros(3, device="meta")}, "bias: got device meta, expected cpu"),
+        ({"impl": "cudnn"}, "impl: got 'cudnn', expected one of 'auto', 'cuda', 'triton', 'torch'"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "input": torch.zeros(2, 3, 8, 8),
+        "weight": torch.zeros(3, 1, 7, 7),
+        "bias": torch.zeros(3),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message) as raised:
+        depthwise_conv2d(**arguments)
+    assert "\n" not in str(raised.value)
+    if "bias" not in change:
+        del arguments["bias"]
+        with pytest.raises(ValueError, match=message):
+            convmixer_kernels.explain(**arguments)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("k", [1, 2, 4, 6, 10, 17])
+def test_kernel_sizes_without_a_kernel(impl: str, k: int) -> None:
+    input, weight, bias = tensors(k=k)
+    with pytest.raises(ValueError, match=rf"cannot serve this input: .*kernel size.*\b{k}\b"):
+        depthwise_conv2d(input, weight, bias, impl=impl)
+    assert depthwise_conv2d(input, weight, bias).shape == input.shape
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_dtypes_without_a_kernel(impl: str) -> None:
+    input, weight, bias = tensors(dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"cannot serve this input: .*float64"):
+        depthwise_conv2d(input, weight, bias, impl=impl)
+
+
+def test_an_unavailable_implementation_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        dispatch.backend("cuda"), "unavailable", lambda device: "no nvcc; install it"
+    )
+    dispatch._resolve_once.cache_clear()
+    with pytest.raises(RuntimeError, match="impl='cuda' is not available: no nvcc; install it"):
+        depthwise_conv2d(*tensors(), impl="cuda")
+    assert convmixer_kernels.available_impls(DEVICE)["cuda"] == "no nvcc; install it"
+    monkeypatch.undo()
+    dispatch._resolve_once.cache_clear()
+
+
+def test_cpu_tensors_need_the_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVMIXER_KERNELS_EMULATE")
+    reason = dispatch.backend("cuda").unavailable(torch.device("cpu"))
+    assert reason is not None and "CONVMIXER_KERNELS_EMULATE=1" in reason
+
+
+def test_an_emulated_gpu_that_cannot_be_built_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("bindings.cpp does not compile")
+
+    monkeypatch.setattr(emulated_gpu, "extension", fail)
+    reason = cuda_device._emulated.__wrapped__()
+    assert reason == "the emulated GPU cannot be built (bindings.cpp does not compile)"
+
+
+# ---- choice of implementation --------------------------------------------------------------------
+
+
+def test_auto_runs_pytorch_on_the_cpu() -> None:
+    input, weight, bias = (tensor.cpu() for tensor in tensors(dtype=torch.float32))
+    expected = F.conv2d(input, weight, bias, padding="same", groups=3)
+    assert torch.equal(depthwise_conv2d(input, weight, bias), expected)
+    text = convmixer_kernels.explain(input, weight)
+    assert text.startswith("torch: runs 2x3x8x8 float32 on cpu, kernel size 7")
+    assert "not cuda: " in text and "not triton: " in text
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_auto_runs_a_kernel_on_the_gpu() -> None:
+    input, weight, _ = tensors()
+    assert convmixer_kernels.explain(input, weight).startswith(f"{KERNELS[0]}: ")
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_explain_of_a_named_implementation(impl: str) -> None:
+    input, weight, _ = tensors()
+    text = convmixer_kernels.explain(input, weight, impl)
+    assert text.startswith(f"{impl}: ") and "asked for by name" in text
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_meta_tensors_have_shapes(impl: str) -> None:
+    input, weight, bias = (tensor.to("meta") for tensor in tensors())
+    output = convmixer_kernels.depthwise_conv2d(input, weight, bias, impl=impl)
+    assert output.is_meta and output.shape == input.shape
+
+
+@pytest.fixture
+def on_sm_90(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every device is a GPU that every implementation runs on."""
+    monkeypatch.setattr(dispatch, "_architecture", lambda device: architectures.find((9, 0)))
+    monkeypatch.setattr(dispatch, "_barred", lambda *what: None)
+    dispatch._resolve_once.cache_clear()
+    yield
+    dispatch._resolve_once.cache_clear()
+
+
+@pytest.mark.usefixtures("on_sm_90")
+def test_explain_sees_autocast() -> None:
+    input, weight, _ = tensors(dtype=torch.float32)
+    text = convmixer_kernels.explain(input, weight)
+    assert text.startswith("torch: ")
+    assert "\nnot cuda: it has no tensor-core path for torch.float32\n" in text
+    with torch.autocast(DEVICE, dtype=FP16):
+        line = convmixer_kernels.explain(input, weight).splitlines()[0]
+    assert line.startswith("cuda: ") and "float16" in line
+
+
+def measured(**changes: object) -> preference.Measured:
+    """A measurement that nobody has made."""
+    entry = preference.Measured(
+        architecture="sm_90",
+        kernel_sizes=(3, 5),
+        dtypes=(FP16,),
+        layouts=("channels_last",),
+        sizes=(1, 8),
+        faster="torch",
+        measurement="1 us against 2 us at 64x512x7x7",
+    )
+    return dataclasses.replace(entry, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES, ids=lambda each: each.name)
+def test_our_kernels_come_first_where_there_are_tensor_cores(
+    architecture: architectures.Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference, "MEASURED", ())
+    for kernel_size in (None, 3, 15):
+        for dtype in (FP16, torch.bfloat16):
+            preferred = preference.prefer(architecture, preference.Problem(kernel_size, dtype))
+            assert preferred == preference.Preference(("cuda", "triton", "torch"))
+        for dtype in (torch.float32, torch.float64):
+            preferred = preference.prefer(architecture, preference.Problem(kernel_size, dtype))
+            assert preferred is not None and preferred.order[0] == "torch"
+            assert preferred.reason == f"it has no tensor-core path for {dtype}"
+
+
+@pytest.mark.parametrize("entry", preference.MEASURED, ids=str)
+def test_measurements_name_what_there_is(entry: preference.Measured) -> None:
+    assert entry.architecture in [each.name for each in architectures.ARCHITECTURES]
+    assert entry.faster in preference.IMPLEMENTATIONS
+    assert entry.sizes[0] <= entry.sizes[1] and entry.measurement
+
+
+@pytest.mark.usefixtures("on_sm_90")
+@pytest.mark.parametrize(
+    ("changes", "k", "height", "expected"),
+    [
+        ({}, 3, 7, "torch"),
+        ({}, 5, 8, "torch"),
+        ({}, 7, 7, "cuda"),
+        ({}, 3, 9, "cuda"),
+        ({"sizes": (8, 14)}, 3, 7, "cuda"),
+        ({"dtypes": (torch.bfloat16,)}, 3, 7, "cuda"),
+        ({"layouts": ("planar",)}, 3, 7, "cuda"),
+        ({"layouts": ("planar", "channels_last")}, 3, 7, "torch"),
+        ({"architecture": "sm_80"}, 3, 7, "cuda"),
+        ({"faster": "triton"}, 3, 7, "triton"),
+    ],
+)
+def test_auto_follows_what_was_measured(
+    changes: dict[str, object],
+    k: int,
+    height: int,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preference, "MEASURED", (measured(**changes),))
+    input, weight, _ = tensors((2, 8, height, 8), k)
+    input = channels_last(input)
+    assert dispatch.resolve(input, weight, "auto") == expected
+    assert dispatch.resolve(input, weight, "cuda") == "cuda"
+    assert dispatch.resolve(input, None, "auto") == "cuda"
+    choice, *passed_over = convmixer_kernels.explain(input, weight).split("\n")
+    assert choice.startswith(f"{expected}: runs 2x8x{height}x8 float16 on {DEVICE}")
+    reason = f"{expected} was measured faster on sm_90: 1 us against 2 us at 64x512x7x7"
+    others = {"torch": ["cuda", "triton"], "triton": ["cuda"], "cuda": []}[expected]
+    assert passed_over == [f"not {name}: {reason}" for name in others]
+
+
+@pytest.mark.usefixtures("on_sm_90")
+def test_what_was_measured_faster_may_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preference, "MEASURED", (measured(faster="triton"),))
+    barred = {"triton": "the package triton is not installed"}
+    monkeypatch.setattr(dispatch, "_barred", lambda name, *what: barred.get(name))
+    input, weight, _ = tensors((2, 8, 7, 7), 3)
+    text = convmixer_kernels.explain(channels_last(input), weight)
+    assert text.startswith("cuda: ")
+    assert text.endswith("\nnot triton: the package triton is not installed")
+
+
+@pytest.mark.usefixtures("on_sm_90")
+@pytest.mark.parametrize(
+    ("entries", "sizes_compiled"), [((), 1), ((measured(layouts=("planar",)),), 2)]
+)
+def test_a_compiled_choice_depends_on_the_plane_if_a_measurement_does(
+    entries: tuple[preference.Measured, ...],
+    sizes_compiled: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In no case on the number of images."""
+    monkeypatch.setattr(preference, "MEASURED", entries)
+    seen: list[str] = []
+
+    def function(input: Tensor, weight: Tensor) -> Tensor:
+        name = dispatch.resolve(input, weight, "auto")
+        return input * (2 if name == "torch" else 3)
+
+    compiler = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
+    for size in (7, 12):
+        for images in (2, 3):
+            input, weight, _ = tensors((images, 3, size, size), 3)
+            seen.append("torch" if torch.equal(compiled(input, weight), input * 2) else "cuda")
+    assert seen == ["torch" if entries else "cuda"] * 2 + ["cuda"] * 2
+    assert compiler.frame_count == sizes_compiled
+
+
+def test_available_impls_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cuda":
+        monkeypatch.delenv("CONVMIXER_KERNELS_EMULATE")  # or it would be built for this question
+    assert list(convmixer_kernels.available_impls()) == ["cuda", "triton", "torch"]
+    assert convmixer_kernels.available_impls("cpu")["torch"] is None
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize(
+    ("needed", "calls"),
+    [
+        ({"input"}, ["input_gradient"]),
+        ({"weight"}, ["weight_gradient"]),
+        ({"bias"}, []),
+        ({"weight", "bias"}, ["weight_gradient"]),
+        ({"input", "bias"}, ["input_gradient"]),
+        ({"input", "weight", "bias"}, ["input_gradient", "weight_gradient"]),
+    ],
+)
+def test_only_the_gradients_asked_for(impl: str, needed: set[str], calls: list[str]) -> None:
+    *leaves, grad_output = random_case((2, 3, 8, 8, 7), FP16)
+    everything = run(impl, *leaves, grad_output)
+    named = dict(zip(("input", "weight", "bias"), leaves, strict=True))
+    for name in needed:
+        named[name].requires_grad_()
+    output = depthwise_conv2d(**named, impl=impl)
+    with Operators() as operators:
+        output.backward(grad_output)
+    assert [name.removeprefix("depthwise_conv2d_") for name in operators.called] == calls
+    for name, leaf in named.items():
+        assert (leaf.grad is not None) == (name in needed)
+        if leaf.grad is not None:
+            torch.testing.assert_close(leaf.grad, getattr(everything, f"grad_{name}"))
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_what_is_not_needed_is_not_kept(impl: str) -> None:
+    input, weight, bias = tensors()
+    output = depthwise_conv2d(input, weight.requires_grad_(), bias, impl=impl)
+    kept = [tensor for tensor in output.grad_fn.saved_tensors if tensor is not None]  # type: ignore[union-attr]
+    assert [tensor.data_ptr() for tensor in kept] == [input.data_ptr()]
+    assert not depthwise_conv2d(input, weight.detach(), bias, impl=impl).requires_grad
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_a_second_derivative_is_refused(impl: str) -> None:
+    input, weight, bias = tensors()
+    output = depthwise_conv2d(input.requires_grad_(), weight.requires_grad_(), bias, impl=impl)
+    (grad,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+    assert grad.requires_grad
+    with pytest.raises(
+        RuntimeError, match=f"impl='{impl}'.* can be differentiated once; use impl="
+    ):
+        grad.sum().backward()
+
+
+def test_pytorch_gives_second_derivatives() -> None:
+    input, weight, bias = tensors((1, 2, 3, 3), 3, torch.float64)
+    leaves = (input.requires_grad_(), weight.requires_grad_(), bias.double().requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda *x: depthwise_conv2d(*x, impl="torch"), leaves)
+
+
+# ---- autocast ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", [*KERNELS, "torch"])
+def test_autocast_casts_input_and_weight_only(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, ...]] = []
+    forward = dispatch.backend(impl).forward
+
+    def record(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        seen.append((input.dtype, weight.dtype, bias.dtype))
+        result: Tensor = forward(input, weight, bias)
+        return result
+
+    monkeypatch.setattr(dispatch.backend(impl), "forward", record)
+    input, weight, bias = (tensor.requires_grad_() for tensor in tensors(dtype=torch.float32))
+    with torch.autocast(DEVICE, FP16):
+        output = depthwise_conv2d(input, weight, bias, impl=impl)
+    assert seen == [(FP16, FP16, torch.float32)] and output.dtype == FP16
+    output.backward(torch.randn_like(output))
+    for leaf in (input, weight, bias):
+        assert leaf.grad is not None and leaf.grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    arguments = tensors(dtype=torch.float64)
+    expected = depthwise_conv2d(*arguments)
+    with torch.autocast(DEVICE, FP16):
+        output = depthwise_conv2d(*arguments)
+    assert output.dtype == torch.float64 and torch.equal(output, expected)
+
+
+# ---- operators and compilation -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_operators_pass_opcheck(impl: str) -> None:
+    input, weight, bias = tensors()
+    leaves = [tensor.clone().requires_grad_() for tensor in (input, weight, bias)]
+    for operator, arguments in (
+        (ops.depthwise_conv2d.overload, (*leaves, impl)),
+        (ops.depthwise_conv2d.overload, (input, weight, None, impl)),
+        (ops.depthwise_conv2d_input_gradient, (input, weight, impl)),
+        (ops.depthwise_conv2d_weight_gradient, (input, input, 7, True, impl)),
+        (ops.depthwise_conv2d_weight_gradient, (input, input, 7, False, impl)),
+    ):
+        torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize(
+    "layout", [torch.Tensor.clone, channels_last, channels_outermost, lambda t: t[:, :, 1:, 1:]]
+)
+def test_fake_results_have_the_strides_of_real_ones(impl: str, layout: object) -> None:
+    input, weight, bias = tensors()
+    input = layout(input)  # type: ignore[operator]
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (input, weight, bias)]
+        fake = ops.depthwise_conv2d(*fakes, impl)
+        fake_gradient = ops.depthwise_conv2d_input_gradient(fakes[0], fakes[1], impl)
+    real = ops.depthwise_conv2d(input, weight, bias, impl)
+    assert fake.stride() == real.stride() and fake.shape == real.shape and fake.dtype == real.dtype
+    assert (
+        fake_gradient.stride() == ops.depthwise_conv2d_input_gradient(input, weight, impl).stride()
+    )
+
+
+@pytest.mark.parametrize("impl", [*KERNELS, "auto"])
+def test_compiles_without_graph_breaks(impl: str) -> None:
+    def function(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return depthwise_conv2d(input * 2, weight, bias, impl=impl).relu()
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for images in (2, 3):
+        leaves = [tensor.requires_grad_() for tensor in tensors((images, 3, 8, 8))]
+        output, expected = compiled(*leaves), function(*leaves)
+        assert torch.equal(output, expected)
+        grad = torch.randn_like(output)
+        grads = torch.autograd.grad(output, leaves, grad)
+        for actual, wanted in zip(grads, torch.autograd.grad(expected, leaves, grad), strict=True):
+            assert torch.equal(actual, wanted)
+
+
+# ---- large tensors -------------------------------------------------------------------------------
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("impl", KERNELS)
+def test_strides_beyond_32_bits(impl: str) -> None:
+    # Two images 2^32 elements apart; only the pages that hold them are ever touched.
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.empty(2**32 + 256, dtype=FP16, device=DEVICE)
+    far = apart.as_strided((2, 3, 8, 8), (2**32, 64, 8, 1))
+    far.copy_(torch.randn(far.shape, generator=generator))
+    near = far.contiguous()
+    _, weight, bias = tensors()
+    for arguments in ((weight, bias, impl), (weight, None, impl)):
+        expected = ops.depthwise_conv2d(near, *arguments)
+        assert torch.equal(ops.depthwise_conv2d(far, *arguments), expected)
+    expected, _ = ops.depthwise_conv2d_weight_gradient(near, near, 7, False, impl)
+    actual, _ = ops.depthwise_conv2d_weight_gradient(far, far, 7, False, impl)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("k", [1, 2, 4, 8, 9, 31])
+def test_the_reference_is_same_padding(k: int) -> None:
+    input, weight, bias = tensors(k=k, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, of a padded copy
+        expected = F.conv2d(input, weight, bias.double(), padding="same", groups=3)
+    torch.testing.assert_close(depthwise_conv2d(input, weight, bias, impl="torch"), expected)

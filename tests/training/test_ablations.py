@@ -1,0 +1,299 @@
+"""The ablations of tables 3 to 8: their settings, their runs and their results."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import signal
+
+import pytest
+
+from convmixer import ablations
+from convmixer.ablation_sets import OWN_RECIPES, TITLES, ablation_set
+from convmixer.ablations import Result, ablate, folder_name, markdown, plan
+from convmixer.cli import main
+from convmixer.config import Config
+from convmixer.config_io import FIELDS, get_value, load_recipe, resolve
+from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.run_state import TrainingInterruptedError
+from convmixer.variants import parameter_count
+from tests.helpers.training import tiny_config, tiny_options
+
+ROWS = {3: 5, 4: 2, 5: 7, 6: 5, 7: 10, 8: 33}
+BASELINE, RELU = "baseline", "relu-for-gelu"
+
+
+def _differences(first, second) -> dict[str, object]:
+    """Fields of `first` that differ from `second`."""
+    names = [name for name in FIELDS if get_value(first, name) != get_value(second, name)]
+    return {name: get_value(first, name) for name in names}
+
+
+@pytest.mark.parametrize(("table", "count"), ROWS.items())
+def test_every_table_has_its_rows_with_names_of_their_own(table, count):
+    rows = ablation_set(table).rows
+    assert len(rows) == count
+    names = [folder_name(row.label) for row in rows]
+    # Table 8 prints 256/8, patch 2, kernel 9 without weight decay twice, and patch 1 kernel 9 once.
+    assert len(set(names)) == count - (1 if table == 8 else 0)
+
+
+def test_table_7_changes_one_thing_in_each_row():
+    recipe = load_recipe("cifar10")
+    changes = [_differences(each, recipe) for each in _settings(7, recipe)]
+    assert changes == [
+        {},
+        {"model.residual": "none"},
+        {"model.residual": "both"},
+        {"model.norm": "layer"},
+        {"model.activation": "relu"},
+        {"augment.mixup": 0.0, "augment.cutmix": 0.0},
+        {"augment.random_erasing": 0.0},
+        {"augment.rand_augment": None},
+        {"augment.scale": [1.0, 1.0], "augment.ratio": [1.0, 1.0]},
+        {"optimizer.clip_grad_norm": 0.0},
+    ]
+    accuracies = [row.paper_accuracy for row in ablation_set(7).rows]
+    assert accuracies == [95.88, 95.57, 94.78, 94.44, 95.51, 95.92, 95.24, 92.86, 86.24, 86.33]
+
+
+def test_table_8_has_the_models_and_weight_decay_of_the_paper():
+    settings = _settings(8, load_recipe("cifar10"))
+    counts = [
+        parameter_count(m.dim, m.depth, m.kernel_size, m.patch_size, 10)
+        for m in (each.model for each in settings)
+    ]
+    assert [round(count / 1000) for count in counts[:9]] == [
+        103, 205, 306, 338, 672, 1006, 1339, 1673, 559
+    ]  # fmt: skip
+    assert [each.optimizer.weight_decay for each in settings[18:23]] == [
+        0.1,
+        0.01,
+        1e-3,
+        1e-4,
+        1e-5,
+    ]
+    assert {each.optimizer.weight_decay for each in settings[:18]} == {0.0}
+
+
+def _settings(table: int, recipe: Config, **overrides) -> list[Config]:
+    """The settings of every row; `__` in a name stands for the dot."""
+    ablation = ablation_set(table)
+    base = ablation.base(recipe, {k.replace("__", "."): v for k, v in overrides.items()})
+    return [ablation.settings(row, base) for row in ablation.rows]
+
+
+def test_tables_of_imagenet_have_the_models_of_the_paper_on_their_own_recipe():
+    recipe = load_recipe("imagenet-a1")
+    models = [each.model for each in _settings(5, recipe)]
+    assert {(m.dim, m.patch_size) for m in models} == {(512, 7)}
+    assert [(m.depth, m.kernel_size, m.stacked) for m in models] == [
+        (12, 7, 1), (12, 15, 1), (12, 9, 1), (12, 3, 1), (14, 3, 1), (12, 3, 3), (36, 3, 1)
+    ]  # fmt: skip
+    stems = [each.model for each in _settings(4, recipe)]
+    assert [(m.stem, m.patch_size, m.dim) for m in stems] == [
+        ("resnet", 12, 512), ("patch", 12, 512)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TITLES)
+def test_the_own_recipe_of_a_table_has_the_architectures_as_printed(table):
+    rows = ablation_set(table).rows
+    for row, each in zip(rows, _settings(table, load_recipe(OWN_RECIPES[table])), strict=True):
+        printed = dataclasses.asdict(row.architecture)
+        assert {name: getattr(each.model, name) for name in printed} == printed
+
+
+def test_the_own_recipe_of_a_table_keeps_what_is_overridden():
+    cifar10, imagenet = load_recipe("cifar10"), load_recipe("imagenet-a1")
+    models = [each.model for each in _settings(7, cifar10, dim=8, model__depth=1)]
+    assert {(m.dim, m.depth, m.kernel_size, m.n_classes) for m in models} == {(8, 1, 9, 10)}
+    assert models[4].activation == "relu"
+    models = [each.model for each in _settings(3, imagenet, dim=1536, n_classes=3)]
+    assert {(m.dim, m.depth, m.n_classes) for m in models} == {(1536, 12, 3)}
+    assert [m.patch_size for m in models] == [5, 7, 9, 12, 16]
+    models = [each.model for each in _settings(8, cifar10, dim=128)]
+    assert [(m.dim, m.depth, m.kernel_size) for m in models[:2]] == [(64, 4, 8), (64, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [(5, "kernel-size"), (7, "norm"), (8, "weight_decay"), (4, "model.stem")]
+)
+def test_what_every_row_sets_cannot_be_overridden(table, name):
+    with pytest.raises(UsageError, match=f"table {table} sets it in every row"):
+        ablation_set(table).base(tiny_config(), {name: get_value(tiny_config(), resolve(name))})
+
+
+def test_another_recipe_keeps_its_model_but_for_what_the_table_varies():
+    recipe = tiny_config(model__dim=64, model__depth=4, model__kernel_size=5)
+    models = [each.model for each in _settings(8, recipe)[:9]]
+    assert [(m.dim, m.depth, m.kernel_size) for m in models] == [
+        (32, 2, 8), (32, 4, 8), (32, 6, 8), (64, 2, 8), (64, 4, 8), (64, 6, 8), (64, 8, 8),
+        (64, 10, 8), (64, 4, 3),
+    ]  # fmt: skip
+    assert _differences(_settings(7, recipe)[0], recipe) == {}
+    stems = [each.model for each in _settings(4, recipe)]
+    assert [(m.stem, m.patch_size, m.dim) for m in stems] == [("resnet", 2, 64), ("patch", 2, 64)]
+
+
+@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("recipe", ["digits", "own"])
+def test_every_row_can_be_planned(table, recipe):
+    ablation = ablation_set(table)
+    config = load_recipe(ablation.own_recipe if recipe == "own" else recipe)
+    results = plan(ablation, ablation.base(config, {}))
+    assert len(results) == ROWS[table]
+    assert all(result.config is not None for result in results)
+
+
+def test_rows_that_do_not_fit_the_images_say_why():
+    results = plan(ablation_set(8), tiny_config(model__patch_size=2))
+    by_name = {folder_name(result.row.label): result for result in results}
+    large = by_name["256-8-patch-8-kernel-9-decay-0"]
+    assert large.config is None
+    assert large.note == "not run: model.patch_size 16 exceeds data.image_size 8"
+
+
+def test_unknown_rows_and_tables_are_refused():
+    with pytest.raises(UsageError, match=r"no row 'baselin' .did you mean 'baseline'"):
+        plan(ablation_set(7), tiny_config(), ["baselin"])
+    with pytest.raises(UsageError, match="table: expected one of 3, 4, 5, 6, 7, 8, got 2"):
+        ablation_set(2)
+
+
+def _rows(out) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_ablation_writes_its_results_and_skips_what_is_finished(tmp_path, monkeypatch):
+    out = tmp_path / "table"
+    command = [
+        "ablate", "--table", "7", "--recipe", "digits", *tiny_options(), "--epochs", "1",
+        "--seeds", "2", "--rows", f"{BASELINE},{RELU}", "--out", str(out),
+    ]  # fmt: skip
+    assert main(command) == 0
+    rows = _rows(out)
+    assert [row["row"] for row in rows] == ["baseline", "ReLU for GELU"]
+    for row in rows:
+        assert row["seeds"] == "2" and row["parameters"] == "306"
+        assert 0 <= float(row["test_accuracy"]) <= 100 and row["test_accuracy_deviation"]
+        assert row["measured_on"] == "digits" and row["paper_measured_on"] == "CIFAR-10"
+    assert rows[1]["changes"] == "model.activation relu" and rows[1]["paper_accuracy"] == "95.51"
+    text = (out / "results.md").read_text()
+    assert "digits: accuracy (%)" in text and "paper, CIFAR-10 (%)" in text
+    assert (out / "results.png").stat().st_size > 5000
+    before = (out / "results.csv").read_text()
+    monkeypatch.setattr("convmixer.trainer.Trainer.run", lambda *_: pytest.fail("trained again"))
+    assert main(command) == 0
+    assert (out / "results.csv").read_text() == before
+
+
+def test_runs_with_other_settings_are_not_mixed(tmp_path):
+    recipe = tiny_config(epochs=1)
+    ablate(7, recipe, tmp_path, labels=[BASELINE], silent=True)
+    with pytest.raises(UsageError, match="has epochs 1, not 2"):
+        ablate(7, tiny_config(epochs=2), tmp_path, labels=[BASELINE], silent=True)
+
+
+def _scripted(monkeypatch, outcomes):
+    """Let every run end in the next outcome: an accuracy or an exception."""
+    values = iter(outcomes)
+    calls = []
+
+    def fake(config, out, *, resume, silent, stop):
+        calls.append((out, config.seed, resume))
+        outcome = next(values)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return {"test_accuracy": outcome, "parameters": 7}
+
+    monkeypatch.setattr(ablations, "train", fake)
+    return calls
+
+
+def test_means_and_deviations_are_those_of_the_seeds(tmp_path, monkeypatch):
+    calls = _scripted(monkeypatch, [90.0, 92.0, 94.0, 80.0, 80.0, 83.0])
+    results = ablate(
+        7, tiny_config(seed=4), tmp_path, seeds=3, labels=[BASELINE, RELU], silent=True
+    )
+    assert [result.mean for result in results] == [92.0, 81.0]
+    assert results[0].deviation == 2.0 and results[1].deviation == pytest.approx(3**0.5)
+    assert [seed for _, seed, _ in calls] == [4, 5, 6, 4, 5, 6]
+    assert calls[1][0] == tmp_path / "runs" / "baseline" / "seed-5"
+    assert "92.00 ± 2.00 | 3 | 7 | 95.88" in (tmp_path / "results.md").read_text()
+
+
+def test_rows_with_the_same_settings_share_their_runs(tmp_path, monkeypatch):
+    calls = _scripted(monkeypatch, [90.0])
+    recipe = tiny_config(augment__random_erasing=0.0)
+    results = ablate(7, recipe, tmp_path, labels=[BASELINE, "without-random-erasing"], silent=True)
+    assert len(calls) == 1
+    assert results[1].accuracies == [90.0] and results[1].note == "same settings as 'baseline'"
+
+
+def test_a_diverged_seed_is_noted_and_the_others_go_on(tmp_path, monkeypatch):
+    _scripted(monkeypatch, [TrainingDivergedError("the loss became nan"), 85.0, 88.0, 89.0])
+    results = ablate(7, tiny_config(), tmp_path, seeds=2, labels=[BASELINE, RELU], silent=True)
+    assert results[0].accuracies == [85.0] and "seed 0: the loss became nan" in results[0].note
+    assert results[1].accuracies == [88.0, 89.0]
+    assert _rows(tmp_path)[0]["seeds"] == "1"
+
+
+def test_results_are_written_after_every_row(tmp_path, monkeypatch):
+    _scripted(monkeypatch, [90.0, TrainingInterruptedError("saved", 2)])
+    with pytest.raises(TrainingInterruptedError):
+        ablate(7, tiny_config(), tmp_path, labels=[BASELINE, RELU], silent=True)
+    assert [row["row"] for row in _rows(tmp_path)] == ["baseline"]
+
+
+def test_a_signal_at_the_end_of_a_run_keeps_the_next_from_starting(tmp_path, monkeypatch):
+    runs: list[int] = []
+
+    def interrupted(config, *_, **__):
+        runs.append(config.seed)
+        if len(runs) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return {"test_accuracy": 90.0, "parameters": 7}
+
+    monkeypatch.setattr(ablations, "train", interrupted)
+    with pytest.raises(TrainingInterruptedError, match="before row 'ReLU for GELU', seed 0"):
+        ablate(7, tiny_config(), tmp_path, labels=[BASELINE, RELU], silent=True)
+    assert [row["test_accuracy"] for row in _rows(tmp_path)] == ["90.000"]
+
+
+def test_options_of_the_model_reach_the_runs_of_the_own_recipe(tmp_path, monkeypatch):
+    trained = []
+
+    def kept(config, out, **_):
+        trained.append(config.model)
+        return {"test_accuracy": 90.0, "parameters": 7}
+
+    monkeypatch.setattr(ablations, "train", kept)
+    command = ["ablate", "--table", "7", "--rows", f"{BASELINE},{RELU}", "--dim", "8"]
+    assert main([*command, "--depth", "1", "--out", str(tmp_path)]) == 0
+    assert [(m.dim, m.depth, m.activation) for m in trained] == [(8, 1, "gelu"), (8, 1, "relu")]
+
+
+def test_an_interruption_tells_the_same_command(tmp_path, monkeypatch, capsys):
+    _scripted(monkeypatch, [TrainingInterruptedError("stopped; saved x", 15)])
+    command = ["ablate", "--table", "7", "--recipe", "digits", "--out", str(tmp_path)]
+    assert main(command) == 143
+    error = capsys.readouterr().err
+    assert error == f"stopped; saved x. Continue with: convmixer {' '.join(command)}\n"
+
+
+def test_the_list_shows_tables_and_rows(capsys):
+    assert main(["ablate", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(TITLES)
+    assert main(["ablate", "--list", "--table", "7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11 and lines[1].split() == ["baseline", "paper", "95.88%"]
+    assert main(["ablate"]) == 2
+    assert "name a table with --table" in capsys.readouterr().err
+
+
+def test_rows_that_were_not_run_have_no_accuracy():
+    ablation = ablation_set(7)
+    text = markdown(ablation, tiny_config(), [Result(ablation.rows[0], None, note="not run: x")])
+    assert "| baseline | - | 0 | - | 95.88 | not run: x |" in text

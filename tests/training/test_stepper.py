@@ -1,0 +1,190 @@
+"""One optimizer step: what reaches model, gradient scaler, optimizer and moving average."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convmixer import ConvMixer, stepper
+from convmixer.distributed import Processes
+from convmixer.optimization import build_optimizer
+from convmixer.scoring import score
+from convmixer.stepper import Stepper, shares_statistics
+from tests.helpers.training import assert_same_state, tiny_config
+
+CPU = torch.device("cpu")
+COLOUR = {"model__in_chans": 3, "data__mean": [0.5] * 3, "data__std": [0.2] * 3}
+UNMIXED = {"augment__mixup": 0, "augment__cutmix": 0}
+
+
+def _stepper(**changes) -> Stepper:
+    torch.manual_seed(0)
+    return Stepper(tiny_config(**changes), Processes(CPU))
+
+
+def _batch(channels: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(10, (16,), generator=generator)
+    return torch.randn(16, channels, 8, 8, generator=generator), labels
+
+
+def _step(stepper: Stepper, number: int = 0, **batch) -> None:
+    stepper.step(iter([_batch(**batch)]), rate=0.01, number=number)
+
+
+def _inputs(model: nn.Module) -> list[Tensor]:
+    """A list that every input of the model is added to."""
+    inputs: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    return inputs
+
+
+def _gradient_norms(stepper: Stepper) -> list[float]:
+    """A list that the norm of the gradients is added to in every step of the optimizer."""
+    norms: list[float] = []
+
+    def keep(optimizer, *_):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.cat([p.grad.flatten() for p in parameters]).norm()))
+
+    stepper.optimizer.register_step_pre_hook(keep)
+    return norms
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """fp16 with its gradient scaler, on the CPU and without autocast."""
+    monkeypatch.setattr(stepper, "effective_amp", lambda config, _: config.amp)
+    return {"amp": "fp16"}
+
+
+def test_mixed_images_and_targets_are_what_is_trained_on(monkeypatch):
+    targets = torch.randn(16, 10, generator=torch.Generator().manual_seed(5)).softmax(1)
+    monkeypatch.setattr(stepper, "batch_mixing", lambda _: lambda x, _: (2 * x.flip(0), targets))
+    mixed = _stepper(model__norm="layer")
+    inputs = _inputs(mixed.model)
+    images, _ = _batch()
+    logits = mixed.model(2 * images.flip(0)).detach()
+    _step(mixed)
+    assert torch.equal(inputs[1], 2 * images.flip(0))
+    count, loss, right = mixed.sums.tolist()
+    assert count == 16 and right == (logits.argmax(1) == targets.argmax(1)).sum()
+    assert loss == pytest.approx(16 * float(F.cross_entropy(logits, targets)), rel=1e-5)
+
+
+def test_targets_are_smoothed_without_mixing():
+    plain = _stepper(**UNMIXED, model__norm="layer", label_smoothing=0.3)
+    images, labels = _batch()
+    expected = F.cross_entropy(plain.model(images), labels, label_smoothing=0.3)
+    _step(plain)
+    assert float(plain.sums[1]) == pytest.approx(16 * expected.item(), rel=1e-5)
+
+
+def test_scaled_gradients_are_clipped_at_their_true_size(scaled):
+    clipped = _stepper(**scaled, optimizer__clip_grad_norm=1e-2)
+    assert clipped.scaler.is_enabled()
+    norms = _gradient_norms(clipped)
+    _step(clipped)
+    assert norms == [pytest.approx(1e-2, rel=1e-2)]
+
+
+def test_the_scale_is_continued(scaled):
+    first, second = _stepper(**scaled), _stepper(**scaled)
+    images, labels = _batch()
+    first.step(iter([(images * float("inf"), labels)]), rate=0.01, number=0)
+    _step(first, number=1)
+    assert first.scaler.get_scale() < second.scaler.get_scale()
+    second.load_state(first.state())
+    assert_same_state(second.state()["scaler"], first.state()["scaler"])
+
+
+def test_a_run_of_a_cpu_continues_with_a_gradient_scaler(scaled, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(stepper, "effective_amp", lambda *_: "none")
+        state = _stepper(**scaled).state()
+    resumed = _stepper(**scaled)
+    resumed.load_state(state)
+    assert resumed.scaler.get_scale() == 2.0**16
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_the_average_takes_in_the_weights_after_the_step(number):
+    averaged = _stepper(ema_decay=0.9)
+    before = {name: p.detach().clone() for name, p in averaged.model.named_parameters()}
+    _step(averaged, number=number)
+    decay = (1 + number) / (10 + number)
+    after = dict(averaged.model.named_parameters())
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+    for name, average in averaged.average.module.named_parameters():
+        expected = decay * before[name] + (1 - decay) * after[name]
+        torch.testing.assert_close(average, expected.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_images_take_the_memory_format_of_the_model():
+    config = tiny_config(channels_last=True, **COLOUR)
+    stepper = Stepper(config, Processes(CPU))
+    inputs = _inputs(stepper.model)
+    _step(stepper, channels=3)
+    score(stepper.model, [_batch(channels=3)], config, Processes(CPU))
+    assert len(inputs) == 2
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in inputs)
+
+
+def test_scoring_evaluates_and_returns_to_training():
+    config = tiny_config()
+    model = Stepper(config, Processes(CPU)).model
+    modes: list[bool] = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    score(model, [_batch()], config, Processes(CPU))
+    assert modes == [False] and model.training
+    score(model.eval(), [_batch()], config, Processes(CPU))
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("world", "device", "wanted"), [*itertools.product((1, 2), ("cpu", "cuda"), (True, False))]
+)
+def test_statistics_are_shared_between_gpus_where_wanted(world, device, wanted):
+    processes = Processes(torch.device(device), 0, world)
+    shared = shares_statistics(tiny_config(sync_batch_norm=wanted), processes)
+    assert shared == (world == 2 and device == "cuda" and wanted)
+
+
+def test_shared_statistics_are_those_of_synchronised_batch_norm(monkeypatch):
+    monkeypatch.setattr(stepper, "shares_statistics", lambda *_: True)
+    shared = _stepper(ema_decay=0.9)
+    norms = [m for m in shared.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 3 and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+
+
+def test_the_optimizer_decays_by_group():
+    config = tiny_config(optimizer__weight_decay=0.5).optimizer
+    optimizer = build_optimizer(ConvMixer(8, 1, 3, 1, 10, in_chans=1), config)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+
+
+# Starting from a checkpoint
+
+
+def test_a_checkpoint_gives_the_initial_weights(tmp_path):
+    source = ConvMixer(8, 1, 3, 1, 10, in_chans=1)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    started = _stepper(ema_decay=0.9)
+    started.start_from(tmp_path / "weights.pt")
+    for model in (started.model, started.average.module):
+        assert_same_state(dict(model.state_dict()), dict(source.state_dict()))
+
+
+def test_a_head_for_other_classes_is_left_out(tmp_path):
+    source = ConvMixer(8, 1, 3, 1, 7, in_chans=1)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    started = _stepper()
+    head = started.model.head.weight.detach().clone()
+    started.start_from(tmp_path / "weights.pt")
+    assert torch.equal(started.model.head.weight, head)
+    assert torch.equal(started.model.stem[0].weight, source.stem[0].weight)

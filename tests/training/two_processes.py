@@ -1,0 +1,152 @@
+"""What `test_processes.py` runs under torchrun: each process leaves what it saw in `RANK.pt`."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import io
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convmixer import plots
+from convmixer.cli import main
+from convmixer.config import Config
+from convmixer.distributed import running_processes
+from convmixer.errors import TrainingDivergedError
+from convmixer.evaluate import checkpoint_config, evaluate
+from convmixer.run_state import TrainingInterruptedError
+from convmixer.stepper import Stepper
+from convmixer.train import train
+from tests.helpers.training import tiny_config, tiny_options, write_image_folder
+
+EQUAL_TO_ONE = [
+    "train", "--recipe", "digits", *tiny_options(), "--norm", "layer", "--mixup", "0",
+    "--cutmix", "0", "--epochs", "1", "--lr", "0.001", "--ema_decay", "0.5",
+]  # fmt: skip
+"""Without BatchNorm and mixing, two processes compute what one computes."""
+
+
+def statistics_config() -> Config:
+    """Constant weights, so that the stem sees in two processes what it sees in one."""
+    changes = {"augment__mixup": 0, "augment__cutmix": 0, "optimizer__lr": 0.0}
+    return tiny_config(epochs=1, ema_decay=0.5, accumulation_steps=2, **changes)
+
+
+def _statistics(stepper: Stepper) -> dict[str, Tensor]:
+    models = {"model": stepper.model, "average": stepper.average.module}
+    return {
+        f"{name}.{key}": tensor.clone()
+        for name, model in models.items()
+        for key, tensor in model.state_dict().items()
+        if key.endswith(("running_mean", "running_var"))
+    }
+
+
+def _batch_norm(config: Config, out: Path) -> dict[str, Any]:
+    """Running statistics before and after they are averaged, and the scores of a process."""
+    average, seen = Stepper.average_statistics, {}
+
+    def recorded(self: Stepper) -> None:
+        seen["before"] = _statistics(self)
+        average(self)
+        seen["after"] = _statistics(self)
+
+    Stepper.average_statistics = recorded  # type: ignore[method-assign]
+    seen["summary"] = train(config, out, silent=True)
+    Stepper.average_statistics = average  # type: ignore[method-assign]
+    return seen
+
+
+def _stopped(config: Config, out: Path, rank: int) -> str:
+    """Why both processes stop where the second alone has a signal in its second step."""
+    original, steps = Stepper.step, []
+
+    def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
+        steps.append(None)
+        if rank == 1 and len(steps) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, *arguments, **keywords)
+
+    Stepper.step = step  # type: ignore[method-assign]
+    try:
+        train(config, out, silent=True)
+    except TrainingInterruptedError as interruption:
+        return str(interruption)
+    finally:
+        Stepper.step = original  # type: ignore[method-assign]
+    return "not stopped"
+
+
+def _diverged(config: Config, out: Path, rank: int) -> str:
+    """Why both processes fail where the loss of the second alone is not finite."""
+    original = Stepper.step
+
+    def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
+        waited = original(self, *arguments, **keywords)
+        if rank == 1:
+            self.sums[1] = float("inf")
+        return waited
+
+    Stepper.step = step  # type: ignore[method-assign]
+    try:
+        train(config, out, silent=True)
+    except TrainingDivergedError as error:
+        return str(error)
+    finally:
+        Stepper.step = original  # type: ignore[method-assign]
+    return "not diverged"
+
+
+def _mistaken(folder: Path, images: Path) -> tuple[int | str, str]:
+    """Exit code and standard error of a run on images that are not there."""
+
+    def wait(_: float) -> None:
+        raise SystemExit("waited")
+
+    error, sleep = io.StringIO(), time.sleep
+    time.sleep = wait
+    code: int | str
+    words = ["--source", "images", "--data", str(images), "--out", str(folder / "mistaken")]
+    try:
+        with contextlib.redirect_stderr(error):
+            code = main(["train", "--recipe", "digits", "--device", "cpu", *words])
+    except SystemExit as stopped:
+        code = str(stopped.code)
+    finally:
+        time.sleep = sleep
+    return code, error.getvalue()
+
+
+def work(folder: Path, rank: int) -> None:
+    """Run every case in this process."""
+    plots.save_curves = lambda *_: None  # type: ignore[assignment]
+    config = statistics_config()
+    seen: dict[str, Any] = {}
+    with running_processes("cpu"):
+        command = [*EQUAL_TO_ONE, "--accumulation_steps", "2", "--out", str(folder / "two")]
+        seen["exit code"] = main(command)
+        seen["batch norm"] = _batch_norm(config, folder / "batch-norm")
+        seen["stopped"] = _stopped(config, folder / "stopped", rank)
+        # Both processes must go on to the next case, or the second waits for ever.
+        seen["diverged"] = _diverged(config, folder / "diverged", rank)
+        checkpoint = folder / "two" / "best.pt"
+        seen["wrong folder"] = _mistaken(folder, folder / "none")
+        if rank == 0:
+            write_image_folder(folder / "images", {"train": 2, "test": 1}, classes=10)
+        place = folder / ("images" if rank == 0 else "none")
+        seen["wrong folder of one"] = _mistaken(folder, place)
+        seen["evaluated"] = evaluate(checkpoint, checkpoint_config(checkpoint), silent=True)
+    torch.save(seen, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    # Where one process fails, the other would wait for it.
+    faulthandler.dump_traceback_later(120, exit=True)
+    work(Path(sys.argv[1]), int(os.environ["RANK"]))
