@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import peers
-from convmixer.layers import PatchStem
+from convmixer.model.layers import PatchStem
 from convmixer_kernels import DepthwiseConv2d, available_impls, convert_depthwise
 from measurement import WrongResult
 from networks import Network

@@ -1,9 +1,15 @@
 """ConvMixer ("Patches Are All You Need?") on fast large-kernel depthwise convolutions."""
 
-from convmixer.checkpoints import convert_state_dict, load_checkpoint, save_checkpoint
-from convmixer.features import FeatureExtractor
-from convmixer.model import ConvMixer
-from convmixer.variants import Variant, create_model, get_variant, list_variants, parameter_count
+from convmixer.model.checkpoints import convert_state_dict, load_checkpoint, save_checkpoint
+from convmixer.model.features import FeatureExtractor
+from convmixer.model.network import ConvMixer
+from convmixer.model.variants import (
+    Variant,
+    create_model,
+    get_variant,
+    list_variants,
+    parameter_count,
+)
 from convmixer_kernels import __version__
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer.pointwise import pointwise_product
+from convmixer.model.pointwise import pointwise_product
 
 from . import strided
 from .fused_cases import DEVICE

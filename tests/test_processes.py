@@ -12,21 +12,22 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from convmixer import cli, distributed
+from convmixer import cli
 from convmixer.cli import main
-from convmixer.commands import COMMANDS
-from convmixer.data import load_splits
-from convmixer.distributed import Processes, running_processes
+from convmixer.cli.commands import COMMANDS
+from convmixer.data.sources import load_splits
 from convmixer.errors import (
     LostProcessError,
     ProcessError,
     TrainingDivergedError,
     UsageError,
 )
-from convmixer.loading import worker_count
-from convmixer.run_folder import RunFolder
-from convmixer.run_state import TrainingInterruptedError, read_checkpoint
-from convmixer.train import train
+from convmixer.training import distributed
+from convmixer.training.distributed import Processes, running_processes
+from convmixer.training.loaders import worker_count
+from convmixer.training.run_folder import RunFolder
+from convmixer.training.run_state import TrainingInterruptedError, read_checkpoint
+from convmixer.training.runs import train
 from tests.training_helpers import tiny_config
 from tests.two_processes import EQUAL_TO_ONE, statistics_config
 
@@ -158,7 +159,7 @@ def test_gpus_exchange_gradients_through_nccl(monkeypatch, device, backend):
 
 
 def test_processes_of_a_machine_share_its_processors(monkeypatch):
-    monkeypatch.setattr("convmixer.loading._processors", lambda: 12)
+    monkeypatch.setattr("convmixer.training.loaders._processors", lambda: 12)
     data = tiny_config(data__source="images").data
     counts = []
     for processes in ("1", "4", "16"):

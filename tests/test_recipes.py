@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from convmixer.config import Config
-from convmixer.config_io import (
+from convmixer.config.recipes import (
     FIELDS,
     RECIPE_FOLDER,
     get_value,
@@ -18,7 +17,8 @@ from convmixer.config_io import (
     override,
     recipe_names,
 )
-from convmixer.variants import get_variant
+from convmixer.config.settings import Config
+from convmixer.model.variants import get_variant
 
 DEFAULTS: dict[str, Any] = {
     "initial_checkpoint": None,

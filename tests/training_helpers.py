@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convmixer.config import Config
-from convmixer.config_io import load_recipe, override
+from convmixer.config.recipes import load_recipe, override
+from convmixer.config.settings import Config
 
 TINY = {
     "device": "cpu",
