@@ -9,14 +9,14 @@ import signal
 import pytest
 
 from convmixer.cli import main
-from convmixer.config.recipes import FIELDS, get_value, load_recipe, resolve
+from convmixer.config.fields import FIELDS, get_value, resolve
+from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
-from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.errors import TrainingDivergedError, TrainingInterruptedError, UsageError
 from convmixer.model.variants import parameter_count
 from convmixer.paper import ablations
 from convmixer.paper.ablation_sets import OWN_RECIPES, TITLES, ablation_set
 from convmixer.paper.ablations import Result, ablate, folder_name, markdown, plan
-from convmixer.training.run_state import TrainingInterruptedError
 from tests.training_helpers import tiny_config, tiny_options
 
 ROWS = {3: 5, 4: 2, 5: 7, 6: 5, 7: 10, 8: 33}

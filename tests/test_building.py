@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convmixer.config.recipes import FIELDS
+from convmixer.config.fields import FIELDS
 from convmixer.model.layers import ACTIVATIONS, NORMS
 from convmixer.model.network import RESIDUALS, STEMS
 from convmixer.training import environment

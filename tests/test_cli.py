@@ -10,23 +10,21 @@ import pytest
 import torch
 import yaml
 
-from convmixer import ConvMixer, cli
+from convmixer import ConvMixer
+from convmixer.cli import command_line as cli
 from convmixer.cli import main
 from convmixer.cli.commands import COMMANDS
 from convmixer.cli.parser import EVALUATION_FIELDS, build_parser, field_overrides
-from convmixer.config.recipes import (
+from convmixer.config.fields import (
     ELSEWHERE,
     FIELDS,
     from_dict,
     get_value,
-    load_recipe,
-    load_yaml,
     override,
-    recipe_names,
     resolve,
     to_dict,
-    to_yaml,
 )
+from convmixer.config.recipes import load_recipe, load_yaml, recipe_names, to_yaml
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError, one_line
 from convmixer.training.evaluation import checkpoint_config, evaluate

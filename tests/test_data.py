@@ -18,7 +18,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from convmixer.config.recipes import load_recipe, override
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
 from convmixer.data.augmentation import (
     batch_mixing,
     evaluation_transform,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from convmixer.config.recipes import load_recipe, override
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
 from convmixer.data.image_files import SUFFIXES, class_folders, image_files, read_image
 from convmixer.data.sources import load_split, load_splits
 from convmixer.errors import UsageError

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from convmixer import cli
+from convmixer import torchrun
+from convmixer.cli import command_line as cli
 from convmixer.cli import main
 from convmixer.cli.commands import COMMANDS
 from convmixer.data.sources import load_splits
@@ -20,13 +21,14 @@ from convmixer.errors import (
     LostProcessError,
     ProcessError,
     TrainingDivergedError,
+    TrainingInterruptedError,
     UsageError,
 )
 from convmixer.training import distributed
 from convmixer.training.distributed import Processes, running_processes
 from convmixer.training.loaders import worker_count
 from convmixer.training.run_folder import RunFolder
-from convmixer.training.run_state import TrainingInterruptedError, read_checkpoint
+from convmixer.training.run_state import read_checkpoint
 from convmixer.training.runs import train
 from tests.training_helpers import tiny_config
 from tests.two_processes import EQUAL_TO_ONE, statistics_config
@@ -271,23 +273,23 @@ def test_one_process_reports_what_all_meet(monkeypatch, capsys, error, code, mes
         raise error
 
     waited: list[float] = []
-    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    monkeypatch.setattr(torchrun.time, "sleep", waited.append)
     _torchrun(monkeypatch, WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     monkeypatch.setitem(COMMANDS, "train", wrong)
     assert main(["train", "--recipe", "digits"]) == code
     # torchrun ends the second process while it waits; one that is not ended speaks for itself.
     assert capsys.readouterr().err == f"convmixer train: {message}\n"
     met_by_all = not isinstance(error, ProcessError)
-    assert waited == ([distributed.SECONDS_TO_REPORT] if rank and met_by_all else [])
+    assert waited == ([torchrun.SECONDS_TO_REPORT] if rank and met_by_all else [])
 
 
 def test_a_mistyped_option_is_reported_once(monkeypatch, capsys):
     waited: list[float] = []
-    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    monkeypatch.setattr(torchrun.time, "sleep", waited.append)
     _torchrun(monkeypatch, WORLD_SIZE="2", RANK="1", LOCAL_RANK="1")
     with pytest.raises(SystemExit):
         main(["train", "--epohcs", "3"])
-    assert waited == [distributed.SECONDS_TO_REPORT]
+    assert waited == [torchrun.SECONDS_TO_REPORT]
 
 
 @pytest.mark.parametrize(

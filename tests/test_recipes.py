@@ -9,14 +9,8 @@ from typing import Any
 
 import pytest
 
-from convmixer.config.recipes import (
-    FIELDS,
-    RECIPE_FOLDER,
-    get_value,
-    load_recipe,
-    override,
-    recipe_names,
-)
+from convmixer.config.fields import FIELDS, get_value, override
+from convmixer.config.recipes import RECIPE_FOLDER, load_recipe, recipe_names
 from convmixer.config.settings import Config
 from convmixer.model.variants import get_variant
 

@@ -22,10 +22,11 @@ import torch
 
 from convmixer import ConvMixer, load_checkpoint
 from convmixer.cli import main
-from convmixer.config.recipes import load_recipe, load_yaml, override
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe, load_yaml
 from convmixer.data.augmentation import evaluation_transform
 from convmixer.data.sources import load_splits
-from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.errors import TrainingDivergedError, TrainingInterruptedError, UsageError
 from convmixer.files import replacing
 from convmixer.training import plots
 from convmixer.training import trainer as trainer_module
@@ -43,7 +44,6 @@ from convmixer.training.reporting import WARMUP_STEPS, Console, Throughput
 from convmixer.training.run_folder import METRICS, RunFolder
 from convmixer.training.run_state import (
     StopRequest,
-    TrainingInterruptedError,
     random_states,
     read_checkpoint,
     restore_random_states,

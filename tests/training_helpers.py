@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convmixer.config.recipes import load_recipe, override
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
 
 TINY = {

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from convmixer.cli import main
 from convmixer.config.settings import Config
-from convmixer.errors import TrainingDivergedError
+from convmixer.errors import TrainingDivergedError, TrainingInterruptedError
 from convmixer.training import plots
 from convmixer.training.distributed import running_processes
 from convmixer.training.evaluation import checkpoint_config, evaluate
-from convmixer.training.run_state import TrainingInterruptedError
 from convmixer.training.runs import train
 from convmixer.training.stepper import Stepper
 from tests.training_helpers import tiny_config, tiny_options, write_image_folder

@@ -12,7 +12,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from convmixer.errors import (
+    LostProcessError,
+    ProcessError,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+    UsageError,
+    one_line,
+)
 from convmixer.terminal import flush_output, write_error
+from convmixer.torchrun import is_first_process, report_once, start_command
 
 TRAINING_PACKAGES = frozenset(
     {"matplotlib", "PIL", "sklearn", "timm", "torchvision", "tqdm", "yaml"}
@@ -37,24 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     # Imported here, where `main` can say which package is missing.
-    import torch
-
-    from convmixer.cli.commands import COMMANDS
     from convmixer.cli.parser import build_parser
-    from convmixer.errors import (
-        LostProcessError,
-        ProcessError,
-        TrainingDivergedError,
-        UsageError,
-        one_line,
-    )
-    from convmixer.training.distributed import is_first_process, report_once
-    from convmixer.training.run_state import TrainingInterruptedError
 
     parser, commands = build_parser()
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         commands[arguments.command].unknown(unknown[0])
+    return _execute(arguments, words)
+
+
+def _execute(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    # Importing PyTorch takes seconds, which --help and a mistyped option need not wait for.
+    import torch
+
+    from convmixer.cli.commands import COMMANDS
+
     program = f"convmixer {arguments.command}"
     try:
         COMMANDS[arguments.command](arguments)
@@ -84,8 +90,8 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _continuation(arguments: argparse.Namespace, words: Sequence[str]) -> str:
+    """Return the sentence that says how to go on with an interrupted command."""
     from convmixer.cli.commands import training_folder
-    from convmixer.training.distributed import start_command
 
     if arguments.command == "train":
         words = ["train", "--resume", "--out", str(training_folder(arguments))]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from convmixer.cli.parser import field_overrides
-from convmixer.config.recipes import load_recipe, override
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
 from convmixer.errors import UsageError
 from convmixer.paper.ablation_sets import TITLES, ablation_set
 from convmixer.paper.ablations import ablate, folder_name

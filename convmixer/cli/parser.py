@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from convmixer import __version__
-from convmixer.config.recipes import FIELDS, recipe_names, usual_name
+from convmixer.config.fields import FIELDS, usual_name
+from convmixer.config.recipes import recipe_names
 from convmixer.config.setting_types import FieldInfo, is_list
 from convmixer.errors import closest
 from convmixer.paper.ablation_sets import TITLES
-from convmixer.training.distributed import report_once
+from convmixer.terminal import write_line
+from convmixer.torchrun import report_once
 
 FIELD_PREFIX = "field:"
 NOT_ON_THE_COMMAND_LINE = frozenset({"recipe", "description"})
@@ -83,6 +84,19 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown {kind} {option}{near}")
 
 
+class _Version(argparse.Action):
+    """Prints the version, and imports it, with PyTorch behind it, only then."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, nargs=0, default=argparse.SUPPRESS, **keywords)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from convmixer_kernels import __version__
+
+        write_line(f"convmixer {__version__}")
+        parser.exit()
+
+
 def _spellings(name: str) -> list[str]:
     """Return the options that mean a field: full or last name, with underscores or dashes."""
     names = [name, name.rsplit(".", 1)[-1]]
@@ -135,7 +149,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         prog="convmixer",
         description='Train, evaluate and look into ConvMixer ("Patches Are All You Need?").',
     )
-    parser.add_argument("--version", action="version", version=f"convmixer {__version__}")
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=Parser
     )

@@ -105,7 +105,7 @@ class Block(Chain):
     The children are named as in the implementation of timm: ``0.fn.*`` for the depthwise branch,
     ``1`` for the pointwise convolution and ``3`` for its norm. With `pointwise_residual` the input
     of the pointwise part is added to its output. Fused operations compute the same where they can
-    (see `convmixer.model.fused_block`); the output then is CNHW or, for channels_last input, so itself.
+    (see `fused_block`); the output then is CNHW or, for channels_last input, channels_last.
     """
 
     length = 4

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convmixer.config.recipes import override, resolve
+from convmixer.config.fields import override, resolve
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError
 from convmixer.model.published import Architecture, PublishedResult, published_rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convmixer.config.recipes import FIELDS, get_value, override
+from convmixer.config.fields import FIELDS, get_value, override
 from convmixer.config.settings import Config
 from convmixer.errors import TrainingDivergedError, UsageError, closest
 from convmixer.paper.ablation_sets import AblationSet, Row, ablation_set

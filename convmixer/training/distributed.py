@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from convmixer.errors import LostProcessError, ProcessError, UsageError, one_line
-from convmixer.terminal import write_error
 from convmixer.training.environment import resolve_device
-
-SECONDS_TO_REPORT = 10.0
-"""After one process has met a mistake, the time in which the first one will have met it too."""
 
 
 @dataclass(frozen=True)
@@ -112,36 +107,6 @@ class Processes:
             if self.world == 1:
                 raise
             raise ProcessError(one_line(error)) from error
-
-
-def is_first_process() -> bool:
-    """Return whether this is the only process, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def report_once(message: str) -> None:
-    """Print a message that every process of the run has on standard error, in the first alone.
-
-    torchrun ends all processes as soon as one has ended, so the others wait until the first has
-    printed. One that is not ended by then is alone with its message, and prints it.
-    """
-    if not is_first_process():
-        time.sleep(SECONDS_TO_REPORT)
-    write_error(message)
-
-
-def processes_of_machine() -> int:
-    """Return how many processes of the run share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def start_command() -> str:
-    """Return what starts convmixer in as many processes as there are now."""
-    world, local = int(os.environ.get("WORLD_SIZE", "1")), processes_of_machine()
-    if world == 1:
-        return "convmixer"
-    machines = f"--nnodes {world // local} " if world > local else ""
-    return f"torchrun {machines}--nproc-per-node {local} -m convmixer"
 
 
 @contextlib.contextmanager

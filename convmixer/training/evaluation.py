@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from convmixer.config.recipes import from_dict, load_recipe, override
+from convmixer.config.fields import from_dict, override
+from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
 from convmixer.data.augmentation import evaluation_transform
 from convmixer.data.sources import few, load_split

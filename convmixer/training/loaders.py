@@ -23,7 +23,7 @@ from convmixer.config.settings import DataConfig
 from convmixer.data.augmentation import Transform
 from convmixer.data.sources import Images
 from convmixer.errors import UsageError
-from convmixer.training.distributed import processes_of_machine
+from convmixer.torchrun import processes_of_machine
 from convmixer.training.run_state import seed_cpu
 
 Key = tuple[int, int]

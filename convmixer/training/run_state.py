@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from convmixer.errors import UsageError
+from convmixer.errors import TrainingInterruptedError, UsageError
 from convmixer.model.checkpoints import read_file
-from convmixer.training.distributed import Processes, is_first_process
+from convmixer.torchrun import is_first_process
+from convmixer.training.distributed import Processes
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -79,14 +80,6 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
     torch.random.set_rng_state(states["torch"])
     if device.type == "cuda" and states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-class TrainingInterruptedError(Exception):
-    """A run stopped on request, after it was saved; the message says how to continue."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
 
 
 class StopRequest:

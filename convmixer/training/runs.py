@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from convmixer.config.recipes import check_same_run, override
+from convmixer.config.fields import check_same_run, override
 from convmixer.config.settings import Config
 from convmixer.data.sources import load_splits
-from convmixer.errors import UsageError
+from convmixer.errors import TrainingInterruptedError, UsageError
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.training import plots
 from convmixer.training.distributed import Processes, running_processes
@@ -25,7 +25,7 @@ from convmixer.training.environment import (
 )
 from convmixer.training.reporting import WARMUP_STEPS, Console, number, run_line
 from convmixer.training.run_folder import RunFolder, write_json
-from convmixer.training.run_state import StopRequest, TrainingInterruptedError
+from convmixer.training.run_state import StopRequest
 from convmixer.training.scoring import Scores
 from convmixer.training.trainer import Trainer
 

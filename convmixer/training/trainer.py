@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from convmixer.config.recipes import check_same_run, from_dict, to_dict
+from convmixer.config.fields import check_same_run, from_dict, to_dict
 from convmixer.config.settings import Config
 from convmixer.data.augmentation import evaluation_transform, training_transform
 from convmixer.data.sources import Images, Splits, few
