@@ -22,6 +22,14 @@ class TrainingDivergedError(RuntimeError):
     """The loss became infinite or not a number."""
 
 
+class TrainingInterruptedError(Exception):
+    """A run stopped on request, after it was saved; the message says how to continue."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line, with the file that it is about."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

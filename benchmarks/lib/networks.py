@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from convmixer import ConvMixer, create_model
-from convmixer.published import published_rows
-from convmixer.variants import get_variant, list_variants
+from convmixer.model.published import published_rows
+from convmixer.model.variants import get_variant, list_variants
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from benchmarks.lib import peers
 from benchmarks.lib.measurement import WrongResult
 from benchmarks.lib.networks import Network
 from benchmarks.lib.shapes import LAYOUTS, Selection
-from convmixer.layers import PatchStem
+from convmixer.model.layers import PatchStem
 from convmixer_kernels import DepthwiseConv2d, available_impls, convert_depthwise
 
 MEMORY_FORMATS = {

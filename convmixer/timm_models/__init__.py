@@ -16,10 +16,10 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from convmixer.checkpoints import convert_state_dict
 from convmixer.errors import UsageError
-from convmixer.model import ConvMixer
-from convmixer.variants import Variant, create_model, get_variant, list_variants
+from convmixer.model.checkpoints import convert_state_dict
+from convmixer.model.network import ConvMixer
+from convmixer.model.variants import Variant, create_model, get_variant, list_variants
 
 PREFIX = "kernels_"
 # timm's scripts ask for "fast", which is the mean over the positions as well.

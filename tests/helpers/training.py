@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convmixer.config import Config
-from convmixer.config_io import load_recipe, override
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
+from convmixer.config.settings import Config
 
 TINY = {
     "device": "cpu",

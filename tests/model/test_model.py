@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmixer import ConvMixer, FeatureExtractor
-from convmixer.layers import LayerNorm2d
+from convmixer.model.layers import LayerNorm2d
 from convmixer_kernels import DepthwiseConv2d
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from convmixer import ConvMixer, fused_block, layers
+from convmixer import ConvMixer
+from convmixer.model import fused_block, layers
 from convmixer_kernels import functional
 from tests.helpers import fused_cases
 from tests.helpers.fused_cases import DEVICE

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer.pointwise import pointwise_product
+from convmixer.model.pointwise import pointwise_product
 from tests.helpers import strided
 from tests.helpers.fused_cases import DEVICE
 

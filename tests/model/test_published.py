@@ -8,11 +8,11 @@ import hashlib
 import pytest
 
 from convmixer import ConvMixer
-from convmixer.config import OptimizerConfig
-from convmixer.config_io import load_recipe
-from convmixer.optimization import weight_decay_groups
-from convmixer.published import published_rows
-from convmixer.variants import CIFAR10, IMAGENET
+from convmixer.config.recipes import load_recipe
+from convmixer.config.settings import OptimizerConfig
+from convmixer.model.published import published_rows
+from convmixer.model.variants import CIFAR10, IMAGENET
+from convmixer.training.optimizer import weight_decay_groups
 
 # Of every field of every row, as compared with tables copied from the paper independently.
 CHECKSUMS = {

@@ -18,7 +18,7 @@ from convmixer import (
     save_checkpoint,
 )
 from convmixer.errors import UsageError
-from convmixer.published import published_rows
+from convmixer.model.published import published_rows
 
 # Rows whose printed size is not that of the model they name, with the exact number.
 PRINTED_WRONGLY = {

@@ -8,15 +8,15 @@ import signal
 
 import pytest
 
-from convmixer import ablations
-from convmixer.ablation_sets import OWN_RECIPES, TITLES, ablation_set
-from convmixer.ablations import Result, ablate, folder_name, markdown, plan
 from convmixer.cli import main
-from convmixer.config import Config
-from convmixer.config_io import FIELDS, get_value, load_recipe, resolve
-from convmixer.errors import TrainingDivergedError, UsageError
-from convmixer.run_state import TrainingInterruptedError
-from convmixer.variants import parameter_count
+from convmixer.config.fields import FIELDS, get_value, resolve
+from convmixer.config.recipes import load_recipe
+from convmixer.config.settings import Config
+from convmixer.errors import TrainingDivergedError, TrainingInterruptedError, UsageError
+from convmixer.model.variants import parameter_count
+from convmixer.paper import ablations
+from convmixer.paper.ablation_sets import OWN_RECIPES, TITLES, ablation_set
+from convmixer.paper.ablations import Result, ablate, folder_name, markdown, plan
 from tests.helpers.training import tiny_config, tiny_options
 
 ROWS = {3: 5, 4: 2, 5: 7, 6: 5, 7: 10, 8: 33}
@@ -184,7 +184,9 @@ def test_an_ablation_writes_its_results_and_skips_what_is_finished(tmp_path, mon
     assert "digits: accuracy (%)" in text and "paper, CIFAR-10 (%)" in text
     assert (out / "results.png").stat().st_size > 5000
     before = (out / "results.csv").read_text()
-    monkeypatch.setattr("convmixer.trainer.Trainer.run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "convmixer.training.trainer.Trainer.run", lambda *_: pytest.fail("trained again")
+    )
     assert main(command) == 0
     assert (out / "results.csv").read_text() == before
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convmixer import building
-from convmixer.config_io import FIELDS
-from convmixer.layers import ACTIVATIONS, NORMS
-from convmixer.model import RESIDUALS, STEMS
+from convmixer.config.fields import FIELDS
+from convmixer.model.layers import ACTIVATIONS, NORMS
+from convmixer.model.network import RESIDUALS, STEMS
+from convmixer.training import environment
 from convmixer_kernels.dispatch import IMPLEMENTATIONS
 from tests.helpers.training import tiny_config
 
@@ -24,10 +24,10 @@ def test_the_implementation_is_that_for_the_planes_of_the_run(channels_last, amp
         asked.append((input, weight, impl))
         return "triton"
 
-    monkeypatch.setattr(building, "resolve", resolve)
-    monkeypatch.setattr(building, "effective_amp", lambda config, device: config.amp)
+    monkeypatch.setattr(environment, "resolve", resolve)
+    monkeypatch.setattr(environment, "effective_amp", lambda config, device: config.amp)
     config = tiny_config(model__patch_size=3, channels_last=channels_last, amp=amp)
-    assert building.depthwise_implementation(config, CPU) == "triton"
+    assert environment.depthwise_implementation(config, CPU) == "triton"
     ((input, weight, impl),) = asked
     dtype = {"none": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[amp]
     assert (tuple(input.shape), input.dtype) == ((1, 8, 2, 2), dtype)
@@ -38,10 +38,10 @@ def test_the_implementation_is_that_for_the_planes_of_the_run(channels_last, amp
 
 
 def test_autocast_computes_in_the_precision_of_the_settings(monkeypatch):
-    monkeypatch.setattr(building, "effective_amp", lambda config, device: config.amp)
+    monkeypatch.setattr(environment, "effective_amp", lambda config, device: config.amp)
     matrix = torch.ones(2, 2)
     for amp, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("none", torch.float32)):
-        with building.autocast(tiny_config(amp=amp), CPU):
+        with environment.autocast(tiny_config(amp=amp), CPU):
             assert (matrix @ matrix).dtype == dtype
 
 

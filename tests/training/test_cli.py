@@ -10,28 +10,26 @@ import pytest
 import torch
 import yaml
 
-from convmixer import ConvMixer, cli
+from convmixer import ConvMixer
+from convmixer.cli import command_line as cli
 from convmixer.cli import main
-from convmixer.cli_parser import EVALUATION_FIELDS, build_parser, field_overrides
-from convmixer.commands import COMMANDS
-from convmixer.config import Config
-from convmixer.config_io import (
+from convmixer.cli.commands import COMMANDS
+from convmixer.cli.parser import EVALUATION_FIELDS, build_parser, field_overrides
+from convmixer.config.fields import (
     ELSEWHERE,
     FIELDS,
     from_dict,
     get_value,
-    load_recipe,
-    load_yaml,
     override,
-    recipe_names,
     resolve,
     to_dict,
-    to_yaml,
 )
+from convmixer.config.recipes import load_recipe, load_yaml, recipe_names, to_yaml
+from convmixer.config.settings import Config
 from convmixer.errors import UsageError, one_line
-from convmixer.evaluate import checkpoint_config, evaluate
-from convmixer.run_folder import RunFolder
-from convmixer.train import train
+from convmixer.training.evaluation import checkpoint_config, evaluate
+from convmixer.training.run_folder import RunFolder
+from convmixer.training.runs import train
 from tests.helpers.training import TINY, tiny_config, tiny_options, write_image_folder
 
 
@@ -468,7 +466,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_evaluation(
     run_folder, capsys, tmp_path, monkeypatch
 ):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("convmixer.evaluate.score", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr("convmixer.training.evaluation.score", lambda *_: pytest.fail("evaluated"))
     command = ["evaluate", "--checkpoint", run_folder / "best.pt", "--device", "cpu", "--out"]
     error = _failure(capsys, *command, tmp_path / "file" / "scores")
     assert f"cannot write to {tmp_path / 'file' / 'scores'}" in error
@@ -492,7 +490,7 @@ def test_augmented_evaluation_mirrors_where_training_did(run_folder, monkeypatch
         mirrored.append(flip)
         return lambda images: [images]
 
-    monkeypatch.setattr("convmixer.evaluate.augmented_views", views)
+    monkeypatch.setattr("convmixer.training.evaluation.augmented_views", views)
     path = run_folder / "best.pt"
     config = checkpoint_config(path, overrides={"augment.flip": flip})
     evaluate(path, config, test_time_augmentation=True, silent=True)

@@ -14,14 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from convmixer import ConvMixer, load_checkpoint, plots
-from convmixer.checkpoints import read_file
+from convmixer import ConvMixer, load_checkpoint
 from convmixer.cli import main
-from convmixer.config_io import RECIPE_FOLDER, load_recipe
-from convmixer.data import _read_cifar10_batch
+from convmixer.config.recipes import RECIPE_FOLDER, load_recipe
+from convmixer.data.image_files import read_image
+from convmixer.data.sources import _read_cifar10_batch
 from convmixer.errors import UsageError
-from convmixer.image_files import read_image
-from convmixer.train import train
+from convmixer.model.checkpoints import read_file
+from convmixer.training import plots
+from convmixer.training.runs import train
 from tests.helpers.training import (
     assert_same_state,
     tiny_images_config,

@@ -18,16 +18,17 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from convmixer.augmentation import (
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
+from convmixer.data.augmentation import (
     batch_mixing,
     evaluation_transform,
     soft_targets,
     training_transform,
 )
-from convmixer.config_io import load_recipe, override
-from convmixer.data import ArrayImages, load_split, load_splits, stratified_split
+from convmixer.data.sources import ArrayImages, load_split, load_splits, stratified_split
 from convmixer.errors import UsageError
-from convmixer.loading import (
+from convmixer.training.loaders import (
     EpochBatches,
     TrainingImages,
     TrainingLoader,

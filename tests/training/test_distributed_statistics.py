@@ -15,7 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
-from convmixer import ConvMixer, layers
+from convmixer import ConvMixer
+from convmixer.model import layers
 from tests.helpers import fused_cases
 from tests.helpers.fused_cases import Arguments, random_arguments
 from tests.kernels.test_depthwise import KERNELS

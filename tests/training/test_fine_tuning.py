@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from convmixer import ConvMixer, create_model, load_checkpoint, save_checkpoint
 from convmixer.errors import UsageError
-from convmixer.features import FeatureInfo
+from convmixer.model.features import FeatureInfo
 
 NAME = "convmixer_128_4_ks8_p1_cifar10"
 SMALL = {"dim": 8, "depth": 2, "patch_size": 2}

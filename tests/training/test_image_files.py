@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from convmixer.config_io import load_recipe, override
-from convmixer.data import load_split, load_splits
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
+from convmixer.data.image_files import SUFFIXES, class_folders, image_files, read_image
+from convmixer.data.sources import load_split, load_splits
 from convmixer.errors import UsageError
-from convmixer.image_files import SUFFIXES, class_folders, image_files, read_image
 from tests.helpers.training import write_image_folder
 
 RAMP = np.linspace(0.0, 1.0, 30).reshape(5, 6)

@@ -12,9 +12,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from convmixer import ConvMixer, plots, weight_plots
+from convmixer import ConvMixer
 from convmixer.errors import UsageError
-from convmixer.weight_plots import chosen_layers, plot_weights, tile
+from convmixer.paper import weight_plots
+from convmixer.paper.weight_plots import chosen_layers, plot_weights, tile
+from convmixer.training import plots
 from tests.helpers.training import tiny_config
 
 HISTORY = [

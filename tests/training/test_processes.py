@@ -12,21 +12,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from convmixer import cli, distributed
+from convmixer import torchrun
+from convmixer.cli import command_line as cli
 from convmixer.cli import main
-from convmixer.commands import COMMANDS
-from convmixer.data import load_splits
-from convmixer.distributed import Processes, running_processes
+from convmixer.cli.commands import COMMANDS
+from convmixer.data.sources import load_splits
 from convmixer.errors import (
     LostProcessError,
     ProcessError,
     TrainingDivergedError,
+    TrainingInterruptedError,
     UsageError,
 )
-from convmixer.loading import worker_count
-from convmixer.run_folder import RunFolder
-from convmixer.run_state import TrainingInterruptedError, read_checkpoint
-from convmixer.train import train
+from convmixer.training import distributed
+from convmixer.training.distributed import Processes, running_processes
+from convmixer.training.loaders import worker_count
+from convmixer.training.run_folder import RunFolder
+from convmixer.training.run_state import read_checkpoint
+from convmixer.training.runs import train
 from tests.helpers.training import tiny_config
 from tests.training.two_processes import EQUAL_TO_ONE, statistics_config
 
@@ -158,7 +161,7 @@ def test_gpus_exchange_gradients_through_nccl(monkeypatch, device, backend):
 
 
 def test_processes_of_a_machine_share_its_processors(monkeypatch):
-    monkeypatch.setattr("convmixer.loading._processors", lambda: 12)
+    monkeypatch.setattr("convmixer.training.loaders._processors", lambda: 12)
     data = tiny_config(data__source="images").data
     counts = []
     for processes in ("1", "4", "16"):
@@ -270,23 +273,23 @@ def test_one_process_reports_what_all_meet(monkeypatch, capsys, error, code, mes
         raise error
 
     waited: list[float] = []
-    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    monkeypatch.setattr(torchrun.time, "sleep", waited.append)
     _torchrun(monkeypatch, WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     monkeypatch.setitem(COMMANDS, "train", wrong)
     assert main(["train", "--recipe", "digits"]) == code
     # torchrun ends the second process while it waits; one that is not ended speaks for itself.
     assert capsys.readouterr().err == f"convmixer train: {message}\n"
     met_by_all = not isinstance(error, ProcessError)
-    assert waited == ([distributed.SECONDS_TO_REPORT] if rank and met_by_all else [])
+    assert waited == ([torchrun.SECONDS_TO_REPORT] if rank and met_by_all else [])
 
 
 def test_a_mistyped_option_is_reported_once(monkeypatch, capsys):
     waited: list[float] = []
-    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    monkeypatch.setattr(torchrun.time, "sleep", waited.append)
     _torchrun(monkeypatch, WORLD_SIZE="2", RANK="1", LOCAL_RANK="1")
     with pytest.raises(SystemExit):
         main(["train", "--epohcs", "3"])
-    assert waited == [distributed.SECONDS_TO_REPORT]
+    assert waited == [torchrun.SECONDS_TO_REPORT]
 
 
 @pytest.mark.parametrize(

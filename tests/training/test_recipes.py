@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 
-from convmixer.config import Config
-from convmixer.config_io import (
-    FIELDS,
-    RECIPE_FOLDER,
-    get_value,
-    load_recipe,
-    override,
-    recipe_names,
-)
-from convmixer.variants import get_variant
+from convmixer.config.fields import FIELDS, get_value, override
+from convmixer.config.recipes import RECIPE_FOLDER, load_recipe, recipe_names
+from convmixer.config.settings import Config
+from convmixer.model.variants import get_variant
 
 DEFAULTS: dict[str, Any] = {
     "initial_checkpoint": None,

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmixer import ConvMixer, stepper
-from convmixer.distributed import Processes
-from convmixer.optimization import build_optimizer
-from convmixer.scoring import score
-from convmixer.stepper import Stepper, shares_statistics
+from convmixer import ConvMixer
+from convmixer.training import stepper
+from convmixer.training.distributed import Processes
+from convmixer.training.optimizer import build_optimizer
+from convmixer.training.scoring import score
+from convmixer.training.stepper import Stepper, shares_statistics
 from tests.helpers.training import assert_same_state, tiny_config
 
 CPU = torch.device("cpu")

@@ -11,12 +11,13 @@ import matplotlib
 import pytest
 import torch
 
-from convmixer import ConvMixer, plots
+from convmixer import ConvMixer
 from convmixer.cli import main
-from convmixer.evaluate import evaluate
-from convmixer.reporting import Console
-from convmixer.run_folder import write_text
 from convmixer.terminal import flush_output, printable, write_error, write_line
+from convmixer.training import plots
+from convmixer.training.evaluation import evaluate
+from convmixer.training.reporting import Console
+from convmixer.training.run_folder import write_text
 from tests.helpers.training import tiny_config, tiny_images_config, write_image_folder
 
 NAMES = [
@@ -148,7 +149,8 @@ def test_folders_may_have_any_name(weights, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "failing", ["convmixer.plots.save_confusion", "convmixer.reporting.write_line"]
+    "failing",
+    ["convmixer.training.plots.save_confusion", "convmixer.training.reporting.write_line"],
 )
 def test_results_are_written_before_anything_can_fail(failing, weights, tmp_path, monkeypatch):
     def fail(*_):
@@ -191,7 +193,7 @@ def test_an_error_is_one_printable_line(monkeypatch, capsys):
     def wrong(_):
         raise OSError(2, "No such file or directory", "a\n\x1b[2J\udcff.png")
 
-    monkeypatch.setattr("convmixer.commands.COMMANDS", {"train": wrong})
+    monkeypatch.setattr("convmixer.cli.commands.COMMANDS", {"train": wrong})
     assert main(["train", "--recipe", "digits"]) == 2
     assert capsys.readouterr().err == (
         "convmixer train: error: a\\n\\x1b[2J\\udcff.png: No such file or directory\n"

@@ -20,36 +20,39 @@ import numpy as np
 import pytest
 import torch
 
-from convmixer import ConvMixer, load_checkpoint, plots
-from convmixer import trainer as trainer_module
-from convmixer.augmentation import evaluation_transform
-from convmixer.building import depthwise_implementation, effective_amp, resolve_device
+from convmixer import ConvMixer, load_checkpoint
 from convmixer.cli import main
-from convmixer.config_io import load_recipe, load_yaml, override
-from convmixer.data import load_splits
-from convmixer.distributed import Processes
-from convmixer.errors import TrainingDivergedError, UsageError
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe, load_yaml
+from convmixer.data.augmentation import evaluation_transform
+from convmixer.data.sources import load_splits
+from convmixer.errors import TrainingDivergedError, TrainingInterruptedError, UsageError
 from convmixer.files import replacing
-from convmixer.optimization import (
+from convmixer.training import plots
+from convmixer.training import trainer as trainer_module
+from convmixer.training.distributed import Processes
+from convmixer.training.environment import depthwise_implementation, effective_amp, resolve_device
+from convmixer.training.optimizer import (
     ExponentialMovingAverage,
     build_optimizer,
+    cosine,
+    learning_rate,
+    triangular,
     weight_decay_groups,
 )
-from convmixer.reporting import WARMUP_STEPS, Console, Throughput
-from convmixer.run_folder import METRICS, RunFolder
-from convmixer.run_state import (
+from convmixer.training.reporting import WARMUP_STEPS, Console, Throughput
+from convmixer.training.run_folder import METRICS, RunFolder
+from convmixer.training.run_state import (
     StopRequest,
-    TrainingInterruptedError,
     random_states,
     read_checkpoint,
     restore_random_states,
     seed_everything,
 )
-from convmixer.schedule import cosine, learning_rate, triangular
-from convmixer.scoring import augmented_views, score
-from convmixer.stepper import Stepper
-from convmixer.train import summarize_seeds, train, train_seeds
-from convmixer.trainer import STATE, Trainer, check_values_per_channel
+from convmixer.training.runs import summarize_seeds, train, train_seeds
+from convmixer.training.scoring import augmented_views, score
+from convmixer.training.stepper import Stepper
+from convmixer.training.trainer import STATE, Trainer, check_values_per_channel
 from tests.helpers.training import (
     assert_same_state,
     tiny_config,
@@ -818,7 +821,7 @@ def test_lines_tell_loss_speed_rate_and_where_the_results_are(tmp_path, capsys):
 
 def test_throughput_leaves_out_the_warm_up_and_the_pauses(monkeypatch):
     clock = {"value": 0.0}
-    monkeypatch.setattr("convmixer.reporting.time.perf_counter", lambda: clock["value"])
+    monkeypatch.setattr("convmixer.training.reporting.time.perf_counter", lambda: clock["value"])
     throughput = Throughput(CPU)
     throughput.start()
     for _ in range(WARMUP_STEPS):

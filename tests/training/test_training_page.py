@@ -10,8 +10,8 @@ import pytest
 
 import convmixer
 from convmixer import ConvMixer, list_variants, save_checkpoint
-from convmixer.cli_parser import build_parser
-from convmixer.config_io import recipe_names
+from convmixer.cli.parser import build_parser
+from convmixer.config.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()

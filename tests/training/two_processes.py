@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convmixer import plots
 from convmixer.cli import main
-from convmixer.config import Config
-from convmixer.distributed import running_processes
-from convmixer.errors import TrainingDivergedError
-from convmixer.evaluate import checkpoint_config, evaluate
-from convmixer.run_state import TrainingInterruptedError
-from convmixer.stepper import Stepper
-from convmixer.train import train
+from convmixer.config.settings import Config
+from convmixer.errors import TrainingDivergedError, TrainingInterruptedError
+from convmixer.training import plots
+from convmixer.training.distributed import running_processes
+from convmixer.training.evaluation import checkpoint_config, evaluate
+from convmixer.training.runs import train
+from convmixer.training.stepper import Stepper
 from tests.helpers.training import tiny_config, tiny_options, write_image_folder
 
 EQUAL_TO_ONE = [

@@ -1,0 +1,100 @@
+"""The command line: `convmixer train`, `evaluate`, `ablate`, `plot-weights`.
+
+A mistake of the user is one line on stderr and exit code 2; of several processes that meet it, the
+first prints it. A run that diverges leaves with 1, an interrupted one with 130 (SIGINT) or 143
+(SIGTERM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from convmixer.errors import (
+    LostProcessError,
+    ProcessError,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+    UsageError,
+    one_line,
+)
+from convmixer.terminal import flush_output, write_error
+from convmixer.torchrun import is_first_process, report_once, start_command
+
+TRAINING_PACKAGES = frozenset(
+    {"matplotlib", "PIL", "sklearn", "timm", "torchvision", "tqdm", "yaml"}
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAINING_PACKAGES:
+            raise
+        write_error(
+            f"convmixer: error: the package {error.name} is missing: install the extra 'train'"
+        )
+        return 2
+    finally:
+        flush_output()
+
+
+def _run(words: Sequence[str]) -> int:
+    # Imported here, where `main` can say which package is missing.
+    from convmixer.cli.parser import build_parser
+
+    parser, commands = build_parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        commands[arguments.command].unknown(unknown[0])
+    return _execute(arguments, words)
+
+
+def _execute(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    # Importing PyTorch takes seconds, which --help and a mistyped option need not wait for.
+    import torch
+
+    from convmixer.cli.commands import COMMANDS
+
+    program = f"convmixer {arguments.command}"
+    try:
+        COMMANDS[arguments.command](arguments)
+    except ProcessError as error:
+        write_error(f"{program}: error: {error}")
+        return 2
+    except (UsageError, OSError) as error:
+        report_once(f"{program}: error: {one_line(error)}")
+        return 2
+    except torch.OutOfMemoryError:
+        write_error(
+            f"{program}: out of GPU memory: lower --batch_size, raise --accumulation_steps, or set "
+            "--gradient_checkpointing"
+        )
+        return 1
+    except (TrainingDivergedError, LostProcessError) as error:
+        report_once(f"{program}: {one_line(error)}")
+        return 1
+    except TrainingInterruptedError as interruption:
+        if is_first_process():
+            write_error(f"{interruption}. {_continuation(arguments, words)}")
+        return interruption.exit_code
+    except KeyboardInterrupt:
+        write_error(f"{program}: interrupted")
+        return 130
+    return 0
+
+
+def _continuation(arguments: argparse.Namespace, words: Sequence[str]) -> str:
+    """Return the sentence that says how to go on with an interrupted command."""
+    from convmixer.cli.commands import training_folder
+
+    if arguments.command == "train":
+        words = ["train", "--resume", "--out", str(training_folder(arguments))]
+        if arguments.seeds > 1:
+            words += ["--seeds", str(arguments.seeds)]
+    return f"Continue with: {start_command()} {shlex.join(words)}"

@@ -1,0 +1,113 @@
+"""What `convmixer train`, `evaluate`, `ablate` and `plot-weights` do with their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from convmixer.cli.parser import field_overrides
+from convmixer.config.fields import override
+from convmixer.config.recipes import load_recipe
+from convmixer.errors import UsageError
+from convmixer.paper.ablation_sets import TITLES, ablation_set
+from convmixer.paper.ablations import ablate, folder_name
+from convmixer.paper.weight_plots import plot_weights
+from convmixer.terminal import write_line
+from convmixer.training.evaluation import checkpoint_config, evaluate
+from convmixer.training.run_folder import RunFolder
+from convmixer.training.runs import train, train_seeds
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise UsageError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+def training_folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the run of `convmixer train`."""
+    return arguments.out or Path("runs", Path(arguments.recipe).stem)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    seeds = _positive("--seeds", arguments.seeds)
+    if arguments.recipe is None and (not arguments.resume or arguments.out is None):
+        raise UsageError(
+            "--resume needs --out FOLDER" if arguments.resume else "name a recipe with --recipe"
+        )
+    out = training_folder(arguments)
+    if arguments.resume:
+        config = RunFolder(out).load_config()
+        if arguments.recipe is not None and load_recipe(arguments.recipe).recipe != config.recipe:
+            raise UsageError(f"the run in {out} is of recipe {config.recipe}")
+    else:
+        config = load_recipe(arguments.recipe)
+    config = override(config, field_overrides(arguments))
+    if seeds > 1:
+        train_seeds(config, out, seeds, resume=arguments.resume)
+    else:
+        train(config, out, resume=arguments.resume)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    config = checkpoint_config(
+        arguments.checkpoint,
+        recipe=arguments.recipe,
+        variant=arguments.variant,
+        overrides=field_overrides(arguments),
+    )
+    evaluate(
+        arguments.checkpoint,
+        config,
+        split=arguments.split,
+        test_time_augmentation=arguments.tta,
+        out=arguments.out,
+    )
+
+
+def _list_ablations(table: int | None) -> None:
+    for number in TITLES if table is None else (table,):
+        listed = ablation_set(number)
+        write_line(
+            f"table {number}: {listed.title} ({len(listed.rows)} rows; the paper: "
+            f"{listed.paper_data}, recipe {listed.own_recipe})"
+        )
+        for row in listed.rows if table is not None else ():
+            write_line(f"  {folder_name(row.label):44} paper {row.paper_accuracy:.2f}%")
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    if arguments.list:
+        _list_ablations(arguments.table)
+        return
+    if arguments.table is None:
+        raise UsageError("name a table with --table, or see them with --list")
+    recipe = load_recipe(arguments.recipe or ablation_set(arguments.table).own_recipe)
+    ablate(
+        arguments.table,
+        recipe,
+        arguments.out or Path("runs", f"table-{arguments.table}-{recipe.recipe}"),
+        overrides=field_overrides(arguments),
+        seeds=_positive("--seeds", arguments.seeds),
+        labels=arguments.rows.split(",") if arguments.rows else (),
+    )
+
+
+def _plot_weights(arguments: argparse.Namespace) -> None:
+    pictures = plot_weights(
+        arguments.checkpoint,
+        arguments.out or arguments.checkpoint.parent,
+        layers=_positive("--layers", arguments.layers),
+        seed=arguments.seed,
+    )
+    for picture in pictures:
+        write_line(str(picture))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "ablate": _ablate,
+    "plot-weights": _plot_weights,
+}

@@ -1,0 +1,259 @@
+"""The options of `convmixer train`, `evaluate`, `ablate` and `plot-weights`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+from convmixer.config.fields import FIELDS, usual_name
+from convmixer.config.recipes import recipe_names
+from convmixer.config.setting_types import FieldInfo, is_list
+from convmixer.errors import closest
+from convmixer.paper.ablation_sets import TITLES
+from convmixer.terminal import write_line
+from convmixer.torchrun import report_once
+
+FIELD_PREFIX = "field:"
+NOT_ON_THE_COMMAND_LINE = frozenset({"recipe", "description"})
+EVALUATION_FIELDS = tuple(
+    name
+    for name in FIELDS
+    if name.startswith(("model.", "data."))
+    or name in ("augment.flip", "batch_size", "device", "threads", "amp", "channels_last")
+)
+"""Fields that evaluation depends on; `augment.flip` says whether --tta mirrors images."""
+SECTIONS = {
+    "": "run",
+    "model": "model",
+    "data": "data",
+    "augment": "augmentation",
+    "optimizer": "optimizer and schedule",
+}
+
+TRAIN = """\
+Train a recipe. Every field of the recipe can be set by its name below, with or without the part
+before the dot: --model.dim 64 and --dim 64 are the same."""
+
+TRAIN_EXAMPLES = """\
+examples:
+  convmixer train --recipe digits
+  convmixer train --recipe digits --epochs 5 --model.dim 32 --device cpu --out runs/small
+  convmixer train --recipe digits --seeds 3 --out runs/three
+  convmixer train --resume --out runs/small
+  convmixer train --recipe cifar10 --data path/to/cifar --amp bf16
+  convmixer train --recipe imagenet --data path/to/images --n_classes 102 --lr 0.001 \\
+      --initial_checkpoint weights.pt
+  torchrun --nproc-per-node 8 -m convmixer train --recipe imagenet --data path/to/imagenet
+"""
+
+ABLATE = """\
+Run an ablation of the paper on a recipe. Finished runs in the folder are kept, so that the same
+command goes on after an interruption. Fields of the recipe can be set as for convmixer train."""
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an error as one line, naming the closest option for a mistyped one."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        keywords.setdefault("allow_abbrev", False)
+        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with exit code 2."""
+        report_once(f"{self.prog}: error: {message}")
+        sys.exit(2)
+
+    def unknown(self, argument: str) -> NoReturn:
+        """Report an argument that is no option."""
+        option, has_value, _ = argument.partition("=")
+        kind = "option" if argument.startswith("-") else "argument"
+        options = [name for action in self._actions for name in action.option_strings]
+        # An argument without a value is rather a stray word than an option without its dashes.
+        near = (
+            closest(f"--{usual_name(option.lstrip('-'))}", options)
+            if kind == "option" or has_value
+            else ""
+        )
+        self.error(f"unknown {kind} {option}{near}")
+
+
+class _Version(argparse.Action):
+    """Prints the version, and imports it, with PyTorch behind it, only then."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, nargs=0, default=argparse.SUPPRESS, **keywords)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from convmixer_kernels import __version__
+
+        write_line(f"convmixer {__version__}")
+        parser.exit()
+
+
+def _spellings(name: str) -> list[str]:
+    """Return the options that mean a field: full or last name, with underscores or dashes."""
+    names = [name, name.rsplit(".", 1)[-1]]
+    both = [spelling for each in names for spelling in (each, each.replace("_", "-"))]
+    return [f"--{spelling}" for spelling in dict.fromkeys(both)]
+
+
+def _field_help(info: FieldInfo) -> str:
+    text: str = info.metadata["help"]
+    choices = info.metadata["choices"]
+    accepted = " or ".join(choices) if choices else info.type_name
+    return f"{text} [{accepted}]".replace("%", "%%")
+
+
+def _add_fields(parser: Parser, names: Iterable[str]) -> None:
+    wanted = [FIELDS[name] for name in names if name not in NOT_ON_THE_COMMAND_LINE]
+    sections = {info.name.rpartition(".")[0] for info in wanted}
+    groups = {
+        section: parser.add_argument_group(title)
+        for section, title in SECTIONS.items()
+        if section in sections
+    }
+    for info in wanted:
+        shown, *hidden = _spellings(info.name)
+        if info.name == "data.folder":
+            hidden.append("--data")
+        options: dict[str, Any] = {
+            "dest": FIELD_PREFIX + info.name,
+            "default": argparse.SUPPRESS,
+            "metavar": "VALUE",
+        }
+        if info.type_name == "true or false":
+            options |= {"nargs": "?", "const": "true"}
+        if is_list(info.hint):
+            options |= {"nargs": "+"}
+        group = groups[info.name.rpartition(".")[0]]
+        group.add_argument(shown, help=_field_help(info), **options)
+        if hidden:
+            group.add_argument(*hidden, help=argparse.SUPPRESS, **options)
+
+
+def _add_recipe(parser: Parser, help: str) -> None:
+    names = ", ".join(recipe_names())
+    parser.add_argument("--recipe", metavar="NAME", help=f"{help}: {names}, or a .yaml file")
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser and the parsers of its commands by name."""
+    parser = Parser(
+        prog="convmixer",
+        description='Train, evaluate and look into ConvMixer ("Patches Are All You Need?").',
+    )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    parsers = {
+        "train": _add_train(commands),
+        "evaluate": _add_evaluate(commands),
+        "ablate": _add_ablate(commands),
+        "plot-weights": _add_plot_weights(commands),
+    }
+    return parser, parsers
+
+
+def _add_train(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "train",
+        help="train a recipe",
+        description=TRAIN,
+        epilog=TRAIN_EXAMPLES,
+        usage="convmixer train --recipe NAME [--out FOLDER] [--resume] [--seeds N] "
+        "[--FIELD VALUE ...]",
+    )
+    _add_recipe(parser, "what to train")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/RECIPE)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="train N seeds; mean and deviation"
+    )
+    _add_fields(parser, FIELDS)
+    return parser
+
+
+def _add_evaluate(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "evaluate",
+        help="top-1, top-5 and confusion of a checkpoint",
+        description="Evaluate a checkpoint on the images of its recipe.",
+        usage="convmixer evaluate --checkpoint FILE [--recipe NAME] [--variant NAME] "
+        "[--data FOLDER] [--split NAME] [--tta] [--out FOLDER] [--FIELD VALUE ...]",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    _add_recipe(parser, "for a checkpoint that does not hold its settings")
+    parser.add_argument(
+        "--variant", metavar="NAME", help="model of the paper that the checkpoint belongs to"
+    )
+    parser.add_argument(
+        "--split", choices=("test", "validation", "train"), default="test", help="default: test"
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation too, reported separately"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write evaluation.json and confusion.png here"
+    )
+    _add_fields(parser, EVALUATION_FIELDS)
+    return parser
+
+
+def _add_ablate(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "ablate",
+        help="run an ablation of the paper",
+        description=ABLATE,
+        usage="convmixer ablate [--list] [--table N] [--recipe NAME] [--seeds N] "
+        "[--rows NAME,NAME] [--out FOLDER] [--FIELD VALUE ...]",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list the tables, or the rows of --table"
+    )
+    parser.add_argument("--table", type=int, choices=tuple(TITLES), help="table of the paper")
+    _add_recipe(parser, "what to run it on (default: the recipe of the table)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="runs of each row (default: 1)"
+    )
+    parser.add_argument(
+        "--rows", metavar="NAME,NAME", help="only these rows, named as --list shows them"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/table-N-RECIPE")
+    _add_fields(parser, FIELDS)
+    return parser
+
+
+def _add_plot_weights(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "plot-weights",
+        help="pictures of the weights",
+        description="Draw the patch embedding and depthwise kernels, as in figures 5 to 7.",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: the folder of the checkpoint"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=8, metavar="N", help="layers to show, evenly spaced"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of kernels")
+    return parser
+
+
+def field_overrides(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the fields set on the command line, by their full names."""
+    return {
+        name.removeprefix(FIELD_PREFIX): " ".join(value) if isinstance(value, list) else value
+        for name, value in vars(arguments).items()
+        if name.startswith(FIELD_PREFIX)
+    }

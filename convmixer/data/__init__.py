@@ -1,0 +1,1 @@
+"""Images: their sources and splits, image files, augmentation."""

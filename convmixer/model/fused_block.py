@@ -1,0 +1,192 @@
+"""Convolution, activation and BatchNorm of a block or stem as fused operations.
+
+The modules keep their parameters, buffers and modes; where nothing but their composition can be
+observed, the operations of `convmixer_kernels` compute it in fewer passes over memory. A module
+that is hooked, parametrised, patched, or not exactly of the expected class runs as it is, and with
+it the whole block. With `nn.SyncBatchNorm` that has to be so in all processes alike: the fused
+operations and the module exchange different messages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
+
+import torch.distributed as dist
+import torch.nn.modules.module as module_hooks
+from torch import Tensor, nn
+
+from convmixer.model.pointwise import pointwise_product
+from convmixer_kernels import (
+    DepthwiseConv2d,
+    arguments,
+    depthwise_conv2d,
+    depthwise_conv2d_gelu_batch_norm,
+    dispatch,
+    gelu_batch_norm,
+)
+from convmixer_kernels.modules import edited
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class ActivatedNorm(NamedTuple):
+    """An activation followed by BatchNorm, for the fused operations."""
+
+    activation: str
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm
+
+    def next_batch(self) -> dict[str, Any]:
+        """Counts a batch as the module would, and gives the arguments of the fused operations."""
+        norm = self.norm
+        momentum = 0.0 if norm.momentum is None else norm.momentum
+        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                momentum = 1.0 / float(norm.num_batches_tracked)
+        tracked = not norm.training or norm.track_running_stats
+        return {
+            "gamma": norm.weight,
+            "beta": norm.bias,
+            "running_mean": norm.running_mean if tracked else None,
+            "running_var": norm.running_var if tracked else None,
+            "training": norm.training or norm.running_mean is None,
+            "momentum": momentum,
+            "eps": norm.eps,
+            "activation": self.activation,
+            "process_group": _process_group(norm),
+        }
+
+
+class FusedBlock(NamedTuple):
+    """The parts of a block that the fused operations can compute."""
+
+    leading: tuple[nn.Module, ...]
+    depthwise: DepthwiseConv2d
+    depthwise_norm: ActivatedNorm
+    skip: bool
+    pointwise: nn.Conv2d
+    pointwise_norm: ActivatedNorm
+    pointwise_skip: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the block computes, CNHW or, for channels_last input, channels_last."""
+        spatial = self._mix_positions(input)
+        return gelu_batch_norm(
+            pointwise_product(spatial, self.pointwise.weight),
+            bias=self.pointwise.bias,
+            residual=spatial if self.pointwise_skip else None,
+            impl=self.depthwise.impl,
+            **self.pointwise_norm.next_batch(),
+        )
+
+    def _mix_positions(self, input: Tensor) -> Tensor:
+        weight, bias, impl = self.depthwise.weight, self.depthwise.bias, self.depthwise.impl
+        if not self.leading:
+            return depthwise_conv2d_gelu_batch_norm(
+                input,
+                weight,
+                bias,
+                residual=self.skip,
+                impl=impl,
+                **self.depthwise_norm.next_batch(),
+            )
+        value = input
+        for module in self.leading:
+            value = module(value)
+        return gelu_batch_norm(
+            depthwise_conv2d(value, weight, bias, impl=impl),
+            residual=input if self.skip else None,
+            impl=impl,
+            **self.depthwise_norm.next_batch(),
+        )
+
+
+def fused_block(
+    branch: nn.Module,
+    skip: bool,
+    pointwise: nn.Module,
+    activation: nn.Module,
+    norm: nn.Module,
+    pointwise_skip: bool,
+) -> FusedBlock | None:
+    """The block made of these modules, or None if they have to run one by one.
+
+    Args:
+        branch: depthwise convolutions, each followed by an activation, and a norm.
+        skip: whether the input is added to the output of `branch`.
+        pointwise, activation, norm: what follows.
+        pointwise_skip: whether the input of these is added to their output.
+    """
+    if not untouched(branch, nn.Sequential) or len(branch) < 3:
+        return None
+    *leading, depthwise, first_activation, first_norm = branch
+    depthwise_norm = activated_norm(first_activation, first_norm)
+    pointwise_norm = activated_norm(activation, norm)
+    if (
+        depthwise_norm is None
+        or pointwise_norm is None
+        or not untouched(depthwise, DepthwiseConv2d)
+        or edited(depthwise, depthwise.weight)
+        or not untouched(pointwise, nn.Conv2d)
+        or not _mixes_channels_alone(pointwise)
+    ):
+        return None
+    return FusedBlock(
+        tuple(leading), depthwise, depthwise_norm, skip, pointwise, pointwise_norm, pointwise_skip
+    )
+
+
+def activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | None:
+    """The pair for the fused operations, or None if the modules have to run one by one."""
+    if not untouched(norm, nn.BatchNorm2d) and not untouched(norm, nn.SyncBatchNorm):
+        return None
+    if untouched(activation, nn.GELU) and activation.approximate == "none":
+        return ActivatedNorm("gelu", norm)
+    return ActivatedNorm("relu", norm) if untouched(activation, nn.ReLU) else None
+
+
+def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
+    """Whether `impl` stands for kernels here, and modules would compute in the dtype of `input`."""
+    if input.dim() != 4:
+        return False
+    if arguments.autocast_dtype(input.device) not in (None, input.dtype):
+        # Residual sums in another dtype than that of the convolutions are for PyTorch to promote.
+        return False
+    return dispatch.resolve(input, weight, impl) != "torch"
+
+
+def untouched(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
+    """Whether calling `module` does what `kind` defines and nothing else."""
+    return type(module) is kind and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module_hooks._global_forward_hooks
+        or module_hooks._global_forward_pre_hooks
+        or module_hooks._global_backward_hooks
+        or module_hooks._global_backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _mixes_channels_alone(convolution: nn.Conv2d) -> bool:
+    return (
+        convolution.kernel_size == (1, 1)
+        and convolution.stride == (1, 1)
+        and convolution.padding in ((0, 0), "same", "valid")
+        and convolution.groups == 1
+    )
+
+
+def _process_group(norm: nn.Module) -> ProcessGroup | None:
+    """The processes with which `norm` shares its statistics, as nn.SyncBatchNorm finds them."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
+        return None
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    group: Any = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None

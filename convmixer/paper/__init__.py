@@ -1,0 +1,1 @@
+"""The ablations of the paper's tables, and its pictures of weights."""

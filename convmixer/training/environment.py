@@ -1,0 +1,106 @@
+"""From settings to a device, a model and a precision."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from convmixer.config.settings import Config
+from convmixer.errors import UsageError
+from convmixer.model.network import ConvMixer
+from convmixer_kernels.dispatch import resolve
+
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `name` means: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: for another word, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device: {name} asked for, but PyTorch {torch.__version__} sees no GPU")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device: {name} asked for, but there are {torch.cuda.device_count()} GPUs"
+        )
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def effective_amp(config: Config, device: torch.device) -> str:
+    """Return the mixed precision in use: what the settings say on a GPU, `none` on a CPU."""
+    return config.amp if device.type == "cuda" else "none"
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Return the autocast context of the settings; it does nothing where there is no AMP."""
+    dtype = AMP_DTYPES.get(effective_amp(config, device))
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use `count` threads inside the block, or leave its choice where it is None."""
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def depthwise_implementation(config: Config, device: torch.device) -> str:
+    """Return the implementation that runs the depthwise convolutions: what "auto" comes to.
+
+    The answer may depend on precision, memory format and size of the planes, so these are the run's
+    own.
+    """
+    model = config.model
+    dtype = AMP_DTYPES.get(effective_amp(config, device), torch.float32)
+    side = config.data.image_size // model.patch_size
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    input = torch.empty(1, model.dim, side, side, dtype=dtype, device=device, memory_format=layout)
+    weight = torch.empty(
+        model.dim, 1, model.kernel_size, model.kernel_size, dtype=dtype, device=device
+    )
+    return resolve(input, weight, model.dw_impl)
+
+
+def build_model(config: Config, device: torch.device) -> ConvMixer:
+    """Return the model on `device`, after one image of zeros has passed through it.
+
+    Raises:
+        UsageError: for a shape, or an implementation on this device, that does not work.
+    """
+    try:
+        model = ConvMixer(**dataclasses.asdict(config.model)).to(device)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        size = config.data.image_size
+        image = torch.zeros(1, config.model.in_chans, size, size, device=device)
+        with torch.no_grad(), autocast(config, device):
+            model.eval()(image)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"model: {str(error).splitlines()[0]}") from error
+    model.set_grad_checkpointing(config.gradient_checkpointing)
+    return model.train()

@@ -1,0 +1,211 @@
+"""Top-1, top-5 and confusion of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from convmixer.config.fields import from_dict, override
+from convmixer.config.recipes import load_recipe
+from convmixer.config.settings import Config
+from convmixer.data.augmentation import evaluation_transform
+from convmixer.data.sources import few, load_split
+from convmixer.errors import UsageError
+from convmixer.model.checkpoints import load_checkpoint
+from convmixer.model.variants import get_variant
+from convmixer.terminal import printable
+from convmixer.training import plots
+from convmixer.training.distributed import running_processes
+from convmixer.training.environment import build_model, cpu_threads, device_name
+from convmixer.training.loaders import evaluation_loader, worker_count
+from convmixer.training.reporting import Console
+from convmixer.training.run_folder import prepare_folder, write_json
+from convmixer.training.run_state import read_checkpoint
+from convmixer.training.scoring import augmented_views, score
+
+LARGEST_CONFUSION = 20
+"""Confusion is shown for at most this many classes."""
+
+
+def checkpoint_config(
+    checkpoint: Path,
+    *,
+    recipe: str | None = None,
+    variant: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the settings that go with a checkpoint.
+
+    Checkpoints of `convmixer train` hold theirs. For others name a `recipe`, or a `variant` of the
+    paper, which stands for the recipe of its images (imagenet or cifar10) with its architecture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: where the settings are neither in the file nor named, or do not exist.
+    """
+    saved = None if recipe or variant else read_checkpoint(checkpoint).get("config")
+    config: Config | None
+    if variant is not None:
+        arguments = get_variant(variant).arguments
+        config = load_recipe(recipe or ("cifar10" if arguments["n_classes"] == 10 else "imagenet"))
+        config = override(config, {f"model.{name}": value for name, value in arguments.items()})
+    elif recipe is not None:
+        config = load_recipe(recipe)
+    else:
+        try:
+            config = from_dict(saved) if isinstance(saved, Mapping) else None
+        except UsageError:
+            config = None  # The settings are those of another program.
+        if config is None:
+            raise UsageError(
+                f"{checkpoint} does not say which model it belongs to: name it with --variant (one "
+                "of convmixer.list_variants()) or with --recipe and --model.* fields"
+            )
+    return override(config, overrides or {})
+
+
+def confusion_table(confusion: Tensor, class_names: tuple[str, ...]) -> list[str]:
+    """Return the lines of a table: a row for every true class, a column for every predicted one."""
+    class_names = tuple(printable(name) for name in class_names)
+    counts = [[str(int(count)) for count in row] for row in confusion]
+    names = max(len(name) for name in class_names)
+    widths = [
+        max([len(name), *(len(row[column]) for row in counts)])
+        for column, name in enumerate(class_names)
+    ]
+    lines = [
+        " ".join([" " * names, *(n.rjust(w) for n, w in zip(class_names, widths, strict=True))])
+    ]
+    for name, row in zip(class_names, counts, strict=True):
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(" ".join([name.ljust(names), *cells]))
+    return lines
+
+
+def evaluate(
+    checkpoint: Path,
+    config: Config,
+    *,
+    split: str = "test",
+    test_time_augmentation: bool = False,
+    out: Path | None = None,
+    silent: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint and return its scores; accuracies are in percent.
+
+    Args:
+        checkpoint: any file that `convmixer.load_checkpoint` takes.
+        config: its settings, see `checkpoint_config`.
+        split: test, validation or train (without augmentation).
+        test_time_augmentation: also average the probabilities of several views of each image; the
+            result stands in entries of its own, `..._with_augmentation`.
+        out: folder for `evaluation.json` and, with few classes, `confusion.png`.
+        silent: print nothing.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        UsageError: the checkpoint does not fit the settings, images are missing, or `out` already
+            holds an evaluation.
+    """
+    if out is not None and (out / "evaluation.json").exists():
+        raise UsageError(f"{out} already holds an evaluation.json: name another folder with --out")
+    with cpu_threads(config.threads), running_processes(config.device) as processes:
+        model = build_model(config, processes.device)
+        with processes.together():
+            load_checkpoint(model, checkpoint)
+        # The images may have to be downloaded.
+        with processes.together(), processes.main_first():
+            images, class_names, notes = load_split(config.data, config.model.in_chans, split)
+            if len(class_names) != config.model.n_classes:
+                raise UsageError(
+                    f"the images have {len(class_names)} classes ({few(class_names)}), the model "
+                    f"has {config.model.n_classes}"
+                )
+            if out is not None:
+                prepare_folder(out)
+        loader = evaluation_loader(
+            images,
+            evaluation_transform(config),
+            max(1, config.batch_size // processes.world),
+            workers=worker_count(config.data),
+            device=processes.device,
+            rank=processes.rank,
+            world=processes.world,
+        )
+        with processes.alone():
+            scores = score(model, loader, config, processes)
+        if not math.isfinite(scores.loss):
+            raise UsageError(f"{checkpoint}: the loss of this model is {scores.loss}, no score")
+        result: dict[str, Any] = {
+            "checkpoint": str(checkpoint),
+            "recipe": config.recipe,
+            "split": split,
+            "images": scores.images,
+            f"{split}_accuracy": scores.top1,
+            f"{split}_accuracy_top5": scores.top5,
+            f"{split}_loss": scores.loss,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "device": device_name(processes.device),
+        }
+        if test_time_augmentation:
+            views = augmented_views(config.augment.flip > 0)
+            with processes.alone():
+                augmented = score(model, loader, config, processes, views)
+            result[f"{split}_accuracy_with_augmentation"] = augmented.top1
+            result[f"{split}_accuracy_top5_with_augmentation"] = augmented.top5
+    if processes.is_main:
+        confusion = scores.confusion if len(class_names) <= LARGEST_CONFUSION else None
+        if out is not None:
+            write_json(out / "evaluation.json", result)
+        console = Console(silent=silent)
+        for note in notes:
+            console.line(note)
+        _report(result, config, confusion, class_names, console)
+        if out is not None and confusion is not None:
+            _draw(out / "confusion.png", result, confusion, class_names)
+    return result
+
+
+def _report(
+    result: Mapping[str, Any],
+    config: Config,
+    confusion: Tensor | None,
+    class_names: tuple[str, ...],
+    console: Console,
+) -> None:
+    split, model = result["split"], config.model
+    top1, top5 = f"{split}_accuracy", f"{split}_accuracy_top5"
+    console.line(
+        f"{result['checkpoint']}: ConvMixer-{model.dim}/{model.depth}, "
+        f"{result['parameters']:,} parameters"
+    )
+    console.line(
+        f"{result['recipe']}, {split} split, {result['images']:,} images, {result['device']}"
+    )
+    console.line(
+        f"top-1 {result[top1]:.2f}%  top-5 {result[top5]:.2f}%  loss {result[f'{split}_loss']:.4f}"
+    )
+    if f"{top1}_with_augmentation" in result:
+        console.line(
+            f"with test-time augmentation: top-1 {result[f'{top1}_with_augmentation']:.2f}%  "
+            f"top-5 {result[f'{top5}_with_augmentation']:.2f}%"
+        )
+    if confusion is not None:
+        console.line("confusion (rows: true class, columns: predicted class)")
+        for line in confusion_table(confusion, class_names):
+            console.line(line)
+
+
+def _draw(
+    path: Path, result: Mapping[str, Any], confusion: Tensor, class_names: tuple[str, ...]
+) -> None:
+    split = result["split"]
+    title = (
+        f"{result['recipe']}, {split} split: {result[f'{split}_accuracy']:.2f} % of "
+        f"{result['images']:,} images"
+    )
+    plots.save_confusion(path, confusion, class_names, title)

@@ -1,0 +1,156 @@
+"""What a run tells while it goes: a progress bar, log lines, throughput."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from convmixer.config.settings import Config
+from convmixer.data.sources import Splits
+from convmixer.files import naming
+from convmixer.terminal import printable, write_line
+from convmixer.training.environment import depthwise_implementation, device_name, effective_amp
+
+WARMUP_STEPS = 10
+"""Optimizer steps at the start of a process that do not count for its throughput."""
+
+
+class Console:
+    """Lines for the reader, above a progress bar on a terminal, and kept in a log file."""
+
+    def __init__(self, log: Path | None = None, silent: bool = False) -> None:
+        self._log = log
+        self.silent = silent
+
+    def line(self, text: str) -> None:
+        """Print one line and append it to the log file."""
+        if self.silent:
+            return
+        if self._log is not None:
+            with naming(self._log), self._log.open("a", encoding="utf-8") as file:
+                file.write(printable(text) + "\n")
+        with tqdm.external_write_mode():
+            write_line(text)
+
+    def bar(self, steps: int, first: int, title: str) -> tqdm[Any]:
+        """Return a progress bar over an epoch; it shows only on a terminal."""
+        hidden = self.silent or sys.stderr is None or not sys.stderr.isatty()
+        return tqdm(total=steps, initial=first, desc=title, leave=False, disable=hidden)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Throughput:
+    """Images a second of the training loop, over all processes.
+
+    Counts loading, augmentation, forward, backward and optimizer of every step after the first
+    `WARMUP_STEPS` of a process; evaluation and the writing of files do not count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._warmup_left = WARMUP_STEPS
+        self._images = 0
+        self._seconds = 0.0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Start the clock, at the beginning of an epoch."""
+        if self._warmup_left == 0:
+            self._started = time.perf_counter()
+
+    def step(self, images: int) -> None:
+        """Count one optimizer step."""
+        if self._warmup_left:
+            self._warmup_left -= 1
+            if self._warmup_left == 0:
+                synchronize(self._device)
+                self._started = time.perf_counter()
+        else:
+            self._images += images
+
+    def stop(self) -> None:
+        """Stop the clock, at the end of an epoch or an interruption."""
+        if self._started is not None:
+            synchronize(self._device)
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    @property
+    def mean(self) -> float | None:
+        """Images a second so far, or None before the end of the warm-up."""
+        running = time.perf_counter() - self._started if self._started is not None else 0.0
+        seconds = self._seconds + running
+        return self._images / seconds if self._images and seconds > 0 else None
+
+    def state(self) -> dict[str, float]:
+        """Return what a resumed run carries on."""
+        return {"images": self._images, "seconds": self._seconds}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Carry on the count of an interrupted run."""
+        self._images, self._seconds = int(state["images"]), float(state["seconds"])
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Return a number for a log line, `-` where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def run_line(config: Config, splits: Splits, parameters: int, device: torch.device) -> str:
+    """Return one line on a run: model, images, device, precision."""
+    model, validation = config.model, splits.validation
+    held_out = 0 if validation is None else len(validation.labels)
+    precision = effective_amp(config, device).replace("none", "fp32")
+    return (
+        f"{config.recipe}: ConvMixer-{model.dim}/{model.depth}, {parameters:,} parameters; "
+        f"{len(splits.train.labels):,} training, {held_out:,} validation, "
+        f"{len(splits.test.labels):,} test images; {device_name(device)}, {precision}, "
+        f"depthwise convolution by {depthwise_implementation(config, device)}"
+    )
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """Return one line on a finished epoch, from its row of the metrics."""
+    parts = [
+        f"epoch {row['epoch']}/{epochs}",
+        f"loss {row['train_loss']:.4f}",
+        f"train {row['train_accuracy']:.2f}%",
+    ]
+    for split in ("validation", "test"):
+        if f"{split}_accuracy" in row:
+            parts.append(f"{split} {row[f'{split}_accuracy']:.2f}%")
+    return "  ".join([*parts, f"images/s {number(row['images_per_second'])}"])
+
+
+class IntervalClock:
+    """Images a second and share of time spent waiting for data since the last log line."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start an interval."""
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+
+    def count(self, images: int, waited: float) -> None:
+        """Count the images of one optimizer step and the seconds it waited for them."""
+        self._images += images
+        self._waited += waited
+
+    def rates(self) -> tuple[float, float]:
+        """Return images a second and the part of the time spent waiting for data."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        return self._images / seconds, self._waited / seconds

@@ -1,0 +1,182 @@
+"""The folder of a run: what it holds, and that nothing in it is ever overwritten by another run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from convmixer.config.recipes import load_yaml, to_yaml
+from convmixer.config.settings import Config
+from convmixer.errors import UsageError
+from convmixer.files import replacing
+
+METRICS = (
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "images_per_second",
+    "seconds",
+)
+
+SUMMARY_NUMBERS = ("test_accuracy", "parameters", "epochs", "seed")
+SUMMARY_TEXTS = ("recipe", "data", "torch", "images_per_second")
+"""Entries of a summary that are needed again."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a dictionary as JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all; what a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def prepare_folder(path: Path) -> None:
+    """Create a folder where there is none.
+
+    Raises:
+        UsageError: where it cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}") from None
+
+
+class RunFolder:
+    """Paths and files of one run, or of the runs of several seeds in folders of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.summary = path / "summary.json"
+        self.curves = path / "curves.png"
+        self.log = path / "train.log"
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        files = (self.config, self.metrics, self.summary, self.last)
+        return any(path.exists() for path in files) or bool(self.seeds)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that have a run in a folder of their own here, ascending."""
+        names = [path.parent.name for path in self.path.glob("seed-*/config.yaml")]
+        numbers = [name.removeprefix("seed-") for name in names]
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def of_seed(self, seed: int) -> RunFolder:
+        """Return the folder of the run with this seed, among several."""
+        return RunFolder(self.path / f"seed-{seed}")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.summary.exists()
+
+    def check_free(self) -> None:
+        """Check that no run was started here.
+
+        Raises:
+            UsageError: for a folder that already holds a run.
+        """
+        if self.holds_run:
+            raise UsageError(
+                f"{self.path} already holds a run: continue it with --resume --out {self.path}, "
+                "or name another folder with --out"
+            )
+
+    def create(self, config: Config) -> None:
+        """Start a run here.
+
+        Raises:
+            UsageError: for a folder that already holds a run, or that cannot be written.
+        """
+        self.check_free()
+        prepare_folder(self.path)
+        write_text(self.config, to_yaml(config))
+
+    def load_config(self) -> Config:
+        """Return the settings of the run here, or of the first seed.
+
+        Raises:
+            UsageError: where there is no run.
+        """
+        if self.seeds:
+            return self.of_seed(self.seeds[0]).load_config()
+        if not self.config.exists():
+            raise UsageError(f"no run to resume in {self.path}: it has no config.yaml")
+        return load_yaml(self.config)
+
+    def load_summary(self) -> dict[str, Any]:
+        """Return the summary of a finished run.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+            for name in SUMMARY_NUMBERS:
+                float(summary[name])
+            for name in SUMMARY_TEXTS:
+                summary[name]
+        except OSError:
+            raise
+        except Exception as error:  # An edited file may hold anything.
+            raise UsageError(
+                f"{self.summary} is damaged ({type(error).__name__}): remove it, and --resume "
+                "writes it again"
+            ) from None
+        return summary
+
+    def load_metrics(self) -> list[dict[str, float]]:
+        """Return the numbers of `metrics.csv`, a dictionary an epoch, without empty cells.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            with self.metrics.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            metrics = [{key: float(cell) for key, cell in row.items() if cell} for row in rows]
+            for row in metrics:
+                row["epoch"], row["train_loss"], row["train_accuracy"]
+        except OSError:
+            raise
+        except Exception as error:  # An edited file may hold anything.
+            raise UsageError(
+                f"{self.metrics} is damaged ({type(error).__name__}): expected a line of names and "
+                "a line of numbers for each epoch"
+            ) from None
+        return metrics
+
+    def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Write a line an epoch."""
+        write_csv(self.metrics, METRICS, history)

@@ -1,0 +1,218 @@
+"""Training a recipe: one run or several seeds, fresh or continued."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convmixer.config.fields import check_same_run, override
+from convmixer.config.settings import Config
+from convmixer.data.sources import load_splits
+from convmixer.errors import TrainingInterruptedError, UsageError
+from convmixer.model.checkpoints import load_checkpoint
+from convmixer.training import plots
+from convmixer.training.distributed import Processes, running_processes
+from convmixer.training.environment import (
+    cpu_threads,
+    depthwise_implementation,
+    device_name,
+    effective_amp,
+)
+from convmixer.training.reporting import WARMUP_STEPS, Console, number, run_line
+from convmixer.training.run_folder import RunFolder, write_json
+from convmixer.training.run_state import StopRequest
+from convmixer.training.scoring import Scores
+from convmixer.training.trainer import Trainer
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    silent: bool = False,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Train one run and return its summary.
+
+    The folder `out` then holds `config.yaml`, `metrics.csv` (a line an epoch), `summary.json`,
+    `curves.png`, `train.log`, `last.pt` (everything a continuation needs) and `best.pt` (the tested
+    weights). Accuracies are in percent.
+
+    Args:
+        config: the settings; see `convmixer.config.recipes.load_recipe`.
+        out: folder of the run.
+        resume: continue the run in `out` exactly where it stopped; a finished run is left as it is.
+        silent: print nothing.
+        stop: that of a command with several runs; by default the run has its own.
+
+    Raises:
+        UsageError: for settings, images or folders that cannot work.
+        TrainingInterruptedError: after SIGINT or SIGTERM, when the run has been saved.
+        TrainingDivergedError: where the loss is no longer finite.
+    """
+    folder = RunFolder(out)
+    if resume:
+        if folder.seeds:
+            raise UsageError(f"{out} holds several seeds: say how many with --seeds N")
+        check_same_run(folder.load_config(), config, f"the run in {out}")
+        if folder.is_finished:
+            summary = folder.load_summary()
+            Console(silent=silent).line(
+                f"{out} is finished already: test accuracy {summary['test_accuracy']:.2f}%"
+            )
+            return summary
+    else:
+        folder.check_free()
+    with contextlib.ExitStack() as stack:
+        stop = stop or stack.enter_context(StopRequest())
+        stack.enter_context(cpu_threads(config.threads))
+        processes = stack.enter_context(running_processes(config.device))
+        return _run(config, folder, processes, stop, resume=resume, silent=silent)
+
+
+def _run(
+    config: Config,
+    folder: RunFolder,
+    processes: Processes,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    silent: bool,
+) -> dict[str, Any]:
+    console = Console(folder.log, silent=silent or not processes.is_main)
+    # The images may have to be downloaded.
+    with processes.together(), processes.main_first():
+        splits = load_splits(config.data, config.model.in_chans)
+    trainer = Trainer(config, splits, folder, processes, console)
+    continued = resume and folder.last.exists()
+    with processes.together():
+        if config.initial_checkpoint and not continued:
+            trainer.stepper.start_from(Path(config.initial_checkpoint))
+        if processes.is_main and not resume:
+            folder.create(config)
+        if continued:
+            trainer.continue_from(folder.last)
+            console.line(f"continuing {folder.path} at epoch {trainer.epoch + 1}")
+        for line in (run_line(config, splits, trainer.parameters, processes.device), *splits.notes):
+            console.line(line)
+    try:
+        with processes.alone():
+            trainer.run(stop)
+    except TrainingInterruptedError:
+        if processes.is_main:
+            plots.save_curves(folder.curves, config, trainer.history, None)
+        raise
+    processes.barrier()
+    with processes.alone():
+        load_checkpoint(trainer.stepper.evaluated, folder.best)
+        scores = trainer.test()
+    summary = _summary(trainer, scores)
+    if processes.is_main:
+        write_json(folder.summary, summary)
+        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
+    console.line(f"images/s {number(summary['images_per_second'])} in training")
+    console.line(f"test accuracy {scores.top1:.2f}% ({scores.images:,} images)")
+    console.line(f"curves: {folder.curves}")
+    return summary
+
+
+def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
+    config, processes = trainer.config, trainer.processes
+    return {
+        "recipe": config.recipe,
+        "data": config.data.source,
+        "test_accuracy": scores.top1,
+        "test_accuracy_top5": scores.top5,
+        "test_loss": scores.loss,
+        "test_images": scores.images,
+        "tested_epoch": trainer.best_epoch,
+        "selection": (
+            "best epoch on validation images" if config.select == "best" else "last epoch"
+        ),
+        "validation_accuracy": trainer.history[trainer.best_epoch - 1].get("validation_accuracy"),
+        "parameters": trainer.parameters,
+        "images_per_second": trainer.throughput.mean,
+        "images_per_second_counts": (
+            "training loop with data loading, without evaluation, after the first "
+            f"{WARMUP_STEPS} steps of the process"
+        ),
+        "training_seconds": sum(row["seconds"] for row in trainer.history),
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "dw_impl": depthwise_implementation(config, processes.device),
+        "amp": effective_amp(config, processes.device),
+        "device": device_name(processes.device),
+        "processes": processes.world,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def train_seeds(
+    config: Config, out: Path, seeds: int, *, resume: bool = False, silent: bool = False
+) -> dict[str, Any]:
+    """Train `seeds` runs, with the seeds from `config.seed` on, and return mean and deviation.
+
+    The runs stand in `out/seed-N`, N being the seed, beside a `summary.json` with the mean and the
+    sample standard deviation (n - 1) of the test accuracy, and `curves.png` of all runs. Arguments
+    and errors are those of `train`; `resume` skips the finished runs. There are two runs or more.
+    """
+    if seeds < 2:
+        raise UsageError(f"seeds: expected at least 2, got {seeds}")
+    group = RunFolder(out)
+    if resume:
+        saved = group.load_config()
+        if not group.seeds:
+            raise UsageError(f"{out} holds a run of one seed: leave out --seeds")
+        check_same_run(saved, config, f"the run in {out}")
+    else:
+        group.check_free()
+    summaries, histories = [], {}
+    with StopRequest() as stop, running_processes(config.device) as processes:
+        console = Console(silent=silent or not processes.is_main)
+        for seed in range(config.seed, config.seed + seeds):
+            run = group.of_seed(seed)
+            if stop.wanted(processes):
+                raise stop.interruption(f"before seed {seed}")
+            console.line(f"seed {seed}: {run.path}")
+            summaries.append(
+                train(
+                    override(config, {"seed": seed}),
+                    run.path,
+                    resume=run.holds_run,
+                    silent=silent,
+                    stop=stop,
+                )
+            )
+            histories[run.path.name] = run.load_metrics()
+        summary = summarize_seeds(summaries)
+        if processes.is_main:
+            write_json(group.summary, summary)
+            plots.save_seed_curves(group.curves, config, histories, summary)
+    console.line(
+        f"test accuracy {summary['test_accuracy']:.2f}% +- "
+        f"{summary['test_accuracy_deviation']:.2f} ({seeds} seeds)"
+    )
+    console.line(f"curves: {group.curves}")
+    return summary
+
+
+def summarize_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean and sample standard deviation over two or more runs, alike but for their seed."""
+    accuracies = [summary["test_accuracy"] for summary in summaries]
+    rates = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
+    return {
+        **{key: summaries[0][key] for key in ("recipe", "data", "parameters", "epochs", "torch")},
+        "test_accuracy": statistics.fmean(accuracies),
+        "test_accuracy_deviation": statistics.stdev(accuracies),
+        "test_accuracies": accuracies,
+        "images_per_second": statistics.fmean(rates) if rates else None,
+        "seeds": [summary["seed"] for summary in summaries],
+        "seed": summaries[0]["seed"],
+    }
