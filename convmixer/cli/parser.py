@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -87,8 +87,8 @@ class Parser(argparse.ArgumentParser):
 class _Version(argparse.Action):
     """Prints the version, and imports it, with PyTorch behind it, only then."""
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, nargs=0, default=argparse.SUPPRESS, **keywords)
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from convmixer_kernels import __version__
