@@ -22,6 +22,7 @@ from convmixer.training import plots
 from convmixer.training.distributed import running_processes
 from convmixer.training.environment import build_model, cpu_threads, device_name
 from convmixer.training.loaders import evaluation_loader, worker_count
+from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
 from convmixer.training.run_folder import prepare_folder, write_json
 from convmixer.training.run_state import read_checkpoint
@@ -29,6 +30,8 @@ from convmixer.training.scoring import augmented_views, score
 
 LARGEST_CONFUSION = 20
 """Confusion is shown for at most this many classes."""
+WITH_AUGMENTATION = "_with_augmentation"
+"""The end of the names of results with test-time augmentation."""
 
 
 def checkpoint_config(
@@ -138,16 +141,15 @@ def evaluate(
         )
         with processes.alone():
             scores = score(model, loader, config, processes)
-        if not math.isfinite(scores.loss):
-            raise UsageError(f"{checkpoint}: the loss of this model is {scores.loss}, no score")
+        loss = scores.means.loss
+        if not math.isfinite(loss):
+            raise UsageError(f"{checkpoint}: the loss of this model is {loss}, no score")
         result: dict[str, Any] = {
             "checkpoint": str(checkpoint),
             "recipe": config.recipe,
             "split": split,
-            "images": scores.images,
-            f"{split}_accuracy": scores.top1,
-            f"{split}_accuracy_top5": scores.top5,
-            f"{split}_loss": scores.loss,
+            "images": scores.means.images,
+            **scores.means.columns(split),
             "parameters": sum(p.numel() for p in model.parameters()),
             "device": device_name(processes.device),
         }
@@ -155,8 +157,8 @@ def evaluate(
             views = augmented_views(config.augment.flip > 0)
             with processes.alone():
                 augmented = score(model, loader, config, processes, views)
-            result[f"{split}_accuracy_with_augmentation"] = augmented.top1
-            result[f"{split}_accuracy_top5_with_augmentation"] = augmented.top5
+            for name, value in augmented.means.metrics.items():
+                result[f"{split}_{name}{WITH_AUGMENTATION}"] = value
     if processes.is_main:
         confusion = scores.confusion if len(class_names) <= LARGEST_CONFUSION else None
         if out is not None:
@@ -178,7 +180,6 @@ def _report(
     console: Console,
 ) -> None:
     split, model = result["split"], config.model
-    top1, top5 = f"{split}_accuracy", f"{split}_accuracy_top5"
     console.line(
         f"{result['checkpoint']}: ConvMixer-{model.dim}/{model.depth}, "
         f"{result['parameters']:,} parameters"
@@ -186,18 +187,19 @@ def _report(
     console.line(
         f"{result['recipe']}, {split} split, {result['images']:,} images, {result['device']}"
     )
-    console.line(
-        f"top-1 {result[top1]:.2f}%  top-5 {result[top5]:.2f}%  loss {result[f'{split}_loss']:.4f}"
-    )
-    if f"{top1}_with_augmentation" in result:
-        console.line(
-            f"with test-time augmentation: top-1 {result[f'{top1}_with_augmentation']:.2f}%  "
-            f"top-5 {result[f'{top5}_with_augmentation']:.2f}%"
-        )
+    console.line(f"{_metrics(result)}  loss {result[f'{split}_loss']:.4f}")
+    if augmented := _metrics(result, WITH_AUGMENTATION):
+        console.line(f"with test-time augmentation: {augmented}")
     if confusion is not None:
         console.line("confusion (rows: true class, columns: predicted class)")
         for line in confusion_table(confusion, class_names):
             console.line(line)
+
+
+def _metrics(result: Mapping[str, Any], suffix: str = "") -> str:
+    """Return the metrics of a result in words, those whose names in it end in `suffix`."""
+    named = ((metric, f"{result['split']}_{metric.name}{suffix}") for metric in METRICS)
+    return "  ".join(f"{m.title} {m.text(result[name])}" for m, name in named if name in result)
 
 
 def _draw(

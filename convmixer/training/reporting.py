@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from convmixer.data.sources import Splits
 from convmixer.files import naming
 from convmixer.terminal import printable, write_line
 from convmixer.training.environment import depthwise_implementation, device_name, effective_amp
+from convmixer.training.metrics import ACCURACY, EPOCH_METRICS, SPLITS
 
 WARMUP_STEPS = 10
 """Optimizer steps at the start of a process that do not count for its throughput."""
@@ -122,14 +124,11 @@ def run_line(config: Config, splits: Splits, parameters: int, device: torch.devi
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     """Return one line on a finished epoch, from its row of the metrics."""
-    parts = [
-        f"epoch {row['epoch']}/{epochs}",
-        f"loss {row['train_loss']:.4f}",
-        f"train {row['train_accuracy']:.2f}%",
-    ]
-    for split in ("validation", "test"):
-        if f"{split}_accuracy" in row:
-            parts.append(f"{split} {row[f'{split}_accuracy']:.2f}%")
+    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    for split, metric in itertools.product(SPLITS, EPOCH_METRICS):
+        if (value := row.get(f"{split}_{metric.name}")) is not None:
+            title = split if metric is ACCURACY else f"{split} {metric.title}"
+            parts.append(f"{title} {metric.text(value)}")
     return "  ".join([*parts, f"images/s {number(row['images_per_second'])}"])
 
 

@@ -14,19 +14,10 @@ from convmixer.config.recipes import load_yaml, to_yaml
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError
 from convmixer.files import replacing
+from convmixer.training.metrics import EPOCH_COLUMNS
 
-METRICS = (
-    "epoch",
-    "learning_rate",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "images_per_second",
-    "seconds",
-)
+COLUMNS = ("epoch", "learning_rate", *EPOCH_COLUMNS, "images_per_second", "seconds")
+"""The columns of `metrics.csv`."""
 
 SUMMARY_NUMBERS = ("test_accuracy", "parameters", "epochs", "seed")
 SUMMARY_TEXTS = ("recipe", "data", "torch", "images_per_second")
@@ -179,4 +170,4 @@ class RunFolder:
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Write a line an epoch."""
-        write_csv(self.metrics, METRICS, history)
+        write_csv(self.metrics, COLUMNS, history)

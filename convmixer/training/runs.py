@@ -115,9 +115,9 @@ def _run(
     summary = _summary(trainer, scores)
     if processes.is_main:
         write_json(folder.summary, summary)
-        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
+        plots.save_curves(folder.curves, config, trainer.history, scores.accuracy)
     console.line(f"images/s {number(summary['images_per_second'])} in training")
-    console.line(f"test accuracy {scores.top1:.2f}% ({scores.images:,} images)")
+    console.line(f"test accuracy {scores.accuracy:.2f}% ({scores.means.images:,} images)")
     console.line(f"curves: {folder.curves}")
     return summary
 
@@ -127,10 +127,8 @@ def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
     return {
         "recipe": config.recipe,
         "data": config.data.source,
-        "test_accuracy": scores.top1,
-        "test_accuracy_top5": scores.top5,
-        "test_loss": scores.loss,
-        "test_images": scores.images,
+        **scores.means.columns("test"),
+        "test_images": scores.means.images,
         "tested_epoch": trainer.best_epoch,
         "selection": (
             "best epoch on validation images" if config.select == "best" else "last epoch"

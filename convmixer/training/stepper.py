@@ -19,6 +19,7 @@ from convmixer.model.checkpoints import load_checkpoint
 from convmixer.training.distributed import Processes
 from convmixer.training.environment import autocast, build_model, effective_amp
 from convmixer.training.loaders import Batch
+from convmixer.training.metrics import EPOCH_METRICS, Predictions, no_sums, sums_of_batch
 from convmixer.training.optimizer import ExponentialMovingAverage, build_optimizer
 
 
@@ -52,8 +53,8 @@ class Stepper:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")
         self.mixing = batch_mixing(config)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-        """Of the epoch so far in this process: images, their loss, and how many were right."""
+        self.sums = no_sums(EPOCH_METRICS, device)
+        """The sums of the epoch so far in this process; see `convmixer.training.metrics`."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -122,9 +123,8 @@ class Stepper:
         loss = F.cross_entropy(outputs.float(), targets)
         self.scaler.scale(loss / config.accumulation_steps).backward()
         with torch.no_grad():
-            right = (outputs.argmax(1) == targets.argmax(1)).sum()
-            count = torch.full_like(loss, len(labels))
-            self.sums += torch.stack([count, loss * count, right]).double()
+            predictions = Predictions(outputs.float(), targets.argmax(1))
+            self.sums += sums_of_batch(loss * len(labels), predictions, EPOCH_METRICS)
 
     def average_statistics(self) -> None:
         """Average the running statistics of BatchNorm over the processes, where they differ.

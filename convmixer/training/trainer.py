@@ -22,6 +22,7 @@ from convmixer.training.loaders import (
     evaluation_loader,
     worker_count,
 )
+from convmixer.training.metrics import EPOCH_COLUMNS, EPOCH_METRICS, Means, means
 from convmixer.training.optimizer import learning_rate
 from convmixer.training.reporting import (
     Console,
@@ -160,9 +161,10 @@ class Trainer:
 
     def _scores(self, loader: EvaluationLoader) -> Scores:
         scores = score(self.stepper.evaluated, loader, self.config, self.processes)
-        if not math.isfinite(scores.loss):
+        loss = scores.means.loss
+        if not math.isfinite(loss):
             raise TrainingDivergedError(
-                f"the loss on held-out images became {scores.loss} {self._remedy()}"
+                f"the loss on held-out images became {loss} {self._remedy()}"
             )
         return scores
 
@@ -297,20 +299,19 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, write the metrics and the checkpoint."""
-        count, loss, right = self._epoch_sums()
+        trained = self._epoch_means()
+        measured = trained.columns("train")
+        if self.validation_loader is not None:
+            measured |= self._scores(self.validation_loader).means.columns("validation")
+        if self.config.monitor_test:
+            measured |= self.test().means.columns("test")
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "learning_rate": self.stepper.optimizer.param_groups[0]["lr"],
-            "train_loss": loss / count,
-            "train_accuracy": 100.0 * right / count,
+            **{name: measured[name] for name in EPOCH_COLUMNS if name in measured},
+            "images_per_second": trained.images / self.epoch_seconds,
+            "seconds": self.epoch_seconds,
         }
-        if self.validation_loader is not None:
-            scores = self._scores(self.validation_loader)
-            row |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1}
-        if self.config.monitor_test:
-            scores = self.test()
-            row |= {"test_loss": scores.loss, "test_accuracy": scores.top1}
-        row |= {"images_per_second": count / self.epoch_seconds, "seconds": self.epoch_seconds}
         self.history.append(row)
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
         self.stepper.sums.zero_()
@@ -325,25 +326,24 @@ class Trainer:
         self.console.line(epoch_line(row, self.config.epochs))
 
     def _log_interval(self, clock: IntervalClock, rate: float) -> None:
-        count, loss, _ = self._epoch_sums()
         now, waiting = clock.rates()
         self.console.line(
             f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{self.loader.steps}  "
-            f"loss {loss / count:.4f}  images/s {now:.0f} now, "
+            f"loss {self._epoch_means().loss:.4f}  images/s {now:.0f} now, "
             f"{number(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
         )
         clock.reset()
 
-    def _epoch_sums(self) -> list[float]:
-        """Return images, their loss, and how many were right, of the epoch in all processes.
+    def _epoch_means(self) -> Means:
+        """Return loss and metrics of the epoch so far in all processes.
 
         Raises:
             TrainingDivergedError: in all processes, where the loss is not finite in one of them.
         """
-        sums: list[float] = self.processes.total(self.stepper.sums).tolist()
-        if not math.isfinite(sums[1]):
-            raise TrainingDivergedError(f"the loss became {sums[1]} {self._remedy()}")
-        return sums
+        found = means(self.processes.total(self.stepper.sums), EPOCH_METRICS)
+        if not math.isfinite(found.loss):
+            raise TrainingDivergedError(f"the loss became {found.loss} {self._remedy()}")
+        return found
 
     def _remedy(self) -> str:
         epoch = min(self.epoch + 1, self.config.epochs)
