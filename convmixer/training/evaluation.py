@@ -1,4 +1,4 @@
-"""Top-1, top-5 and confusion of a checkpoint."""
+"""Evaluating a checkpoint: its metrics and its confusion."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from convmixer.config.fields import from_dict, override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
 from convmixer.data.augmentation import evaluation_transform
-from convmixer.data.sources import few, load_split
+from convmixer.data.sources import load_split
 from convmixer.errors import UsageError
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.model.variants import get_variant
-from convmixer.terminal import printable
+from convmixer.terminal import few, printable
 from convmixer.training import plots
 from convmixer.training.distributed import running_processes
 from convmixer.training.environment import build_model, cpu_threads, device_name
@@ -31,7 +31,7 @@ from convmixer.training.scoring import augmented_views, score
 LARGEST_CONFUSION = 20
 """Confusion is shown for at most this many classes."""
 WITH_AUGMENTATION = "_with_augmentation"
-"""The end of the names of results with test-time augmentation."""
+"""The suffix of the names of results with test-time augmentation."""
 
 
 def checkpoint_config(
@@ -43,12 +43,13 @@ def checkpoint_config(
 ) -> Config:
     """Return the settings that go with a checkpoint.
 
-    Checkpoints of `convmixer train` hold theirs. For others name a `recipe`, or a `variant` of the
-    paper, which stands for the recipe of its images (imagenet or cifar10) with its architecture.
+    Checkpoints of `convmixer train` hold their settings. For others name a `recipe`, or a `variant`
+    of the paper, which means the recipe of its images (imagenet or cifar10) with its architecture.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: where the settings are neither in the file nor named, or do not exist.
+        UsageError: the settings are neither in the file nor named, or recipe, variant or a field of
+            the overrides is unknown.
     """
     saved = None if recipe or variant else read_checkpoint(checkpoint).get("config")
     config: Config | None
@@ -62,7 +63,7 @@ def checkpoint_config(
         try:
             config = from_dict(saved) if isinstance(saved, Mapping) else None
         except UsageError:
-            config = None  # The settings are those of another program.
+            config = None  # Another program has written these settings.
         if config is None:
             raise UsageError(
                 f"{checkpoint} does not say which model it belongs to: name it with --variant (one "
@@ -72,21 +73,15 @@ def checkpoint_config(
 
 
 def confusion_table(confusion: Tensor, class_names: tuple[str, ...]) -> list[str]:
-    """Return the lines of a table: a row for every true class, a column for every predicted one."""
-    class_names = tuple(printable(name) for name in class_names)
+    """Return the lines of a table: a row for each true class, a column for each predicted one."""
+    names = [printable(name) for name in class_names]
     counts = [[str(int(count)) for count in row] for row in confusion]
-    names = max(len(name) for name in class_names)
-    widths = [
-        max([len(name), *(len(row[column]) for row in counts)])
-        for column, name in enumerate(class_names)
+    table = [["", *names], *([name, *row] for name, row in zip(names, counts, strict=True))]
+    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        " ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
+        for name, *cells in table
     ]
-    lines = [
-        " ".join([" " * names, *(n.rjust(w) for n, w in zip(class_names, widths, strict=True))])
-    ]
-    for name, row in zip(class_names, counts, strict=True):
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(" ".join([name.ljust(names), *cells]))
-    return lines
 
 
 def evaluate(
@@ -104,8 +99,8 @@ def evaluate(
         checkpoint: any file that `convmixer.load_checkpoint` takes.
         config: its settings, see `checkpoint_config`.
         split: test, validation or train (without augmentation).
-        test_time_augmentation: also average the probabilities of several views of each image; the
-            result stands in entries of its own, `..._with_augmentation`.
+        test_time_augmentation: evaluate again with the mean of the probabilities of several views
+            of each image; the names of these results end in `_with_augmentation`.
         out: folder for `evaluation.json` and, with few classes, `confusion.png`.
         silent: print nothing.
 
@@ -197,7 +192,7 @@ def _report(
 
 
 def _metrics(result: Mapping[str, Any], suffix: str = "") -> str:
-    """Return the metrics of a result in words, those whose names in it end in `suffix`."""
+    """Return the metrics of a result whose names end in `suffix` for a line."""
     named = ((metric, f"{result['split']}_{metric.name}{suffix}") for metric in METRICS)
     return "  ".join(f"{m.title} {m.text(result[name])}" for m, name in named if name in result)
 

@@ -17,28 +17,28 @@ SPLITS = ("train", "validation", "test")
 
 
 class Predictions(NamedTuple):
-    """The outputs of the model for a batch of images, and the classes they should name."""
+    """The outputs of the model for a batch of images, and the true classes."""
 
     scores: Tensor
-    """(N, n_classes): logits or their logarithms of probabilities."""
+    """Logits or log-probabilities, float32 (N, n_classes)."""
     classes: Tensor
-    """int64 (N,): the class of each image; of mixed images the one with the larger share."""
+    """The class of each image, int64 (N,); for mixed images the class with the larger share."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over images."""
+    """A mean over images of a value that each image has."""
 
     name: str
-    """Its name in files, after that of the split: `test_accuracy`."""
+    """The name in files, after that of the split: `test_accuracy`."""
     title: str
-    """Its name in lines for the reader."""
+    """The name in lines for the reader."""
     of_images: Callable[[Predictions], Tensor]
-    """Returns the value of each image, (N,)."""
+    """The function that returns the value of each image, (N,)."""
     percent: bool = True
-    """Values from 0 to 1 are reported as 0 to 100 %."""
+    """True reports values from 0 to 1 as 0 to 100 %."""
     every_epoch: bool = True
-    """Reported after every epoch, not only in the final test and by `convmixer evaluate`."""
+    """False leaves the metric to the final test and `convmixer evaluate`."""
 
     def text(self, value: float) -> str:
         """Return a value of the metric for a line."""
@@ -46,13 +46,11 @@ class Metric:
 
 
 def in_top(count: int) -> Callable[[Predictions], Tensor]:
-    """Return the function that marks the images whose class is among the `count` best scores.
-
-    All classes count where there are fewer.
-    """
+    """Return a function that marks the images whose class has one of the `count` best scores."""
 
     def marks(predictions: Predictions) -> Tensor:
         scores, classes = predictions
+        # Fewer classes than `count` all count.
         best = scores.topk(min(count, scores.shape[1]), dim=1).indices
         return (best == classes[:, None]).any(1)
 
@@ -80,12 +78,12 @@ EPOCH_COLUMNS = tuple(
 
 
 class Means(NamedTuple):
-    """The loss and metrics of a number of images."""
+    """Mean loss and metrics over a number of images."""
 
     images: int
     loss: float
     metrics: dict[str, float]
-    """By the name of the metric."""
+    """The mean of each metric by its name, in percent where the metric is."""
 
     def columns(self, split: str) -> dict[str, float]:
         """Return loss and metrics under their names in files."""
@@ -93,21 +91,22 @@ class Means(NamedTuple):
         return {f"{split}_{name}": value for name, value in named.items()}
 
 
-# The sums of images are float64 tensors: how many there are, their loss, and each of the metrics.
+# The sums over images are a float64 tensor: the number of images, the sum of their losses, and the
+# sum of each metric in order.
 
 
 def no_sums(metrics: Sequence[Metric], device: torch.device) -> Tensor:
-    """Return the sums of no images."""
+    """Return the sums over no images."""
     return torch.zeros(2 + len(metrics), dtype=torch.float64, device=device)
 
 
 def sums_of_batch(loss: Tensor, predictions: Predictions, metrics: Sequence[Metric]) -> Tensor:
-    """Return the sums of a batch.
+    """Return the sums over the images of a batch.
 
     Args:
-        loss: the sum of the losses of its images, a scalar.
-        predictions: of its images.
-        metrics: those to sum.
+        loss: the sum of the losses of the images, a scalar.
+        predictions: outputs and true classes of the images.
+        metrics: the metrics to sum.
     """
     count = torch.full_like(loss, len(predictions.classes))
     values = [metric.of_images(predictions).sum() for metric in metrics]
@@ -115,7 +114,7 @@ def sums_of_batch(loss: Tensor, predictions: Predictions, metrics: Sequence[Metr
 
 
 def means(sums: Tensor, metrics: Sequence[Metric]) -> Means:
-    """Return the means over the images of `sums`, of which there is at least one."""
+    """Return the means over the images of `sums`, of which there has to be at least one."""
     images, loss, *values = sums.tolist()
     scaled = {
         metric.name: (100.0 if metric.percent else 1.0) * value / images

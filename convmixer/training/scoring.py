@@ -1,4 +1,4 @@
-"""Loss, top-1, top-5 and confusion of a model over images."""
+"""Evaluating a model over images: loss, metrics, confusion."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scores:
     """Results over a set of images."""
 
     means: Means
-    """Loss and all of `METRICS`; accuracies in percent."""
+    """The loss and all of `METRICS`."""
     confusion: Tensor
     """Counts, int64 (n_classes, n_classes): rows are the true class, columns the predicted."""
 
@@ -46,10 +46,10 @@ def _only_image(images: Tensor) -> list[Tensor]:
 
 
 def augmented_views(flip: bool) -> Views:
-    """Return the views of test-time augmentation, whose probabilities are averaged.
+    """Return the function that makes the views of test-time augmentation.
 
-    The image itself, the image one pixel further up, down, left and right (its border repeated),
-    and the mirror images of these five where training flips images.
+    The views are the image, the image moved by one pixel up, down, left and right with its border
+    repeated, and with `flip` the mirror images of these five.
     """
 
     def views(images: Tensor) -> list[Tensor]:
@@ -70,7 +70,10 @@ def score(
     processes: Processes,
     views: Views = _only_image,
 ) -> Scores:
-    """Evaluate `model` over the images of all processes, in evaluation mode, without smoothing."""
+    """Evaluate `model` over the images of all processes, in evaluation mode, without smoothing.
+
+    Several `views` of an image count by the mean of their probabilities.
+    """
     n_classes, device = config.model.n_classes, processes.device
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
     sums = no_sums(METRICS, device)

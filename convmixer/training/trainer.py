@@ -10,9 +10,10 @@ from typing import Any
 from convmixer.config.fields import check_same_run, from_dict, to_dict
 from convmixer.config.settings import Config
 from convmixer.data.augmentation import evaluation_transform, training_transform
-from convmixer.data.sources import Images, Splits, few
+from convmixer.data.sources import Images, Splits
 from convmixer.errors import TrainingDivergedError, UsageError, one_line
 from convmixer.model.checkpoints import save_checkpoint
+from convmixer.terminal import few
 from convmixer.training.distributed import Processes
 from convmixer.training.loaders import (
     EpochBatches,
@@ -29,7 +30,7 @@ from convmixer.training.reporting import (
     IntervalClock,
     Throughput,
     epoch_line,
-    number,
+    rounded,
     synchronize,
 )
 from convmixer.training.run_folder import RunFolder
@@ -49,11 +50,11 @@ STATE = frozenset(
         "step", "epoch_seconds", "history", "best_accuracy", "best_epoch", "throughput", "config",
     }
 )  # fmt: skip
-"""Entries of `last.pt`."""
+"""The entries of `last.pt`."""
 
 
 def check_values_per_channel(config: Config, images_at_once: int, world: int) -> None:
-    """Check that BatchNorm has a variance to compute, which one value per channel has not.
+    """Check that BatchNorm has at least two values per channel, without which it has no variance.
 
     Args:
         config: the settings.
@@ -61,7 +62,7 @@ def check_values_per_channel(config: Config, images_at_once: int, world: int) ->
         world: number of processes.
 
     Raises:
-        UsageError: naming the settings that decide on it.
+        UsageError: there is one value; the message names the settings that change this.
     """
     positions = (config.data.image_size // config.model.patch_size) ** 2
     if config.model.norm == "batch" and images_at_once * positions == 1:
@@ -74,17 +75,17 @@ def check_values_per_channel(config: Config, images_at_once: int, world: int) ->
 
 
 class Trainer:
-    """One run and where it stands.
+    """A run and its progress.
 
     Args:
         config: the settings.
         splits: the images.
-        folder: where the run is kept.
+        folder: the folder of the run.
         processes: this process among those of the run.
-        console: where lines go.
+        console: the reader of lines.
 
     Raises:
-        UsageError: where settings and images do not fit together.
+        UsageError: settings and images do not fit together.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class Trainer:
         return self._scores(self.test_loader)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that an exact continuation needs; called in every process."""
+        """Return the state for an exact continuation; all processes have to call this."""
         return self.stepper.state() | {
             "random": self.processes.gather(random_states(self.processes.device)),
             "epoch": self.epoch,
@@ -187,10 +188,10 @@ class Trainer:
         }
 
     def continue_from(self, path: Path) -> None:
-        """Continue where a run was saved.
+        """Continue from a saved state.
 
         Raises:
-            UsageError: the file is damaged, holds something else, or is of another run.
+            UsageError: the file is damaged, or is not the state of this run.
         """
         state = read_checkpoint(path)
         if missing := sorted(STATE - state.keys()):
@@ -202,14 +203,14 @@ class Trainer:
             self.load_state(state)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
-        except Exception as error:  # The state may have any form.
+        except Exception as error:  # The entries may hold anything.
             raise UsageError(f"{path} does not fit this run ({one_line(error)[:200]})") from error
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Continue from a state of `state`.
 
         Raises:
-            UsageError: where the run had other settings, images or processes.
+            UsageError: the run had other settings, images or processes.
         """
         check_same_run(from_dict(state["config"]), self.config, "this state")
         if state["step"] > self.loader.steps:
@@ -253,8 +254,8 @@ class Trainer:
         """Train until the last epoch.
 
         Raises:
-            TrainingInterruptedError: after a stop request, when the run has been saved.
-            TrainingDivergedError: where the loss is no longer finite.
+            TrainingInterruptedError: a stop request has ended the run, which has been saved.
+            TrainingDivergedError: the loss is no longer finite.
         """
         while self.epoch < self.config.epochs:
             self._train_epoch(stop)
@@ -267,7 +268,7 @@ class Trainer:
             self._save_best(self.history[-1].get("validation_accuracy"))
 
     def _train_epoch(self, stop: StopRequest) -> None:
-        """Train to the end of the epoch, or to a stop request."""
+        """Train until the end of the epoch or a stop request."""
         config, steps = self.config, self.loader.steps
         batches = self.loader.epoch(self.epoch, self.step)
         clock = IntervalClock()
@@ -298,7 +299,7 @@ class Trainer:
         return f"epoch {self.epoch + 1}, step {self.step + 1} of {self.loader.steps}"
 
     def _finish_epoch(self) -> None:
-        """Evaluate, keep the best weights, write the metrics and the checkpoint."""
+        """Evaluate, keep the best weights, write metrics and checkpoint."""
         trained = self._epoch_means()
         measured = trained.columns("train")
         if self.validation_loader is not None:
@@ -315,7 +316,7 @@ class Trainer:
         self.history.append(row)
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
         self.stepper.sums.zero_()
-        # Of equals the later epoch, which the schedule brought closer to convergence.
+        # Of equal epochs the later one is kept: the schedule brought it closer to convergence.
         accuracy = row.get("validation_accuracy", -math.inf)
         if self.config.select == "best" and accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
@@ -330,7 +331,7 @@ class Trainer:
         self.console.line(
             f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{self.loader.steps}  "
             f"loss {self._epoch_means().loss:.4f}  images/s {now:.0f} now, "
-            f"{number(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
+            f"{rounded(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
         )
         clock.reset()
 
@@ -338,7 +339,7 @@ class Trainer:
         """Return loss and metrics of the epoch so far in all processes.
 
         Raises:
-            TrainingDivergedError: in all processes, where the loss is not finite in one of them.
+            TrainingDivergedError: the loss of any process is not finite; all processes raise.
         """
         found = means(self.processes.total(self.stepper.sums), EPOCH_METRICS)
         if not math.isfinite(found.loss):
