@@ -1,4 +1,4 @@
-"""`python -m convmixer`."""
+"""The entry point of `python -m convmixer`."""
 
 from __future__ import annotations
 

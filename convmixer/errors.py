@@ -1,4 +1,4 @@
-"""Mistakes of the user, which the command line reports as one line without a traceback."""
+"""The errors that end a command, which reports each as one line without a traceback."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class UsageError(ValueError):
 
 
 class ProcessError(UsageError):
-    """A mistake that one of several processes met, and the others know nothing of."""
+    """A mistake that one of several processes has met and the others have not."""
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run has ended, so that this one cannot go on."""
+    """Another process of the run has ended, and this one cannot go on without it."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -31,12 +31,12 @@ class TrainingInterruptedError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error as one line, with the file that it is about."""
+    """Return the message of an error as one line; that of an OSError begins with its file."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename2 or error.filename}: {error.strerror}"
     text = str(error).strip() or type(error).__name__
     if "Traceback" in text:
-        # A process that loads images sends all of its own, with the message at the end.
+        # A DataLoader passes on the whole traceback of its worker, whose last line is the message.
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
 

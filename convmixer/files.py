@@ -1,4 +1,4 @@
-"""Files that are always whole, the old one or the new one, and files of another kind than meant."""
+"""Writing files in one step, and telling the kind of a file by its first bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _BEGINNING = 512
-"""Bytes by which the kind of a file is told."""
+"""The kind of a file is told by this many bytes."""
 
 PICKLED = "a pickled file"
 ZIP = "a zip archive"
@@ -43,7 +43,7 @@ _KINDS = (
 
 
 def kind_of_file(path: str | os.PathLike[str]) -> str | None:
-    """Say in words what a file is by its first bytes, and what helps; None for an unknown kind.
+    """Return the kind of a file in words, with a remedy if there is one; None for an unknown kind.
 
     Raises:
         OSError: the file cannot be read.
@@ -56,15 +56,15 @@ def kind_of_file(path: str | os.PathLike[str]) -> str | None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in an error of the block that writes it, as on a full disk.
+    """Add the name of the file to an OSError of the block that writes it, as on a full disk.
 
     Raises:
-        OSError: with the name of the file.
+        OSError: the error of the block, with the name of the file.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save puts a RuntimeError on top of what it met in writing.
+        # torch.save raises a RuntimeError whose context is the OSError of writing.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError) and cause.errno is not None:
             raise OSError(cause.errno, cause.strerror, str(path)) from error
@@ -73,14 +73,14 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` in one step when the block ends.
+    """Open a new file that takes the place of `path` in one step when the block ends.
 
-    It is written in the same folder and is on the disk before it takes that place. If the block
-    fails, `path` is untouched and nothing else is left.
+    The new file is written in the same folder and is on the disk before it is renamed. If the block
+    fails, `path` is untouched and the new file is removed.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        OSError: the file cannot be written, as on a full disk; it is named.
+        OSError: the file cannot be written, as on a full disk; the error names it.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
@@ -95,7 +95,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":
-        # The new name itself is on the disk only once the folder is.
+        # The new name is on the disk only after its folder has been synchronised.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+NAMES_IN_LINES = 3
 
 
 def printable(text: str) -> str:
-    """Return `text` with escapes in the place of what is not to be printed.
+    """Return `text` with escapes in the place of characters that are not to be printed.
 
-    These are control characters, which could rewrite a terminal, and the bytes of file names that
-    no character stands for.
+    Control characters could rewrite a terminal, and file names may hold bytes that are no text.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
@@ -20,13 +21,19 @@ def printable(text: str) -> str:
     )
 
 
+def few(names: Sequence[str]) -> str:
+    """Return the first of several names for a line, and how many more there are."""
+    more = f" and {len(names) - NAMES_IN_LINES} more" if len(names) > NAMES_IN_LINES else ""
+    return ", ".join(printable(name) for name in names[:NAMES_IN_LINES]) + more
+
+
 def write_line(text: str) -> None:
     """Print one line on standard output, with escapes for characters that it cannot show.
 
-    After the reader of standard output has gone, as in `convmixer ... | head`, nothing is printed.
+    Once the reader of standard output has gone, as in `convmixer ... | head`, lines are dropped.
 
     Raises:
-        OSError: it cannot be written for another reason, such as a full disk.
+        OSError: the line cannot be written for another reason, such as a full disk.
     """
     if sys.stdout is None:
         return
@@ -45,7 +52,7 @@ def write_error(text: str) -> None:
 
 
 def flush_output() -> None:
-    """Write out what was printed on standard output; a failure is a line on standard error."""
+    """Flush standard output; a failure is a line on standard error."""
     if sys.stdout is not None:
         try:
             with _until_the_reader_goes():
@@ -56,10 +63,11 @@ def flush_output() -> None:
 
 @contextlib.contextmanager
 def _until_the_reader_goes() -> Iterator[None]:
+    """Send standard output nowhere once writing fails; a reader that has gone is no error."""
     try:
         yield
     except OSError as error:
-        # The interpreter writes out what is left when it ends, and would fail once more.
+        # The interpreter flushes standard output when it ends, and would fail once more.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

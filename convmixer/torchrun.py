@@ -8,7 +8,7 @@ import time
 from convmixer.terminal import write_error
 
 SECONDS_TO_REPORT = 10.0
-"""After one process has met a mistake, the first one has this time to meet and report it too."""
+"""The time that the first process has to meet and report a mistake that another has met."""
 
 
 def is_first_process() -> bool:
@@ -20,7 +20,7 @@ def report_once(message: str) -> None:
     """Print a message that every process of the run has on standard error, in the first alone.
 
     torchrun ends all processes as soon as one has ended, so the others wait until the first has
-    printed. One that is not ended by then is alone with its message, and prints it.
+    printed. A process that is still running then is the only one with this message, and prints it.
     """
     if not is_first_process():
         time.sleep(SECONDS_TO_REPORT)

@@ -1,8 +1,8 @@
 """The command line: `convmixer train`, `evaluate`, `ablate`, `plot-weights`.
 
-A mistake of the user is one line on stderr and exit code 2; of several processes that meet it, the
-first prints it. A run that diverges leaves with 1, an interrupted one with 130 (SIGINT) or 143
-(SIGTERM).
+A mistake of the user ends a command with one line on standard error and exit code 2; if several
+processes meet the mistake, the first one prints the line. The exit code is 1 for a run that
+diverges, and 130 (SIGINT) or 143 (SIGTERM) for an interrupted one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    # Imported here, where `main` can say which package is missing.
+    # The parser imports packages of the extra 'train', and `main` names a missing one.
     from convmixer.cli.parser import build_parser
 
     parser, commands = build_parser()
@@ -56,7 +56,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _execute(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    # Importing PyTorch takes seconds, which --help and a mistyped option need not wait for.
+    # PyTorch takes seconds to import, and neither --help nor a mistyped option needs it.
     import torch
 
     from convmixer.cli.commands import COMMANDS

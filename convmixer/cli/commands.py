@@ -1,4 +1,4 @@
-"""What `convmixer train`, `evaluate`, `ablate` and `plot-weights` do with their options."""
+"""The commands `convmixer train`, `evaluate`, `ablate` and `plot-weights`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from convmixer.training.runs import train, train_seeds
 
 
 def _positive(name: str, value: int) -> int:
+    """Return the value of an option that has to be at least 1."""
     if value < 1:
         raise UsageError(f"{name}: expected at least 1, got {value}")
     return value

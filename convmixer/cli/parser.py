@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -24,7 +24,7 @@ EVALUATION_FIELDS = tuple(
     if name.startswith(("model.", "data."))
     or name in ("augment.flip", "batch_size", "device", "threads", "amp", "channels_last")
 )
-"""Fields that evaluation depends on; `augment.flip` says whether --tta mirrors images."""
+"""The fields on which evaluation depends; with `augment.flip`, --tta mirrors images."""
 SECTIONS = {
     "": "run",
     "model": "model",
@@ -58,7 +58,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error as one line, naming the closest option for a mistyped one."""
+    """A parser that reports an error in one line, with the closest option to a mistyped one."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         keywords.setdefault("allow_abbrev", False)
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         option, has_value, _ = argument.partition("=")
         kind = "option" if argument.startswith("-") else "argument"
         options = [name for action in self._actions for name in action.option_strings]
-        # An argument without a value is rather a stray word than an option without its dashes.
+        # A word without a value is hardly an option that lacks its dashes.
         near = (
             closest(f"--{usual_name(option.lstrip('-'))}", options)
             if kind == "option" or has_value
@@ -85,10 +85,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version, and imports it, with PyTorch behind it, only then."""
+    """An option that imports and prints the version; importing it brings in PyTorch."""
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, nargs=0, default=argparse.SUPPRESS, **keywords)
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from convmixer_kernels import __version__
@@ -98,7 +98,7 @@ class _Version(argparse.Action):
 
 
 def _spellings(name: str) -> list[str]:
-    """Return the options that mean a field: full or last name, with underscores or dashes."""
+    """Return the options for a field: full or last name, with underscores or dashes."""
     names = [name, name.rsplit(".", 1)[-1]]
     both = [spelling for each in names for spelling in (each, each.replace("_", "-"))]
     return [f"--{spelling}" for spelling in dict.fromkeys(both)]
@@ -112,6 +112,7 @@ def _field_help(info: FieldInfo) -> str:
 
 
 def _add_fields(parser: Parser, names: Iterable[str]) -> None:
+    """Add an option for each field, in groups by section; other spellings are not shown."""
     wanted = [FIELDS[name] for name in names if name not in NOT_ON_THE_COMMAND_LINE]
     sections = {info.name.rpartition(".")[0] for info in wanted}
     groups = {

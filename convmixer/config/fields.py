@@ -11,10 +11,10 @@ from convmixer.config.settings import Config, check
 from convmixer.errors import UsageError, closest
 
 CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_interval"})
-"""Fields that say where and how a run is computed, not what; a resumed run may change them."""
+"""Fields that do not change the result of a run, so that a resumed run may change them."""
 
 FIELDS: dict[str, FieldInfo] = {info.name: info for info in walk(Config)}
-"""Every field by its full name, e.g. `epochs` or `model.dim`."""
+"""Every field by its full name, such as `epochs` or `model.dim`."""
 
 _BY_LAST_PART = {name.rsplit(".", 1)[-1]: name for name in FIELDS}
 
@@ -54,7 +54,7 @@ ELSEWHERE = {
     "weights": "initial_checkpoint",
     "width": "model.dim",
 }
-"""Fields by the names that other training programs give them, in letters alone."""
+"""Fields by the names that other training programs give them, without separators."""
 
 
 def resolve(name: str) -> str:
@@ -63,7 +63,7 @@ def resolve(name: str) -> str:
     Dashes and underscores mean the same: `dw-impl`, `dw_impl`, `model.dw_impl`.
 
     Raises:
-        UsageError: for an unknown field, naming the closest one.
+        UsageError: the field is unknown; the message names the closest one.
     """
     plain = name.replace("-", "_")
     if plain in FIELDS:
@@ -74,13 +74,13 @@ def resolve(name: str) -> str:
 
 
 def usual_name(name: str) -> str:
-    """Return the field that other programs give this name to, or else the name itself."""
+    """Return the field to which other programs give this name, or the name if there is none."""
     plain = name.replace("-", "_").lower()
     return ELSEWHERE.get(plain.rpartition(".")[2].replace("_", ""), plain)
 
 
 def suggestion(name: str) -> str:
-    """Return " (did you mean 'x'?)" for the field that an unknown name may mean, or ""."""
+    """Return " (did you mean 'x'?)" with the field nearest to an unknown name, or ""."""
     return closest(usual_name(name), [*FIELDS, *_BY_LAST_PART])
 
 
@@ -119,10 +119,14 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "") -> Config:
-    """Return the settings of a nested dictionary; fields it does not name keep their defaults.
+    """Return the settings in a nested dictionary; fields that it lacks keep their defaults.
+
+    Args:
+        tree: sections and fields by their names.
+        where: the file that holds the dictionary, for messages.
 
     Raises:
-        UsageError: for an unknown field or a wrong value, naming `where` it stands.
+        UsageError: a field is unknown or has a wrong value.
     """
     config, seen = Config(), set()
     for name, value in _flatten(tree):
@@ -144,15 +148,15 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def check_same_run(saved: Config, wanted: Config, run: str) -> None:
-    """Check that a run can continue under `wanted`.
+    """Check that a run can continue with the settings `wanted`.
 
     Args:
-        saved: the settings it was started with.
-        wanted: the settings to go on with.
-        run: what it is called in the message.
+        saved: the settings with which the run was started.
+        wanted: the settings with which it is to go on.
+        run: the name of the run in the message.
 
     Raises:
-        UsageError: naming the first field that differs and would change the result.
+        UsageError: a field differs that would change the result; the message names it.
     """
     for name in FIELDS:
         before, now = get_value(saved, name), get_value(wanted, name)

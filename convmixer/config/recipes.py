@@ -1,6 +1,6 @@
-"""Recipes: the settings of a run in a YAML file.
+"""Recipes, files in YAML that hold the settings of a run.
 
-The folder `convmixer/recipes` holds those that ship with the package.
+The folder `convmixer/recipes` holds the recipes that ship with the package.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def recipe_names() -> list[str]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Reads plain values, and refuses a key that stands twice in a mapping."""
+    """A loader of plain values that refuses a mapping with the same key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            # A key of the mapping takes the place of one that is merged in.
+            # A key of the mapping may repeat a key that is merged in, and overrides it.
             merged = key_node.tag == "tag:yaml.org,2002:merge"
             key = None if merged else self.construct_object(key_node, deep=True)
             if key is None or not isinstance(key, Hashable):
@@ -54,8 +54,8 @@ def load_yaml(path: Path) -> Config:
     """Return the settings in a YAML file.
 
     Raises:
-        UsageError: for a file that is missing, is not YAML, names a field twice or an unknown one,
-            or whose fields do not fit together.
+        UsageError: the file is missing, is not YAML, names a field twice or an unknown one, or its
+            fields do not fit together.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
@@ -67,7 +67,7 @@ def load_yaml(path: Path) -> Config:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path} is not valid YAML{line}: {error.problem}") from None
-    except Exception as error:  # PyYAML lets errors of Python pass, as for a date in month 13.
+    except Exception as error:  # PyYAML lets Python's errors through, as for a date in month 13.
         raise UsageError(f"{path} is not valid YAML: {type(error).__name__}") from None
     if config is None:
         raise UsageError(f"{path} holds no settings")

@@ -1,4 +1,4 @@
-"""Typed fields: documentation, accepted values, and parsing from YAML or a command line."""
+"""The type of a field of the settings: its documentation, the values it accepts, its parsing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def setting(
     maximum: float | None = None,
     length: int | None = None,
 ) -> Any:
-    """A dataclass field with its documentation and the values it accepts."""
+    """Return a dataclass field with its documentation and the values it accepts."""
     metadata = {
         "help": help,
         "choices": choices,
@@ -38,7 +38,7 @@ def setting(
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """One leaf of the settings, as the command line and the documentation see it."""
+    """A field of the settings: its full name, its type, and the arguments of `setting`."""
 
     name: str
     hint: Any
@@ -46,7 +46,7 @@ class FieldInfo:
 
     @property
     def type_name(self) -> str:
-        """The type in words."""
+        """The name of the type in words."""
         if is_list(self.hint):
             return "numbers separated by commas"
         word = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -77,7 +77,7 @@ def walk(section: type, prefix: str = "") -> Iterator[FieldInfo]:
 
 
 def _parse_scalar(value: Any, hint: Any) -> Any:
-    """Return `value` as one of the types of `hint`; raise ValueError where it is none of them."""
+    """Return `value` as one of the types of `hint`; raise ValueError if it is none of them."""
     kinds = _alternatives(hint)
     text = value.strip() if isinstance(value, str) else value
     if type(None) in kinds and (text is None or text in ("none", "None", "null", "")):
@@ -101,7 +101,7 @@ def _parse_scalar(value: Any, hint: Any) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """Return the parts of a list: between commas, or between spaces."""
+    """Split a list at its commas or spaces."""
     return re.split(r"\s*,\s*|\s+", text.strip("[]() "))
 
 
@@ -109,7 +109,7 @@ def parse_value(info: FieldInfo, value: Any) -> Any:
     """Return `value`, from YAML or the command line, as the type of the field.
 
     Raises:
-        UsageError: for a value of another type or outside the accepted range.
+        UsageError: the value has another type or is outside the accepted range.
     """
     try:
         if is_list(info.hint):

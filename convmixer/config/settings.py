@@ -43,7 +43,7 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Where the images come from and how they are split and evaluated."""
+    """The source of the images, their splits, and their preparation for evaluation."""
 
     source: str = setting(
         "images",
@@ -183,10 +183,10 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Check what involves several fields.
+    """Check that the fields fit together.
 
     Raises:
-        UsageError: naming the fields that do not fit together.
+        UsageError: fields do not fit together; the message names them.
     """
     data, augment, model = config.data, config.augment, config.model
     for name, numbers in (("mean", data.mean), ("std", data.std)):

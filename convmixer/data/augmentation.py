@@ -1,4 +1,4 @@
-"""What happens to an image on its way to the model: augmentation, evaluation, mixing."""
+"""The transforms of images: augmentation for training, preparation for evaluation, mixing."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from convmixer.errors import UsageError
 
 Transform = Callable[[Image.Image], Tensor]
 
-# timm's RandAugment moves an image by up to this part of its size.
 TRANSLATE_FRACTION = 0.45
+"""timm's RandAugment moves an image by up to this part of its size."""
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keep the highest bits of every channel.
 
-    At its strongest timm's RandAugment keeps none, which leaves black; newer versions of Pillow
-    refuse to be asked for that.
+    timm's RandAugment at its strongest keeps no bits, which leaves black. Newer versions of Pillow
+    refuse 0 bits, so this function takes the place of timm's.
     """
     if bits >= 8:
         return image
@@ -52,7 +52,7 @@ def _rand_augment(text: str, config: Config) -> Any:
             policy = rand_augment_transform(text, hparams)
         except (AssertionError, ValueError, KeyError):
             raise UsageError(f"augment.rand_augment: timm does not know {text!r}") from None
-        for operation in policy.ops:  # timm's AugmentOp, which calls its aug_fn
+        for operation in policy.ops:  # Each is an AugmentOp of timm, which calls its aug_fn.
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
         return policy
@@ -117,7 +117,7 @@ def evaluation_transform(config: Config) -> Transform:
 
 
 def batch_mixing(config: Config) -> Mixup | None:
-    """Return timm's mixup and CutMix with label smoothing, or None where both are off."""
+    """Return timm's mixup and CutMix with label smoothing, or None if both are off."""
     augment = config.augment
     if augment.mixup == 0 and augment.cutmix == 0:
         return None

@@ -1,4 +1,4 @@
-"""Folders and files of images: which files are images, and how each becomes 8 bits a channel."""
+"""Finding the images in folders, and reading an image file as 8 bits a channel."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from convmixer.errors import UsageError
 from convmixer.files import IMAGE, kind_of_file
 
 _NOT_READ = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
-"""Formats for which Pillow starts another program, or which it names without decoding them."""
+"""Formats that Pillow only names, or decodes by starting another program."""
 
 SUFFIXES = {
     suffix: name
     for suffix, name in Image.registered_extensions().items()
     if name in Image.OPEN and name not in _NOT_READ
 }
-"""The formats of images by the suffixes of their files, in lower case."""
+"""The format of an image by the suffix of its file, in lower case."""
 
 _UNDER_ANY_SUFFIX = tuple(
     name
     for name in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
     if name in Image.OPEN
 )
-"""Formats with a signature of their own, by which they are known under a wrong suffix too."""
+"""Formats whose files begin with a signature, so that they are recognised under any suffix."""
 
 LONGEST_SHAPE = 1000
 """Images are at most this many times as long as they are wide."""
@@ -37,16 +37,17 @@ LONGEST_SHAPE = 1000
 _BITS_PER_SAMPLE = 258
 """The tag of TIFF for the bits of a sample."""
 _FULL_SCALES = (1.0, 255.0, 65535.0)
+"""The values that may stand for white in images of 32 bits."""
 _SUFFIXES_IN_NOTES = 3
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden: systems and programs keep theirs under a dot."""
+    """Return whether a file or folder is hidden, its name beginning with a dot."""
     return name.startswith(".")
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the names of the folders in `folder`, in order, without hidden ones."""
+    """Return the sorted names of the folders in `folder` that are not hidden."""
     with os.scandir(folder) as entries:
         return tuple(
             sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
@@ -56,10 +57,10 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 def image_files(folder: Path) -> tuple[list[str], Counter[str]]:
     """Find the images in `folder` and in the folders below it.
 
-    Hidden files and folders are left out, and folders that a link leads to once more.
+    Hidden files and folders are left out, and a folder that links lead to again is read once.
 
     Returns:
-        the paths of the images, in order, and how many files of other suffixes were left out.
+        the sorted paths of the images, and the number of other files by their suffix.
     """
     images: list[str] = []
     others: Counter[str] = Counter()
@@ -73,6 +74,7 @@ def image_files(folder: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _files(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield the files below a folder; `seen` holds device and inode of the folders read so far."""
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -87,22 +89,22 @@ def _files(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
                 yield entry.path
 
 
-def left_out_note(place: Path, others: Counter[str]) -> str:
-    """Return a line on files that are no images in the folder of a class."""
+def left_out_note(folder: Path, others: Counter[str]) -> str:
+    """Return a line on the files in class folders that are no images, from their suffixes."""
     suffixes = sorted(others, key=lambda suffix: (-others[suffix], suffix))
     shown = [suffix or "no suffix" for suffix in suffixes[:_SUFFIXES_IN_NOTES]]
     more = ", ..." if len(others) > _SUFFIXES_IN_NOTES else ""
     count = others.total()
     files = "1 file that is no image" if count == 1 else f"{count:,} files that are no images"
-    return f"{place}: left out {files} in the folder of a class ({', '.join(shown)}{more})"
+    return f"{folder}: left out {files} in the folder of a class ({', '.join(shown)}{more})"
 
 
 def read_image(path: str, mode: str) -> Image.Image:
-    """Read an image file, the first one of several in it.
+    """Read an image file, the first image of several in it.
 
-    16-bit samples are scaled to 8 bits. So are whole and floating-point numbers of 32 bits, whose
-    scale no file tells: it is the smallest of 1 (floating point alone), 255 and 65,535 that holds
-    all of them. Transparent parts show white.
+    16-bit samples are scaled to 8 bits. Samples of 32 bits are scaled too; no file names their
+    scale, so it is the smallest of 1 (floating point alone), 255 and 65,535 that holds all samples.
+    Transparent parts show white.
 
     Args:
         path: the file.
@@ -113,16 +115,16 @@ def read_image(path: str, mode: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of damaged metadata beside a good image, and of large images.
+            # Pillow warns of damaged metadata and of large images, which can be read.
             warnings.simplefilter("ignore")
             return _read(path, mode)
-    except Exception as error:  # Decoders raise anything on a damaged file.
+    except Exception as error:  # Decoders raise errors of any class on a damaged file.
         raise UsageError(f"cannot read image {path}: {_reason(path, error)}") from None
 
 
 def _read(path: str, mode: str) -> Image.Image:
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UsageError("it is no file")  # Opening a pipe would wait for ever.
+        raise UsageError("it is no file")  # Opening a pipe would wait for its writer.
     own = SUFFIXES.get(PurePath(path).suffix.lower())
     formats = [own] if own is not None else []
     formats += [name for name in _UNDER_ANY_SUFFIX if name != own]
@@ -143,10 +145,11 @@ def _read(path: str, mode: str) -> Image.Image:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Scale samples of more than 8 bits to 8 bits, as `read_image` describes."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I;"):
-        # TIFF has samples of 12 bits too.
+        # Samples of TIFF may have 12 bits as well.
         (bits, *_) = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
         full_scale: float | None = 2.0**bits - 1
     elif image.format == "PPM" and image.mode == "I":
@@ -162,7 +165,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _reason(path: str, error: Exception) -> str:
-    """Say in one line what is wrong with a file that could not be read as an image."""
+    """Return the reason for which a file could not be read as an image, in one line."""
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

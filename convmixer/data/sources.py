@@ -25,7 +25,7 @@ from convmixer.data.image_files import (
 )
 from convmixer.errors import UsageError
 from convmixer.files import PICKLED, kind_of_file
-from convmixer.terminal import printable
+from convmixer.terminal import few
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -35,7 +35,6 @@ CIFAR10_TRAINING_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10_TEST_FILE = "test_batch"
 CIFAR10_FILES = (*CIFAR10_TRAINING_FILES, CIFAR10_TEST_FILE)
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
-NAMES_IN_NOTES = 3
 
 Indices = NDArray[np.int64]
 
@@ -73,7 +72,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images in files, read when they are needed."""
+    """Images in files, each read on demand."""
 
     paths: tuple[str, ...]
     labels: Indices
@@ -91,7 +90,7 @@ class FileImages:
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a run. The test images play no part in any choice made during training."""
+    """The images of a run; test images take no part in any choice made during training."""
 
     train: Images
     validation: Images | None
@@ -111,9 +110,14 @@ class Split(NamedTuple):
 
 
 def stratified_split(labels: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Split indices into a rest and a held-out part that has `fraction` of every class.
+    """Split indices into a rest and a held-out part with `fraction` of the images of every class.
 
-    Every class with two images or more keeps at least one on either side.
+    A class with two images or more has at least one in either part.
+
+    Args:
+        labels: class of every image, int64 (N,).
+        fraction: of the images of each class, from 0 to 1.
+        seed: of the choice of images.
 
     Returns:
         the indices of the rest and of the held-out part, both ascending.
@@ -144,7 +148,7 @@ def load_splits(config: DataConfig, channels: int) -> Splits:
         channels: 3 reads colour images, 1 grey ones.
 
     Raises:
-        UsageError: for images that are missing, naming what was looked for.
+        UsageError: images are missing; the message names the files that were looked for.
     """
     mode = _mode(channels)
     if config.source == "digits":
@@ -159,15 +163,16 @@ def load_splits(config: DataConfig, channels: int) -> Splits:
 def load_split(config: DataConfig, channels: int, name: str) -> Split:
     """Return the images of one split, and the names of the classes.
 
-    Test images in folders need no training images beside them: without `train/`, their own folders
-    in alphabetical order are the classes.
+    Test images in folders need no training images beside them: without `train/`, the classes are
+    the folders of the test images in alphabetical order.
 
     Args:
-        config, channels: as for `load_splits`.
+        config: source, folder and fractions.
+        channels: 3 reads colour images, 1 grey ones.
         name: train, validation or test.
 
     Raises:
-        UsageError: for images that are missing, naming what was looked for.
+        UsageError: images are missing; the message names the files that were looked for.
     """
     if name == "test" and config.source != "digits" and config.folder is not None:
         folder = Path(config.folder).expanduser()
@@ -205,7 +210,7 @@ def _load_digits(config: DataConfig, mode: str) -> Splits:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles dictionaries, lists, strings and NumPy arrays, and refuses anything else."""
+    """An unpickler of dictionaries, lists, strings and NumPy arrays that refuses anything else."""
 
     _ACCEPTED = frozenset(
         {
@@ -234,7 +239,7 @@ def _read_cifar10_batch(path: Path) -> tuple[NDArray[np.uint8], Indices]:
             raise ValueError("labels that are no whole numbers from 0 to 9")
     except OSError:
         raise
-    except Exception as error:  # A damaged pickle can raise anything.
+    except Exception as error:  # A damaged pickle raises errors of any class.
         kind = kind_of_file(path)
         reason = kind if kind and kind != PICKLED else f"{type(error).__name__}: {error}"
         raise UsageError(f"{path} is not a CIFAR-10 batch: {' '.join(reason.split())}") from None
@@ -265,12 +270,12 @@ def _load_cifar10(config: DataConfig, mode: str) -> Splits:
 
 
 def _find_cifar10_batches(folder: Path) -> Path | None:
-    for place in (folder / CIFAR10_FOLDER, folder):
-        missing = [name for name in CIFAR10_FILES if not (place / name).is_file()]
+    for batches in (folder / CIFAR10_FOLDER, folder):
+        missing = [name for name in CIFAR10_FILES if not (batches / name).is_file()]
         if not missing:
-            return place
+            return batches
         if len(missing) < len(CIFAR10_FILES):
-            raise UsageError(f"{place} holds CIFAR-10 without {', '.join(missing)}")
+            raise UsageError(f"{batches} holds CIFAR-10 without {', '.join(missing)}")
     return None
 
 
@@ -298,12 +303,12 @@ def _download_cifar10(folder: Path, allowed: bool) -> None:
 
 
 def _evaluation_folders(folder: Path) -> list[Path]:
-    """Return the folders with images to test on, then to validate on, as far as there are any."""
+    """Return the folders of test and validation images that exist, the folder to test on first."""
     return [folder / name for name in ("test", "val") if (folder / name).is_dir()]
 
 
 def _missing_folders(folder: Path, *names: str) -> str:
-    """Say that `folder` has none of the folders `names`, and what it may be instead."""
+    """Return the message that `folder` has none of the folders `names`, with a hint."""
     looked_for = f"looked for {' and '.join(str(folder / name) for name in names)}"
     if not folder.is_dir():
         return f"no images found: there is no folder {folder} ({looked_for} with a folder a class)"
@@ -314,22 +319,23 @@ def _missing_folders(folder: Path, *names: str) -> str:
 
 @dataclass(frozen=True)
 class _Scan:
-    """The images of a folder with a folder a class, and lines on what has none."""
+    """The images in the class folders of a folder."""
 
     images: FileImages
     notes: tuple[str, ...]
+    """Lines on files that were left out and classes without images."""
 
 
 def _scan(folder: Path, class_names: tuple[str, ...], mode: str) -> _Scan:
-    """Find the images of every class; a class without any is noted.
+    """Find the images of every class, and note the classes without images.
 
     Raises:
-        UsageError: there is no image, or a folder that is none of the classes.
+        UsageError: there is no image, or a folder that is not one of the classes.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     paths: list[str] = []
     labels: list[int] = []
-    others = Counter(path.suffix.lower() for path in folder.iterdir() if _lies_astray(path))
+    others = Counter(path.suffix.lower() for path in folder.iterdir() if _is_left_out(path))
     for name in class_folders(folder):
         if name not in numbers:
             raise UsageError(f"{folder / name} is a class that the training images do not have")
@@ -345,24 +351,19 @@ def _scan(folder: Path, class_names: tuple[str, ...], mode: str) -> _Scan:
     return _Scan(FileImages(tuple(paths), np.asarray(labels, dtype=np.int64), mode), notes)
 
 
-def _lies_astray(path: Path) -> bool:
-    """Return whether this is a file beside the folders of the classes."""
+def _is_left_out(path: Path) -> bool:
+    """Return whether a path beside the class folders is a file that is not hidden."""
     return not is_hidden(path.name) and not path.is_dir()
 
 
 def _without_images(class_names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """Return the names of the classes that have no label."""
     present = set(labels)
     return [name for number, name in enumerate(class_names) if number not in present]
 
 
-def few(names: Sequence[str]) -> str:
-    """Return the first of several names for a line, and how many more there are."""
-    more = f" and {len(names) - NAMES_IN_NOTES} more" if len(names) > NAMES_IN_NOTES else ""
-    return ", ".join(printable(name) for name in names[:NAMES_IN_NOTES]) + more
-
-
 def _load_image_folder(folder: Path, config: DataConfig, mode: str) -> Splits:
-    """Read `train/` with a folder a class, and `test/`, or `val/` where there is no `test/`.
+    """Read `train/` and `test/` with a folder a class; `val/` takes the place of a missing `test/`.
 
     With both, `val/` is the validation split; else validation images are held out of `train/`.
     """

@@ -1,4 +1,4 @@
-"""Reading checkpoints of every public implementation of ConvMixer, and writing our own."""
+"""Reading checkpoints of every public implementation of ConvMixer, and writing checkpoints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from convmixer.errors import UsageError
 from convmixer.files import PICKLED, ZIP, kind_of_file, replacing
-from convmixer.terminal import printable
+from convmixer.terminal import few, printable
 
 ACCEPTED_FORMATS = (
     "a state dict of this package or timm (stem.*, blocks.*, head.*), of the paper's nn.Sequential "
@@ -25,32 +25,37 @@ ACCEPTED_FORMATS = (
     "state_dict_ema, model_ema, state_dict, model or net of a checkpoint"
 )
 
-# Averaged weights first: where a checkpoint has both, they are what its authors evaluate.
 _WRAPPERS = (
     "state_dict_ema", "model_ema", "params_ema", "ema_state_dict", "ema",
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module",
 )  # fmt: skip
-# DataParallel, DistributedDataParallel, AveragedModel and torch.compile put these before names, and
-# so does the attribute in which a LightningModule keeps its model.
+"""The entries of a checkpoint that may hold its weights, in order of preference.
+
+Averaged weights come first: authors evaluate them where a checkpoint has both.
+"""
 _PREFIX = re.compile(r"^(module|model|net|network)\.|_orig_mod\.")
+"""Prefixes by DataParallel, DistributedDataParallel, AveragedModel, torch.compile, Lightning."""
 _COUNTER = "num_batches_tracked"
+"""BatchNorm's count of batches, the one buffer that is no floating-point number."""
 _SAFETENSORS_LENGTH = 8
-"""Bytes of the length that a safetensors file begins with; a JSON object follows."""
+"""A safetensors file begins with a length of this many bytes; a JSON object follows."""
 _FOLDER = 0x10
 """The attribute of a folder in a zip archive."""
 _HEAD = ("head.weight", "head.bias")
 _STEM = "stem.0.weight"
-_NAMES_IN_MESSAGE = 3
 
 _Rule = tuple[str, Callable[[re.Match[str]], str]]
+"""A pattern of names, and the function that returns the name in `ConvMixer` for a match."""
 _TIMM: tuple[_Rule, ...] = ()
-# Figure 3: convolution and norm of the stem at 0 and 2, block i at 3 + i, head at 5 + depth.
+# The model of figure 3 has the stem's convolution and norm at 0 and 2, block i at 3 + i and the
+# head at 5 + depth.
 _SEQUENTIAL: tuple[_Rule, ...] = (
     (r"[02]\.\w+", lambda match: f"stem.{match[0]}"),
     (r"(\d+)\.((0\.fn|\d)\..+)", lambda match: f"blocks.{int(match[1]) - 3}.{match[2]}"),
     (r"\d+\.(\w+)", lambda match: f"head.{match[1]}"),
 )
-# Figure 8: stem at 0, block i at 1 + i with its parts in 0.0 and 1, head at 3 + depth.
+# The model of figure 8 has the stem at 0, block i at 1 + i with its parts in 0.0 and 1, and the
+# head at 3 + depth.
 _TWEET: tuple[_Rule, ...] = (
     (r"0\.(\d\.\w+)", lambda match: f"stem.{match[1]}"),
     (r"(\d+)\.0\.0\.(.+)", lambda match: f"blocks.{int(match[1]) - 1}.0.fn.{match[2]}"),
@@ -65,12 +70,22 @@ _MMPRETRAIN: tuple[_Rule, ...] = (
     (r"backbone\.stages\.(.+)", lambda match: f"blocks.{match[1]}"),
     (r"head\.fc\.(.+)", lambda match: f"head.{match[1]}"),
 )
-# Two names that together only one format has, and how to rename those of that format.
-_FORMATS: tuple[tuple[set[str], tuple[_Rule, ...]], ...] = (
-    ({"stem.0.weight", "blocks.0.1.weight"}, _TIMM),
-    ({"0.weight", "3.0.fn.0.weight"}, _SEQUENTIAL),
-    ({"0.0.weight", "1.0.0.0.weight"}, _TWEET),
-    ({"backbone.stem.0.weight", "backbone.stages.0.1.weight"}, _MMPRETRAIN),
+
+
+class _Format(NamedTuple):
+    """The names of weights in one implementation."""
+
+    telling: set[str]
+    """Two names that no other format has together."""
+    rules: tuple[_Rule, ...]
+    """Renames the weights for `ConvMixer`; a name that matches no pattern stays."""
+
+
+_FORMATS = (
+    _Format({"stem.0.weight", "blocks.0.1.weight"}, _TIMM),
+    _Format({"0.weight", "3.0.fn.0.weight"}, _SEQUENTIAL),
+    _Format({"0.0.weight", "1.0.0.0.weight"}, _TWEET),
+    _Format({"backbone.stem.0.weight", "backbone.stages.0.1.weight"}, _MMPRETRAIN),
 )
 
 
@@ -87,12 +102,12 @@ def load_checkpoint(
         model: a `ConvMixer` on any device; it may be compiled, or inside DataParallel,
             DistributedDataParallel or AveragedModel.
         path: a file written by `torch.save` (read with ``weights_only=True``) or by safetensors,
-            whatever its suffix. What it may hold is listed in `ACCEPTED_FORMATS`.
-        other_classes: to fine-tune: where the head in the file is for another number of classes,
-            the model keeps its own head.
-        other_channels: to fine-tune: where the filters of the stem are for another number of
-            channels, they are adapted as in timm. For one channel they are summed over theirs; for
-            more they are repeated, channel by channel, and divided by how often that is.
+            whatever its suffix. `ACCEPTED_FORMATS` lists the contents it may have.
+        other_classes: for fine-tuning; the model keeps its own head if the head in the file has
+            another number of classes.
+        other_channels: for fine-tuning; filters of the stem for another number of channels are
+            adapted as in timm. For one channel they are summed over their channels; for more they
+            are repeated channel by channel and divided by the number of repetitions.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -101,7 +116,7 @@ def load_checkpoint(
     """
     state_dict = read_weights(path)
     present = model.state_dict()
-    # AveragedModel has a counter of its own.
+    # AveragedModel adds a counter, n_averaged.
     names = {_without_prefixes(name): name for name in present if name != "n_averaged"}
     target = {name: present[prefixed] for name, prefixed in names.items()}
     if other_classes:
@@ -116,7 +131,12 @@ def load_checkpoint(
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a file, under the names of `ConvMixer`; raises like `load_checkpoint`."""
+    """Return the state dict in a file, under the names of `ConvMixer`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: the file is damaged, or holds something else or numbers that are not finite.
+    """
     try:
         return convert_state_dict(read_file(Path(path)))
     except UsageError as error:
@@ -124,17 +144,17 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _misfits(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state_dict` from taking the place of `target`, a few names for each reason."""
+    """Return the reasons for which `state_dict` does not fit `target`, each with a few names."""
     shapes = [
         f"{name} is {tuple(tensor.shape)} in the file and {tuple(target[name].shape)} in the model"
         for name, tensor in state_dict.items()
         if name in target and tensor.shape != target[name].shape
     ]
-    # PyTorch fills in this counter where an older checkpoint lacks it.
+    # PyTorch fills in this counter if an older checkpoint lacks it.
     missing = [name for name in target if name not in state_dict and not name.endswith(_COUNTER)]
     unexpected = [name for name in state_dict if name not in target]
     return [
-        f"{title}: {_first(names)}"
+        f"{title}: {few(names)}"
         for title, names in (
             ("shapes differ", shapes),
             ("not in the file", missing),
@@ -147,6 +167,8 @@ def _misfits(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
 def _with_fitting_head(
     state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
+    """Replace a head for another number of classes by that of `target`."""
+
     def shapes(tensors: Mapping[str, Tensor]) -> list[torch.Size | None]:
         return [tensors[name].shape if name in tensors else None for name in _HEAD]
 
@@ -159,6 +181,7 @@ def _with_fitting_head(
 def _with_fitting_stem(
     state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
+    """Adapt the filters of the stem to the channels of `target`; see `load_checkpoint`."""
     weight = state_dict[_STEM]
     if _STEM not in target or not weight.dim() == target[_STEM].dim() == 4:
         return dict(state_dict)
@@ -173,43 +196,45 @@ def _with_fitting_stem(
 
 
 def convert_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict in `checkpoint` under the names of `ConvMixer`.
+    """Return the state dict in `checkpoint` under the names of `ConvMixer`.
 
     Args:
-        checkpoint: see `ACCEPTED_FORMATS`. Averaged weights are preferred where there are both, and
-            prefixes such as ``module.``, ``model.`` and ``_orig_mod.`` are dropped.
+        checkpoint: see `ACCEPTED_FORMATS`. Averaged weights are preferred to others in the same
+            checkpoint, and prefixes such as ``module.``, ``model.`` and ``_orig_mod.`` are dropped.
 
     Raises:
-        UsageError: the names are those of no known implementation, or a tensor holds no weights:
-            floating-point numbers, all finite, in plain memory.
+        UsageError: the names belong to no known implementation, or a tensor does not hold finite
+            floating-point numbers in plain memory.
     """
     state_dict = _unwrap(checkpoint)
-    for telling, rules in _FORMATS:
-        if telling <= state_dict.keys():
-            renamed = {_rename(name, rules): tensor for name, tensor in state_dict.items()}
+    for known in _FORMATS:
+        if known.telling <= state_dict.keys():
+            renamed = {_rename(name, known.rules): tensor for name, tensor in state_dict.items()}
             if len(renamed) < len(state_dict):
                 raise UsageError("has several layers where ConvMixer has one head")
             _check_weights(renamed)
             return renamed
-    found = _first(list(state_dict)) if state_dict else "nothing"
+    found = few(list(state_dict)) if state_dict else "nothing"
     raise _unknown(f"the names of the weights are of no known format (found {found})")
 
 
 def _unknown(text: str) -> UsageError:
+    """Return the error of a file that holds no weights of a known format."""
     return UsageError(f"{text}; accepted is {ACCEPTED_FORMATS}")
 
 
 def _check_weights(state_dict: Mapping[str, Tensor]) -> None:
-    problems: dict[str, list[str]] = {}
+    """Check that a model could take every tensor; see `convert_state_dict`."""
+    refused: dict[str, list[str]] = {}
     for name, tensor in state_dict.items():
-        if problem := _problem(tensor, counter=name.endswith(_COUNTER)):
-            problems.setdefault(problem, []).append(name)
-    if problems:
-        raise UsageError("; ".join(f"{text}: {_first(names)}" for text, names in problems.items()))
+        if reason := _refusal(tensor, counter=name.endswith(_COUNTER)):
+            refused.setdefault(reason, []).append(name)
+    if refused:
+        raise UsageError("; ".join(f"{text}: {few(names)}" for text, names in refused.items()))
 
 
-def _problem(tensor: Tensor, counter: bool) -> str | None:
-    """Say why a tensor is no weight, or no counter of batches, that a model could take."""
+def _refusal(tensor: Tensor, counter: bool) -> str | None:
+    """Return the reason for which a tensor is no weight, or no counter of batches; None if fit."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_meta:
         return "without values, on the device meta"
@@ -225,7 +250,7 @@ def _problem(tensor: Tensor, counter: bool) -> str | None:
 
 
 def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write `state` with `torch.save`; `path` is always the whole old file or the whole new one.
+    """Write `state` with `torch.save`, replacing `path` in one step.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -235,7 +260,12 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """What a checkpoint file holds, read without running code of its; errors name what is wrong."""
+    """Return the contents of a checkpoint file, without running any code in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: the file is damaged or holds no mapping; the message does not name it.
+    """
     path = path.expanduser()
     if path.is_dir():
         best = path / "best.pt"
@@ -244,7 +274,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint")
     read = _read_safetensors if _is_safetensors(path) else _read_pickled
     with warnings.catch_warnings():
-        # PyTorch warns of old formats, and of damage before it raises an error.
+        # PyTorch warns of old formats, and of damage for which it then raises an error.
         warnings.simplefilter("ignore")
         checkpoint = read(path)
     if not isinstance(checkpoint, Mapping):
@@ -253,7 +283,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file is of safetensors, by its beginning or, for a cut one, its suffix."""
+    """Return whether a file is of safetensors, by its beginning or, if damaged, by its suffix."""
     with path.open("rb") as file:
         beginning = file.read(_SAFETENSORS_LENGTH + 1)
     length = int.from_bytes(beginning[:_SAFETENSORS_LENGTH], "little")
@@ -265,22 +295,22 @@ def _is_safetensors(path: Path) -> bool:
 def _read_pickled(path: Path) -> object:
     if kind_of_file(path) == ZIP:
         _check_archive(path)
-    # timm's training script stores its arguments as a Namespace, which only holds attributes.
+    # timm's training script stores its arguments as a Namespace, which holds no code.
     with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # A damaged pickle can raise anything.
-            # PyTorch's messages advise to run the code in the file.
+        except Exception as error:  # A damaged pickle raises errors of any class.
+            # PyTorch's own messages advise to run the code in the file.
             refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            reason = _refused(refused[1]) if refused else _unreadable(path)
+            reason = _code_refused(refused[1]) if refused else _unreadable(path)
             raise UsageError(f"is damaged or not made of weights alone ({reason})") from error
 
 
 def _check_archive(path: Path) -> None:
-    """Compare the files in a zip archive with their checksums, as torch.load does not.
+    """Compare the files in a zip archive with their checksums, which torch.load leaves out.
 
     Raises:
-        UsageError: one differs, or torch.save did not write the archive.
+        UsageError: a file differs from its checksum, or torch.save did not write the archive.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -292,24 +322,26 @@ def _check_archive(path: Path) -> None:
                 raise UsageError(f"is {kind}, no file of weights as torch.save writes it")
             for entry in archive.infolist():
                 if entry.external_attr & _FOLDER:
-                    # torch.load reads nothing here, and leaves the tensor as memory was.
+                    # torch.load would read nothing here and leave the tensor uninitialised.
                     raise UsageError(f"is damaged ({entry.filename} is a folder)")
-                # torch.save writes 0 where it was told to compute none.
+                # torch.save writes 0 if it is told to compute no checksums.
                 if entry.CRC:
                     with archive.open(entry) as file:
                         while file.read(1 << 20):
                             pass
     except UsageError:
         raise
-    except Exception as error:  # A damaged archive can raise anything.
+    except Exception as error:  # A damaged archive raises errors of any class.
         raise UsageError(f"is damaged ({_one_line(error)})") from error
 
 
-def _refused(name: str) -> str:
+def _code_refused(name: str) -> str:
+    """Return the reason for which a file that names a class or function is not read."""
     return f"it holds a {name}, and code is not run: save the state_dict() of the model alone"
 
 
 def _unreadable(path: Path) -> str:
+    """Return the reason for which a file is no pickle."""
     kind = kind_of_file(path)
     return f"it is {kind}" if kind not in (None, PICKLED, ZIP) else "it cannot be unpickled"
 
@@ -321,20 +353,21 @@ def _read_safetensors(path: Path) -> object:
         raise UsageError("reading .safetensors needs the package safetensors") from error
     try:
         return load_file(path)
-    except Exception as error:  # Damaged files raise errors of safetensors and of PyTorch.
+    except Exception as error:  # Damaged files raise errors of safetensors or of PyTorch.
         raise UsageError(f"is damaged or no safetensors file ({_one_line(error)})") from error
 
 
 def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint, without wrapping entries and prefixes of names."""
     state: Mapping[str, Any] = checkpoint
-    for _ in _WRAPPERS:  # A mapping may hold itself, so the number of entries is limited.
+    for _ in _WRAPPERS:  # A mapping may hold itself, so the depth is limited.
         wrapper = next((n for n in _WRAPPERS if _is_filled(state.get(n))), None)
         if wrapper is None:
             break
         state = state[wrapper]
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise _unknown(f"is no state dict: not a tensor: {_first([str(n) for n in others])}")
+        raise _unknown(f"is no state dict: not a tensor: {few([str(n) for n in others])}")
     cleaned: dict[str, Tensor] = {}
     for name, value in state.items():
         if name == "n_averaged":
@@ -357,18 +390,14 @@ def _without_prefixes(name: str) -> str:
 
 
 def _rename(name: str, rules: Sequence[_Rule]) -> str:
+    """Return the name in `ConvMixer` for a name in another implementation."""
     for pattern, replacement in rules:
         if match := re.fullmatch(pattern, name):
             return replacement(match)
     return name
 
 
-def _first(names: list[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_NAMES_IN_MESSAGE])
-    more = len(names) - _NAMES_IN_MESSAGE
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
 def _one_line(error: Exception) -> str:
+    """Return the class of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Feature maps of the blocks, with the interface that users of timm's `features_only` know."""
+"""Feature maps of the blocks, with the interface of timm's `features_only`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from convmixer.model.network import ConvMixer
 
 
 class FeatureInfo:
-    """What the feature maps of a `FeatureExtractor` are, in the order in which it returns them.
+    """A description of the feature maps of a `FeatureExtractor`, in the order of its output.
 
-    As in timm, `len` and indexing go over all blocks of the model, and so does an index or sequence
-    of indices `idx`, in the place of `out_indices`, given to a method.
+    Like timm's class of this name, it counts all blocks of the model: in `len`, in indexing, and in
+    the argument `idx` of its methods, which takes the place of `out_indices`.
     """
 
     def __init__(self, info: Sequence[dict[str, Any]], out_indices: Sequence[int]) -> None:
@@ -28,7 +28,7 @@ class FeatureInfo:
         return self.info[index]
 
     def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
-        """The entry `key` of each feature map: a list, or one value for an int `idx`."""
+        """Return the entry `key` of each feature map: a list, or one value for an int `idx`."""
         if isinstance(idx, int):
             return self.info[idx][key]
         return [self.info[index][key] for index in (self.out_indices if idx is None else idx)]
@@ -36,31 +36,31 @@ class FeatureInfo:
     def get_dicts(
         self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
     ) -> Any:
-        """Entries of each feature map, those of `keys` or all, as `get` returns them."""
+        """Return the entries `keys`, or all, of each feature map: a list, or one for an int."""
         if isinstance(idx, int):
             entry = self.info[idx]
             return dict(entry) if keys is None else {key: entry[key] for key in keys}
         return [self.get_dicts(keys, index) for index in (self.out_indices if idx is None else idx)]
 
     def from_other(self, out_indices: Sequence[int]) -> FeatureInfo:
-        """The same for feature maps of other blocks."""
+        """Return a description of the feature maps of other blocks."""
         return FeatureInfo(self.info, out_indices)
 
     def channels(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Channels of each feature map."""
+        """Return the channels of each feature map."""
         return self.get("num_chs", idx)
 
     def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Pixels of the image, along each side, for one position of each feature map."""
+        """Return the pixels a side for which one position of each feature map stands."""
         return self.get("reduction", idx)
 
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Name of the layer in the model whose output each feature map is."""
+        """Return the name of the layer whose output each feature map is."""
         return self.get("module", idx)
 
 
 class FeatureExtractor(nn.Module):
-    """The feature maps of some blocks; the blocks after them and the classifier are removed.
+    """A model that returns the feature maps of some blocks, without later blocks and classifier.
 
     Args:
         model: a `ConvMixer`, which is changed in place and becomes the submodule `model`.
@@ -83,5 +83,5 @@ class FeatureExtractor(nn.Module):
         return features
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """See `ConvMixer.set_grad_checkpointing`."""
+        """Trade time for memory; see `ConvMixer.set_grad_checkpointing`."""
         self.model.set_grad_checkpointing(enable)

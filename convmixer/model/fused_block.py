@@ -1,10 +1,10 @@
 """Convolution, activation and BatchNorm of a block or stem as fused operations.
 
-The modules keep their parameters, buffers and modes; where nothing but their composition can be
-observed, the operations of `convmixer_kernels` compute it in fewer passes over memory. A module
-that is hooked, parametrised, patched, or not exactly of the expected class runs as it is, and with
-it the whole block. With `nn.SyncBatchNorm` that has to be so in all processes alike: the fused
-operations and the module exchange different messages.
+The modules keep their parameters, buffers and modes, and the operations of `convmixer_kernels`
+compute their composition in fewer passes over memory. A block runs module by module if one of its
+modules is hooked, parametrised, patched, or not exactly of the expected class, so that no module is
+left out that a user can observe. With `nn.SyncBatchNorm` all processes have to run a block in the
+same way, because the fused operations and the module exchange different messages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ActivatedNorm(NamedTuple):
     norm: nn.BatchNorm2d | nn.SyncBatchNorm
 
     def next_batch(self) -> dict[str, Any]:
-        """Counts a batch as the module would, and gives the arguments of the fused operations."""
+        """Count a batch like the module, and return the arguments of the fused operations."""
         norm = self.norm
         momentum = 0.0 if norm.momentum is None else norm.momentum
         if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
@@ -72,7 +72,7 @@ class FusedBlock(NamedTuple):
     pointwise_skip: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the block computes, CNHW or, for channels_last input, channels_last."""
+        """Compute the block; the output is CNHW or, for channels_last input, channels_last."""
         spatial = self._mix_positions(input)
         return gelu_batch_norm(
             pointwise_product(spatial, self.pointwise.weight),
@@ -112,13 +112,13 @@ def fused_block(
     norm: nn.Module,
     pointwise_skip: bool,
 ) -> FusedBlock | None:
-    """The block made of these modules, or None if they have to run one by one.
+    """Return the block made of these modules, or None if they have to run one by one.
 
     Args:
         branch: depthwise convolutions, each followed by an activation, and a norm.
-        skip: whether the input is added to the output of `branch`.
-        pointwise, activation, norm: what follows.
-        pointwise_skip: whether the input of these is added to their output.
+        skip: True adds the input of `branch` to its output.
+        pointwise, activation, norm: the modules that follow `branch`.
+        pointwise_skip: True adds the input of these three to their output.
     """
     if not untouched(branch, nn.Sequential) or len(branch) < 3:
         return None
@@ -140,7 +140,7 @@ def fused_block(
 
 
 def activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | None:
-    """The pair for the fused operations, or None if the modules have to run one by one."""
+    """Return the pair for the fused operations, or None if the modules have to run one by one."""
     if not untouched(norm, nn.BatchNorm2d) and not untouched(norm, nn.SyncBatchNorm):
         return None
     if untouched(activation, nn.GELU) and activation.approximate == "none":
@@ -149,17 +149,17 @@ def activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | No
 
 
 def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
-    """Whether `impl` stands for kernels here, and modules would compute in the dtype of `input`."""
+    """Return whether `impl` means kernels here and the modules compute in the dtype of `input`."""
     if input.dim() != 4:
         return False
     if arguments.autocast_dtype(input.device) not in (None, input.dtype):
-        # Residual sums in another dtype than that of the convolutions are for PyTorch to promote.
+        # Autocast gives the convolutions another dtype than the residual, and PyTorch promotes it.
         return False
     return dispatch.resolve(input, weight, impl) != "torch"
 
 
 def untouched(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
-    """Whether calling `module` does what `kind` defines and nothing else."""
+    """Return whether calling `module` does what `kind` defines and nothing else."""
     return type(module) is kind and not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -183,7 +183,7 @@ def _mixes_channels_alone(convolution: nn.Conv2d) -> bool:
 
 
 def _process_group(norm: nn.Module) -> ProcessGroup | None:
-    """The processes with which `norm` shares its statistics, as nn.SyncBatchNorm finds them."""
+    """Return the processes with which `norm` shares its statistics, if there are others."""
     if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
         return None
     if not dist.is_available() or not dist.is_initialized():

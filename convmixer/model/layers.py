@@ -49,7 +49,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "layer"
 
 
 class Residual(nn.Module):
-    """``fn(x) + x``, or ``fn(x)`` alone with `skip` false: the names of the parameters stay."""
+    """A residual branch ``fn(x) + x``; without `skip` ``fn(x)``, with the same state dict."""
 
     def __init__(self, fn: nn.Module, skip: bool = True) -> None:
         super().__init__()
@@ -65,10 +65,10 @@ class Residual(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """Modules in a row, of which the first `length` are computed together by `run`.
+    """Modules in sequence, of which `run` computes the first `length` together.
 
-    What lacks one of these, such as a shorter slice, runs as a plain `nn.Sequential`; modules
-    appended to them run after them. Slices keep the `options`.
+    A chain that lacks one of these modules, such as a slice, runs as a plain `nn.Sequential`.
+    Modules appended to the chain run after `run`. Slices keep the `options`.
     """
 
     length: ClassVar[int]
@@ -84,7 +84,7 @@ class Chain(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return one_node(self, input)
-        # Slices keep the names of their modules.
+        # The modules of a slice keep their names, so a slice is known by them.
         names = [str(position) for position in range(self.length)]
         if list(self._modules)[: self.length] != names:
             plain: Tensor = super().forward(input)
@@ -96,16 +96,17 @@ class Chain(nn.Sequential):
         return output
 
     def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
+        """Compute the first `length` modules."""
         raise NotImplementedError
 
 
 class Block(Chain):
     """Equations 2 and 3: a residual depthwise branch, then pointwise convolution, activation, norm.
 
-    The children are named as in the implementation of timm: ``0.fn.*`` for the depthwise branch,
-    ``1`` for the pointwise convolution and ``3`` for its norm. With `pointwise_residual` the input
-    of the pointwise part is added to its output. Fused operations compute the same where they can
-    (see `fused_block`); the output then is CNHW or, for channels_last input, channels_last.
+    The children have the names of timm's implementation: ``0.fn.*`` for the depthwise branch, ``1``
+    for the pointwise convolution and ``3`` for its norm. `pointwise_residual` adds the input of the
+    pointwise part to its output. If fused operations can compute the block (see `fused_block`), the
+    output is CNHW or, for channels_last input, channels_last.
     """
 
     length = 4
@@ -144,7 +145,7 @@ def make_block(
     stacked: int,
     dw_impl: str,
 ) -> Block:
-    """A block of width `dim`; the arguments are those of `ConvMixer`."""
+    """Return a block of width `dim`; the arguments are those of `ConvMixer`."""
     activate = ACTIVATIONS[activation]
     depthwise: list[nn.Module] = []
     for _ in range(stacked):
@@ -159,7 +160,7 @@ def make_block(
 
 
 class PatchStem(Chain):
-    """Equation 1: patch embedding, activation, norm; the last two are fused where they can be."""
+    """Equation 1: patch embedding, then activation and norm, as one fused operation if possible."""
 
     length = 3
     options = ("impl",)
@@ -181,7 +182,7 @@ class PatchStem(Chain):
 def make_patch_stem(
     in_chans: int, dim: int, patch_size: int, *, activation: str, norm: str, dw_impl: str
 ) -> PatchStem:
-    """A stem that turns H x W into H // p x W // p; the arguments are those of `ConvMixer`."""
+    """Return a stem from H x W to H // p x W // p; the arguments are those of `ConvMixer`."""
     return PatchStem(
         nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size),
         ACTIVATIONS[activation](),
@@ -193,10 +194,10 @@ def make_patch_stem(
 def make_resnet_stem(
     in_chans: int, dim: int, patch_size: int, *, activation: str, norm: str
 ) -> nn.Sequential:
-    """The ResNet-style stem of table 4: strided convolution, norm, activation, max pooling.
+    """Return the ResNet-style stem of table 4: strided convolution, norm, activation, max pooling.
 
-    A p x p convolution of stride p / 2 padded by p / 2 leaves n // (p / 2) + 1 positions, and 3 x 3
-    pooling of stride 2 without padding leaves exactly the n // p of the patch stem, for every n.
+    A p x p convolution of stride p / 2 padded by p / 2 leaves n // (p / 2) + 1 of n positions, and
+    3 x 3 pooling of stride 2 without padding then leaves n // p, the number of the patch stem.
     """
     half = patch_size // 2
     return nn.Sequential(
@@ -210,7 +211,7 @@ def make_resnet_stem(
 def run_checkpointed(block: nn.Module, input: Tensor) -> Tensor:
     """Run `block` without keeping its activations; the backward pass computes them again.
 
-    Running statistics of BatchNorm are updated once a step, as without checkpointing.
+    Running statistics of BatchNorm are updated once a step, in the forward pass.
     """
     output: Tensor = checkpoint(
         functools.partial(_run_or_recompute, block),
@@ -223,6 +224,7 @@ def run_checkpointed(block: nn.Module, input: Tensor) -> Tensor:
 
 
 def _run_or_recompute(block: nn.Module, input: Tensor) -> Tensor:
+    """Run `block`; in the backward pass, leave its running statistics as they are."""
     # A compiler traces the block once and does not replay its updates of buffers.
     in_backward = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
     output: Tensor
@@ -236,10 +238,10 @@ def _run_or_recompute(block: nn.Module, input: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Lets the BatchNorm layers of `module` update copies of their buffers, then drops the copies.
+    """Let the BatchNorm layers of `module` update copies of their buffers, then drop the copies.
 
-    Hiding the buffers instead would change the number of tensors that autograd saves, which
-    recomputation has to repeat exactly.
+    Without buffers the layers would save fewer tensors for autograd, and recomputation has to save
+    exactly as many as the forward pass.
     """
     originals = []
     for layer in module.modules():

@@ -1,6 +1,7 @@
 """ConvMixer ("Patches Are All You Need?", Trockman and Kolter, 2022)."""
 
-# Annotations are no strings here: torch.fx keeps those of `forward` and could not pickle them.
+# Without `from __future__ import annotations`, because torch.fx keeps the annotations of `forward`
+# and could not pickle strings.
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, overload
 
@@ -37,7 +38,7 @@ class ConvMixer(nn.Module):
         activation: ``"gelu"`` (exact) or ``"relu"``.
         norm: ``"batch"``, or ``"layer"`` (tables 6 and 7): mean and variance over the C channels at
             each position of each image, scale and shift per channel. The paper names LayerNorm
-            without its axes; these are the axes of ViT and MLP-Mixer, which it takes it from.
+            without its axes; these are the axes of ViT and MLP-Mixer, from which it takes the norm.
         residual: ``"depthwise"`` (equation 2), ``"none"``, or ``"both"`` for one around the
             pointwise part (equation 3) as well (table 7).
         stem: ``"patch"`` (equation 1) or ``"resnet"`` (table 4): convolution of size p and stride
@@ -51,17 +52,16 @@ class ConvMixer(nn.Module):
             n_classes 0.
         drop_rate: probability with which training drops each pooled feature.
         dw_impl: implementation of the depthwise convolutions, as in
-            `convmixer_kernels.depthwise_conv2d`. Where it is not PyTorch, activation and BatchNorm
-            are fused with them, module by module as they are configured then (see
-            `convmixer.model.fused_block`).
+            `convmixer_kernels.depthwise_conv2d`. With kernels, activation and BatchNorm run as
+            fused operations too (see `convmixer.model.fused_block`).
 
     `forward` takes (N, in_chans, H, W) with H and W of at least p, and returns (N, n_classes).
-    Names and shapes in the state dict of the plain model are those of timm's implementation, and
-    initial values are PyTorch's defaults, as in figure 3.
+    Names and shapes in the state dict of the plain model are those of timm's implementation.
+    Initial values are PyTorch's defaults, those of figure 3.
 
     `torch.compile`, `torch.export`, `torch.jit.trace` and `torch.fx.symbolic_trace`, which sees the
-    patch stem and every block as one node, work. `torch.jit.script` does not: which operations run
-    is decided by the input in Python, more of it than TorchScript can express.
+    patch stem and every block as one node, work. `torch.jit.script` does not work, because Python
+    that TorchScript cannot express chooses the operations by the input.
 
     Attributes:
         num_classes, num_features: n_classes and dim.
@@ -147,20 +147,21 @@ class ConvMixer(nn.Module):
 
     @property
     def in_chans(self) -> int | None:
-        """Channels of the images: those of the first convolution of the stem, if it has one."""
+        """Channels of the images, read from the first convolution of the stem; None without one."""
         for module in self.stem.modules():
             if isinstance(module, nn.Conv2d):
                 return module.in_channels
         return None
 
     def forward(self, input: Tensor) -> Tensor:
+        """Classify images (N, in_chans, H, W): return (N, n_classes)."""
         return self.forward_head(self.forward_features(input))
 
     def forward_features(self, input: Tensor) -> Tensor:
-        """The output of the last block, (N, dim, H // p, W // p), for (N, in_chans, H, W).
+        """Return the output of the last block, (N, dim, H // p, W // p), for (N, in_chans, H, W).
 
-        Fused blocks return tensors whose strides are those of (dim, N, H // p, W // p), or
-        channels_last ones where their input was.
+        The output of fused blocks is channels_last if their input was, and else has the strides of
+        (dim, N, H // p, W // p).
         """
         check_images(input, self.in_chans, self.patch_size)
         features: Tensor = self.stem(input)
@@ -205,21 +206,21 @@ class ConvMixer(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
-        """The outputs of some blocks, as in timm.
+        """Return the outputs of some blocks, with the arguments of timm's models.
 
         Args:
             input: (N, in_chans, H, W).
             indices: None for all blocks, an int for the last so many, or indices of blocks, of
                 which negative ones count from the end.
-            norm: taken for compatibility: the model has no norm after its blocks to apply.
-            stop_early: do not run the blocks after the last one asked for.
+            norm: accepted for compatibility; the model has no norm after its blocks.
+            stop_early: do not run the blocks after the last of `indices`.
             output_fmt: ``"NCHW"``, the only format.
             intermediates_only: return the intermediates without the final features.
 
         Returns:
-            The output of the last block that ran, and a list of the (N, dim, H // p, W // p) asked
-            for, from the first block to the last; or the list alone. Strides are those of
-            `forward_features`.
+            The output of the last block that ran, and a list of the outputs of `indices`, each
+            (N, dim, H // p, W // p), from the first block to the last; or the list alone. Strides
+            are those of `forward_features`.
 
         Raises:
             ValueError: `indices` or `output_fmt` is out of range.
@@ -243,11 +244,11 @@ class ConvMixer(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove what `forward_intermediates(indices)` does not need, as in timm.
+        """Remove the layers that `forward_intermediates(indices)` does not run.
 
         Args:
-            indices: as in `forward_intermediates`.
-            prune_norm: taken for compatibility: the model has no norm after its blocks.
+            indices: see `forward_intermediates`.
+            prune_norm: accepted for compatibility; the model has no norm after its blocks.
             prune_head: remove pooling and classifier too.
 
         Returns:
@@ -260,11 +261,11 @@ class ConvMixer(nn.Module):
         return chosen
 
     def get_classifier(self) -> nn.Module:
-        """The linear head, or `nn.Identity` without classes."""
+        """Return the linear head, or `nn.Identity` if there are no classes."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new, randomly initialised head in the place of the present one.
+        """Replace the head by a new, randomly initialised one.
 
         Args:
             num_classes: classes of the new head; 0 for none.
@@ -289,22 +290,22 @@ class ConvMixer(nn.Module):
         self.train(self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Patterns of parameter names for layer-wise learning rates: the stem, then every block.
+        """Return patterns of parameter names for layer-wise learning rates: stem, then every block.
 
-        As in timm, `coarse` makes no difference: an isotropic model has no stages to group by.
+        `coarse` is timm's argument and makes no difference: the model has no stages to group by.
         """
         return {"stem": r"^stem", "blocks": r"^blocks\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: keep only the input of each block for the backward pass.
 
-        What is inside a block is computed again there. Outputs, gradients and running statistics
-        stay what they were.
+        The backward pass computes the rest of a block again. Outputs, gradients and running
+        statistics do not change.
         """
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters to leave out of weight decay: biases, scales and shifts."""
+        """Return the names of biases, scales and shifts, which weight decay leaves out."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
     def _run_block(self, block: nn.Module, features: Tensor) -> Tensor:
@@ -316,7 +317,11 @@ class ConvMixer(nn.Module):
 
 @torch.fx.wrap
 def check_images(input: Tensor, in_chans: int | None, patch_size: int) -> None:
-    """Raise ValueError for what is no batch of images; `torch.fx` keeps this as one call."""
+    """Check the shape of a batch of images; `torch.fx` records this function as one call.
+
+    Raises:
+        ValueError: the shape is not (N, in_chans, H, W) with H and W of at least `patch_size`.
+    """
     if (
         input.dim() != 4
         or in_chans not in (None, input.shape[1])
@@ -330,9 +335,12 @@ def check_images(input: Tensor, in_chans: int | None, patch_size: int) -> None:
 
 
 def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Which blocks are meant: None for all, an int for the last so many, else indices from 0.
+    """Return the indices of blocks from 0, in the order of `indices`.
 
-    Negative indices count from the end.
+    Args:
+        depth: number of blocks.
+        indices: None for all blocks, an int for the last so many, or indices of blocks, of which
+            negative ones count from the end.
 
     Raises:
         ValueError: an index is out of range, or there is none.

@@ -1,9 +1,9 @@
 """The 1 x 1 convolution of a block as one matrix product, in layouts that need no copies.
 
 `F.conv2d` and `torch.matmul` on (N, C, H * W) multiply image by image, and with gradients they copy
-whole tensors. With the channels outermost (CNHW: a tensor of shape (N, C, H, W) whose strides are
-H * W, N * H * W, W, 1) or innermost (channels_last), all pixels of all images are one matrix, so
-that output, input gradient and weight gradient are one product each.
+whole tensors. If the channels are outermost (CNHW: a tensor of shape (N, C, H, W) whose strides are
+H * W, N * H * W, W, 1) or innermost (channels_last), all pixels of all images are one matrix, and
+output, input gradient and weight gradient are one product each.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from convmixer_kernels import layout
 
 
 def pointwise_product(features: Tensor, weight: Tensor) -> Tensor:
-    """``F.conv2d(features, weight)`` for a weight of shape (out channels, C, 1, 1).
+    """Return ``F.conv2d(features, weight)`` for a weight of shape (out channels, C, 1, 1).
 
     Args:
         features: (N, C, H, W), CNHW or channels_last; other layouts cost a copy.
-        weight: under autocast, both are cast to the autocast dtype.
+        weight: of the dtype of `features`; under autocast both are cast to its dtype.
 
     Returns:
         (N, out channels, H, W): CNHW, or channels_last for channels_last `features`.
     """
     images, channels, height, width = features.shape
-    # The gradient of a view has the strides of its parameter only if the view keeps their order.
+    # The gradient has the strides of the parameter only if the matrix keeps the order of its axes.
     in_order = weight if weight.stride(2) == 1 else weight.permute(0, 2, 3, 1)
     matrix = in_order.flatten(1)
     if layout.is_channels_last(features):

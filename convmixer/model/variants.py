@@ -18,13 +18,13 @@ from convmixer.model.published import Architecture, PublishedResult, published_r
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are brought into the form that a model was trained on.
+    """The preparation of images for a model.
 
     Attributes:
         input_size: height and width in pixels.
         mean, std: per channel, for images in 0..1.
         crop: the central part, along each side, that evaluation keeps of the resized image.
-        interpolation: of that resizing.
+        interpolation: the method of resizing.
     """
 
     input_size: int
@@ -43,9 +43,9 @@ class Variant:
     """A model of the paper.
 
     Attributes:
-        name: what `create_model` takes.
+        name: the argument of `create_model`.
         architecture: the arguments of `ConvMixer`.
-        preprocessing: of the images.
+        preprocessing: the preparation of images.
         results: the rows of the paper's tables with this architecture.
         hub_id: repository of timm's published weights on the Hugging Face hub, if there is one.
         hub_top1: ImageNet top-1 of those weights in percent, as published by timm.
@@ -87,7 +87,7 @@ def parameter_count(
     *,
     stacked: int = 1,
 ) -> int:
-    """Exact number of parameters of `ConvMixer` with these arguments.
+    """Return the exact number of parameters of `ConvMixer` with these arguments.
 
     Equation 4, h [d (k^2 + h + 6) + c_in p^2 + n_classes + 3] + n_classes, in which s stacked
     depthwise convolutions turn k^2 + h + 6 into s (k^2 + 1) + h + 5. Activation, norm, residual and
@@ -99,12 +99,12 @@ def parameter_count(
     return dim * (depth * block + stem + n_classes) + n_classes
 
 
-# Names of timm, with the top-1 that it publishes for its weights. Its 768/32 is the ReLU model.
 _TIMM = {
     Architecture(1536, 20, 9, 7): ("convmixer_1536_20", 81.382),
     Architecture(768, 32, 7, 7, activation="relu"): ("convmixer_768_32", 80.158),
     Architecture(1024, 20, 9, 14): ("convmixer_1024_20_ks9_p14", 76.944),
 }
+"""timm's names of models, with the top-1 that timm publishes; its 768/32 is the ReLU model."""
 
 
 def _descriptive_name(architecture: Architecture) -> str:
@@ -136,11 +136,11 @@ _VARIANTS = _collect()
 
 
 def list_variants(pattern: str = "*", *, table: int | None = None) -> list[str]:
-    """Names of the variants, in the order of the tables.
+    """Return the names of the variants, in the order of the tables.
 
     Args:
-        pattern: with `*` and `?`, as for file names.
-        table: only those in the table with this number, 1 to 8.
+        pattern: matches the names; `*` and `?` have their meaning in file names.
+        table: the number of a table, 1 to 8, to which the list is limited.
     """
     return [
         variant.name
@@ -150,13 +150,13 @@ def list_variants(pattern: str = "*", *, table: int | None = None) -> list[str]:
 
 
 def get_variant(name: str) -> Variant:
-    """The variant called `name`.
+    """Return the variant called `name`.
 
-    Names are ``convmixer_{dim}_{depth}_ks{kernel size}_p{patch size}``, then what differs from the
-    plain model, then ``cifar10`` for 10 classes. The three models of timm have timm's names.
+    Names are ``convmixer_{dim}_{depth}_ks{kernel size}_p{patch size}``, then the differences from
+    the plain model, then ``cifar10`` for 10 classes. The three models of timm have timm's names.
 
     Raises:
-        UsageError: no variant has that name; the message tells the closest.
+        UsageError: no variant has that name; the message names the closest.
     """
     if name not in _VARIANTS:
         hint = closest(name, _VARIANTS) or "; list_variants() lists them all"
@@ -198,10 +198,9 @@ def create_model(
     Args:
         name: one of `list_variants()`.
         pretrained: path of a checkpoint, see `load_checkpoint`; None or False for random initial
-            values. It must fit the model, except where `n_classes` or `in_chans` are given, as to
-            fine-tune: where the file has another number of classes, the head is new, and where it
-            has another number of channels, the filters of the stem are adapted as
-            `load_checkpoint` says.
+            values. The checkpoint must fit the model. For fine-tuning, an `n_classes` in
+            `overrides` allows a head for another number of classes, which is then new, and
+            `in_chans` a stem for another number of channels, which `load_checkpoint` adapts.
         features_only: return a `FeatureExtractor`, which computes the feature maps of some blocks.
         out_indices: for `features_only`, the last so many blocks, or indices of blocks.
         overrides: arguments of `ConvMixer` that replace those of the variant.
@@ -219,7 +218,7 @@ def create_model(
                 f"{override}: no argument of ConvMixer{closest(override, accepted)}; "
                 f"accepted are {', '.join(accepted)}"
             )
-    if isinstance(pretrained, bool) and pretrained:  # what timm downloads for
+    if isinstance(pretrained, bool) and pretrained:  # timm would download weights.
         hub = f"those of https://huggingface.co/{variant.hub_id}" if variant.hub_id else "your own"
         raise UsageError(
             f"pretrained: got True, expected the path of a file of weights, such as {hub}"

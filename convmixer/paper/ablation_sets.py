@@ -33,7 +33,7 @@ ARCHITECTURE = tuple(
     field.name for field in dataclasses.fields(Architecture) if field.name != "n_classes"
 )
 SCALED = ("dim", "depth", "patch_size")
-"""Sizes that rows take in proportion to the model of the recipe."""
+"""Arguments of rows that scale with the model of the recipe."""
 
 _RECIPE_CHANGES: dict[str, dict[str, Any]] = {
     "": {},
@@ -55,7 +55,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: the model, what changes in the training, and the paper's accuracy."""
+    """A row of a table: its model, its changes of the recipe, and the paper's accuracy."""
 
     label: str
     architecture: Architecture
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class AblationSet:
-    """A table: its rows, the recipe they belong to, and what they vary."""
+    """A table: its rows, and the arguments of `ConvMixer` that differ between them."""
 
     table: int
     rows: tuple[Row, ...]
@@ -73,7 +73,7 @@ class AblationSet:
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """The title of the table."""
         return TITLES[self.table]
 
     @property
@@ -83,17 +83,18 @@ class AblationSet:
 
     @property
     def paper_data(self) -> str:
-        """The images of the table in the paper."""
+        """The images on which the paper measured the table."""
         return PAPER_DATA[self.own_recipe]
 
     def base(self, recipe: Config, overrides: Mapping[str, Any]) -> Config:
-        """Return the settings that the rows change: those of a recipe, with some fields overridden.
+        """Return the settings that the rows change: a recipe with some fields overridden.
 
-        On the table's own recipe the model is the paper's where no override says otherwise: what
-        all rows print, and ConvMixer-512/12 or ConvMixer-256/8 for what they vary.
+        On the table's own recipe the model is the paper's: arguments that all rows share are
+        theirs, and arguments that differ are those of ConvMixer-512/12 or ConvMixer-256/8.
+        Overrides come before both.
 
         Raises:
-            UsageError: for a field that every row sets.
+            UsageError: an override names a field that every row sets.
         """
         overrides = {resolve(name): value for name, value in overrides.items()}
         for name in overrides:
@@ -111,11 +112,12 @@ class AblationSet:
     def settings(self, row: Row, base: Config) -> Config:
         """Return the settings of a row over those of `base`.
 
-        A row takes width, depth and patch size in proportion to the model of `base`, as they stand
-        to the paper's ConvMixer-512/12 or ConvMixer-256/8, and the rest as printed.
+        Width, depth and patch size of the row are multiples of the paper's ConvMixer-512/12 or
+        ConvMixer-256/8; the settings have the same multiples of the model of `base`. The other
+        changes are those that the paper prints.
 
         Raises:
-            UsageError: where the row does not fit the images.
+            UsageError: the row does not fit the images.
         """
         changes: dict[str, Any] = {
             f"model.{name}": getattr(row.architecture, name)
@@ -128,7 +130,7 @@ class AblationSet:
                 scaled = own * getattr(row.architecture, name) / ratio
                 changes[f"model.{name}"] = max(1, int(scaled + 0.5))
         if "stem" in self.varied:
-            # The ResNet-style stem needs an even patch size; both stems take the same.
+            # The ResNet-style stem needs an even patch size, and both stems have the same.
             changes["model.patch_size"] = base.model.patch_size + base.model.patch_size % 2
         return override(base, changes | row.changes)
 
@@ -142,13 +144,14 @@ class AblationSet:
 
 
 def _changes(result: PublishedResult) -> dict[str, Any]:
-    """Return the fields that the note of a row stands for."""
+    """Return the fields that the note of a row changes."""
     if result.note.startswith("weight decay "):
         return {"optimizer.weight_decay": float(result.note.removeprefix("weight decay "))}
     return dict(_RECIPE_CHANGES[result.note])
 
 
 def _label(architecture: Architecture, result: PublishedResult, varied: tuple[str, ...]) -> str:
+    """Return the name of a row from the arguments that differ between the rows, and its note."""
     if result.table == 8:
         a = architecture
         decay = result.note.removeprefix("weight decay ")
@@ -172,7 +175,7 @@ def ablation_set(table: int) -> AblationSet:
     """Return the ablation of a table.
 
     Raises:
-        UsageError: for a table that is no ablation.
+        UsageError: the table is no ablation.
     """
     if table not in TITLES:
         raise UsageError(f"table: expected one of {', '.join(map(str, TITLES))}, got {table}")

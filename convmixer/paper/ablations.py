@@ -1,4 +1,4 @@
-"""Running the ablations of the paper on any recipe, and setting the results beside the paper's."""
+"""Running the ablations of the paper on any recipe, and comparing the results with the paper's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COLUMNS = (
 
 @dataclass
 class Result:
-    """A row with what was measured."""
+    """A row with its settings and its measurements."""
 
     row: Row
     config: Config | None
@@ -63,6 +63,7 @@ def folder_name(label: str) -> str:
 
 
 def _changes(config: Config, baseline: Config) -> str:
+    """Return the fields in which two settings differ, in words."""
     different = [name for name in FIELDS if get_value(config, name) != get_value(baseline, name)]
     return "; ".join(f"{name} {get_value(config, name)}" for name in different)
 
@@ -70,10 +71,10 @@ def _changes(config: Config, baseline: Config) -> str:
 def plan(ablation: AblationSet, base: Config, labels: Sequence[str] = ()) -> list[Result]:
     """Return the rows to run over the settings `base`, in the order of the table.
 
-    Rows that do not fit the images have no settings, and a note that says why.
+    Rows that do not fit the images have no settings, and a note with the reason.
 
     Raises:
-        UsageError: for a label that the table does not have.
+        UsageError: the table has no row with one of the labels.
     """
     known = [folder_name(row.label) for row in ablation.rows]
     for label in labels:
@@ -103,21 +104,21 @@ def ablate(
     """Run a table of the paper on a recipe and write `results.csv`, `results.md`, `results.png`.
 
     Finished runs under `out/runs` are kept and interrupted ones continue, so that the same call
-    goes on after an interruption. Rows whose settings are those of an earlier row share its runs.
-    The results are written anew after every row.
+    goes on after an interruption. Rows with the settings of an earlier row share its runs. The
+    results are written again after every row.
 
     Args:
         table: 3 to 8.
-        recipe: the settings that the rows change; their seed is the first of the seeds. On the
-            table's own recipe the model is the paper's.
+        recipe: the settings that the rows change, with the first seed. On the table's own recipe
+            the model is the paper's.
         overrides: fields to change in all rows, the model's among them.
         out: folder of the ablation.
         seeds: runs of each row, with seeds one after another.
-        labels: only these rows, as `folder_name` gives them; all without any.
+        labels: the rows to run, as `folder_name` spells them; none for all.
         silent: print nothing.
 
     Raises:
-        UsageError: for settings or images that cannot work, or other runs under `out`.
+        UsageError: settings or images cannot work, or there are other runs under `out`.
         TrainingInterruptedError: after SIGINT or SIGTERM, when the run has been saved.
     """
     ablation = ablation_set(table)
@@ -152,6 +153,7 @@ def _run_row(
     *,
     silent: bool,
 ) -> None:
+    """Train the seeds of a row and add their accuracies to `result`."""
     assert result.config is not None
     folder = RunFolder(out / "runs" / folder_name(result.row.label))
     for seed in range(result.config.seed, result.config.seed + seeds):
@@ -176,6 +178,7 @@ def _run_row(
 
 
 def _cells(ablation: AblationSet, recipe: Config, result: Result) -> dict[str, Any]:
+    """Return the cells of a row of `results.csv`, by their columns."""
     return {
         "table": ablation.table,
         "row": result.row.label,

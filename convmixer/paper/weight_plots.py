@@ -20,9 +20,9 @@ from convmixer.training.plots import new_figure, save_figure
 KERNELS_A_LAYER = 64
 LAYERS_A_ROW = 4
 SMALLEST_TILE = 6
-"""Pixels a side of a tile in a grid, at least."""
+"""A tile in a grid has at least this many pixels a side."""
 PALE_BLUE = (0.86, 0.90, 0.96)
-"""Between filters: neither a colour nor a grey that filters often have."""
+"""The background between filters, a colour that filters seldom have."""
 GAP = 1
 """Empty pixels between the tiles of a grid."""
 
@@ -48,7 +48,7 @@ def tile(
 
 
 def _scaled(weights: Tensor, each: bool) -> Tensor:
-    """Scale weights to -1..1: by the largest of each filter, or by the largest of all."""
+    """Scale weights to -1..1 by the largest magnitude of `each` filter, or of all."""
     largest = weights.abs().flatten(1).amax(1) if each else weights.abs().max().expand(len(weights))
     return weights / largest.clamp(min=1e-12).reshape(-1, *[1] * (weights.ndim - 1))
 
@@ -62,7 +62,7 @@ def save_patch_embedding(path: Path, weight: Tensor, title: str) -> None:
     Args:
         path: PNG to write.
         weight: (h, channels, p, p); three channels are shown as colour, others as their mean.
-        title: of the picture.
+        title: title of the picture.
     """
     scaled = _scaled(weight.double(), each=weight.shape[-1] > 1)
     if weight.shape[1] == 3:
@@ -90,8 +90,8 @@ def save_depthwise_kernels(
     Args:
         path: PNG to write.
         weights: name of each convolution and its kernels (h, 1, k, k).
-        title: of the picture.
-        seed: of the choice of kernels.
+        title: title of the picture.
+        seed: seed of the choice of kernels.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = math.ceil(len(weights) / LAYERS_A_ROW)
@@ -124,9 +124,9 @@ def plot_weights(
     Args:
         checkpoint: any file whose format `convmixer.load_checkpoint` takes.
         out: folder of the pictures.
-        layers: how many layers, evenly spaced from the first to the last; of stacked depthwise
-            convolutions all are drawn.
-        seed: of the choice of kernels.
+        layers: number of layers to draw, evenly spaced from the first to the last; all stacked
+            depthwise convolutions of a layer are drawn.
+        seed: seed of the choice of kernels.
 
     Returns:
         the paths of the two pictures.
@@ -163,7 +163,7 @@ def plot_weights(
 
 
 def _depthwise_weights(weights: Mapping[str, Tensor]) -> list[list[Tensor]]:
-    """The kernels of the depthwise convolutions, those of a block together."""
+    """Return the kernels of the depthwise convolutions, a list for each block."""
     name = re.compile(r"blocks\.(\d+)\.0\.fn\.\d+\.weight")
     blocks: dict[int, list[Tensor]] = {}
     for key, weight in weights.items():

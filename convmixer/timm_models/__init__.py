@@ -1,9 +1,9 @@
-"""The models of the paper under timm's names for things: importing this registers them with timm.
+"""The models of the paper for timm; importing this package registers them.
 
 `timm.create_model("kernels_convmixer_768_32")` and timm's scripts then build `ConvMixer` of this
-package. Every name of `list_variants()` is there with the prefix ``kernels_``, because a name that
-timm has already would take the place of timm's own model. `list_models(module="timm_models")` of
-timm lists them.
+package. Every name of `list_variants()` is registered with the prefix ``kernels_``, because without
+it the model would replace timm's own model of that name. `timm.list_models(module="timm_models")`
+lists them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from convmixer.model.network import ConvMixer
 from convmixer.model.variants import Variant, create_model, get_variant, list_variants
 
 PREFIX = "kernels_"
-# timm's scripts ask for "fast", which is the mean over the positions as well.
 _POOLINGS = {"fast": "avg", "fastavg": "avg", "fastmax": "max"}
+"""timm's names of poolings that compute the same as those of `ConvMixer`."""
 _ACTIVATIONS: dict[object, str] = {nn.GELU: "gelu", nn.ReLU: "relu"}
 
 
 def _settings(variant: Variant) -> dict[str, Any]:
-    """The `default_cfg` of a model for timm; models that timm publishes have weights on the hub."""
+    """Return timm's `default_cfg` of a variant, with its weights on the hub if timm has them."""
     size = variant.preprocessing.input_size
     positions = size // variant.architecture.patch_size
     return {
@@ -64,7 +64,7 @@ def _model(
     dtype: torch.dtype | None = None,
     **arguments: Any,
 ) -> ConvMixer:
-    """The variant `name`, built from the arguments of timm's models and those of `ConvMixer`."""
+    """Build the variant `name` from the arguments of timm's models and those of `ConvMixer`."""
     if "n_classes" in arguments:
         raise UsageError("n_classes: the number of classes is num_classes in timm")
     if act_layer is not None:
@@ -80,11 +80,12 @@ def _model(
 
 
 def _renamed(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Convert a state dict for timm, which passes the model as well."""
     return convert_state_dict(state_dict)
 
 
 def _register(name: str) -> None:
-    """Give timm a function that builds a variant; timm takes its name for that of the model."""
+    """Register a function that builds a variant; timm names the model after the function."""
 
     def entrypoint(pretrained: bool = False, **arguments: Any) -> nn.Module:
         model: nn.Module = build_model_with_cfg(
@@ -101,6 +102,7 @@ def _register(name: str) -> None:
     globals()[entrypoint.__name__] = register_model(entrypoint)
 
 
-__all__ = ["PREFIX", "default_cfgs"]  # register_model appends the models
+# `register_model` appends the functions of the models to this list.
+__all__ = ["PREFIX", "default_cfgs"]
 for _name in list_variants():
     _register(_name)

@@ -2,7 +2,7 @@
 
     python -m convmixer.timm_models validate.py --model kernels_convmixer_768_32 --data-dir DIR
 
-The script and what follows it are taken as they stand.
+The script and its arguments are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import convmixer.timm_models  # noqa: F401
 
 
 def main() -> None:
+    """Run the script that the command line names."""
     if len(sys.argv) < 2:
         sys.exit("usage: python -m convmixer.timm_models SCRIPT [ARGUMENTS]")
     del sys.argv[0]

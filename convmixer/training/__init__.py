@@ -1,1 +1,1 @@
-"""Training and evaluating: runs, their loop, their folder, and the processes that share one."""
+"""Training and evaluation: runs, their loop and folder, and the processes that share a run."""

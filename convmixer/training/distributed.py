@@ -18,7 +18,7 @@ from convmixer.training.environment import resolve_device
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of the run."""
+    """The device and rank of this process, and the number of processes of the run."""
 
     device: torch.device
     rank: int = 0
@@ -26,7 +26,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and lines."""
+        """True in the process that writes files and lines."""
         return self.rank == 0
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -43,14 +43,14 @@ class Processes:
         return bool(self.total(torch.tensor(float(flag))) > 0)
 
     def average_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each of the tensors by its mean over all processes."""
+        """Replace each tensor by its mean over all processes."""
         if self.world > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
                 tensor /= self.world
 
     def gather(self, value: Any) -> list[Any]:
-        """Return `value` of every process, in the order of their ranks."""
+        """Return the `value` of every process, in the order of ranks."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -58,13 +58,13 @@ class Processes:
         return values
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has called this method."""
         if self.world > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let the main process go through the block before the others do."""
+        """Run the block in the main process first, then in the others."""
         if not self.is_main:
             self.barrier()
         try:
@@ -75,10 +75,10 @@ class Processes:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Go through the block in every process, or fail in all of them where one fails.
+        """Run the block in every process; if one process fails, fail in all.
 
         Raises:
-            UsageError: of a mistake that another process met.
+            UsageError: another process has met a mistake; the message is that of its error.
         """
         if self.world == 1:
             yield
@@ -96,10 +96,10 @@ class Processes:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Go through a block in which this process may meet a mistake that others do not.
+        """Run a block in which this process may meet a mistake that the others do not meet.
 
         Raises:
-            ProcessError: of such a mistake, where there are several processes.
+            ProcessError: this process has met a mistake, and there are others.
         """
         try:
             yield
@@ -111,12 +111,12 @@ class Processes:
 
 @contextlib.contextmanager
 def running_processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, if it did, and leave them at the end.
+    """Join the other processes of torchrun, if there are any, and leave them at the end.
 
     Under torchrun every process takes the GPU of its local rank, or the CPU.
 
     Raises:
-        UsageError: for a GPU that is not there, or an environment that torchrun did not set.
+        UsageError: a GPU is missing, or the environment is not that of torchrun.
         LostProcessError: another process has ended while this one was waiting for it.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -131,16 +131,16 @@ def running_processes(device: str) -> Iterator[Processes]:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if device.startswith("cuda:"):
         raise UsageError(f"device: torchrun gives each process its GPU; use cuda, not {device}")
-    place = resolve_device(device)
-    if place.type == "cuda":
-        place = resolve_device(f"cuda:{local_rank}")
-        torch.cuda.set_device(place)
+    own_device = resolve_device(device)
+    if own_device.type == "cuda":
+        own_device = resolve_device(f"cuda:{local_rank}")
+        torch.cuda.set_device(own_device)
     started_here = not dist.is_initialized()
     if started_here:
-        # What the processes tell each other in passing, on the CPU, must not wait for the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        # Messages between the processes go through the CPU, so that they do not wait for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo")
     try:
-        yield Processes(place, rank, world)
+        yield Processes(own_device, rank, world)
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
@@ -151,5 +151,5 @@ def running_processes(device: str) -> Iterator[Processes]:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Return whether an error says that a process is gone; gloo has no type of error for it."""
+    """Return whether a process is gone; gloo has no class for this error, so its text decides."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)

@@ -1,4 +1,4 @@
-"""From settings to a device, a model and a precision."""
+"""The device, the precision, the threads and the model that settings ask for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `name` means: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UsageError: for another word, or a GPU that is not there.
+        UsageError: `name` is something else, or the GPU is missing.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,19 +45,19 @@ def device_name(device: torch.device) -> str:
 
 
 def effective_amp(config: Config, device: torch.device) -> str:
-    """Return the mixed precision in use: what the settings say on a GPU, `none` on a CPU."""
+    """Return the mixed precision in use: that of the settings on a GPU, `none` on a CPU."""
     return config.amp if device.type == "cuda" else "none"
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """Return the autocast context of the settings; it does nothing where there is no AMP."""
+    """Return the autocast context of the settings; without mixed precision it does nothing."""
     dtype = AMP_DTYPES.get(effective_amp(config, device))
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use `count` threads inside the block, or leave its choice where it is None."""
+    """Let PyTorch use `count` threads inside the block; None leaves PyTorch's own choice."""
     before = torch.get_num_threads()
     try:
         if count is not None:
@@ -68,10 +68,10 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def depthwise_implementation(config: Config, device: torch.device) -> str:
-    """Return the implementation that runs the depthwise convolutions: what "auto" comes to.
+    """Return the implementation that runs the depthwise convolutions; "auto" is resolved.
 
-    The answer may depend on precision, memory format and size of the planes, so these are the run's
-    own.
+    The choice may depend on precision, memory format and size of the planes, so a tensor with those
+    of the run decides.
     """
     model = config.model
     dtype = AMP_DTYPES.get(effective_amp(config, device), torch.float32)
@@ -85,10 +85,10 @@ def depthwise_implementation(config: Config, device: torch.device) -> str:
 
 
 def build_model(config: Config, device: torch.device) -> ConvMixer:
-    """Return the model on `device`, after one image of zeros has passed through it.
+    """Return the model on `device`, and try it on one image of zeros.
 
     Raises:
-        UsageError: for a shape, or an implementation on this device, that does not work.
+        UsageError: the shape does not work, or the implementation does not on this device.
     """
     try:
         model = ConvMixer(**dataclasses.asdict(config.model)).to(device)

@@ -1,4 +1,4 @@
-"""Top-1, top-5 and confusion of a checkpoint."""
+"""Evaluating a checkpoint: its metrics and its confusion."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from convmixer.config.fields import from_dict, override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
 from convmixer.data.augmentation import evaluation_transform
-from convmixer.data.sources import few, load_split
+from convmixer.data.sources import load_split
 from convmixer.errors import UsageError
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.model.variants import get_variant
-from convmixer.terminal import printable
+from convmixer.terminal import few, printable
 from convmixer.training import plots
 from convmixer.training.distributed import running_processes
 from convmixer.training.environment import build_model, cpu_threads, device_name
 from convmixer.training.loaders import evaluation_loader, worker_count
+from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
 from convmixer.training.run_folder import prepare_folder, write_json
 from convmixer.training.run_state import read_checkpoint
@@ -29,6 +30,8 @@ from convmixer.training.scoring import augmented_views, score
 
 LARGEST_CONFUSION = 20
 """Confusion is shown for at most this many classes."""
+WITH_AUGMENTATION = "_with_augmentation"
+"""The suffix of the names of results with test-time augmentation."""
 
 
 def checkpoint_config(
@@ -40,12 +43,13 @@ def checkpoint_config(
 ) -> Config:
     """Return the settings that go with a checkpoint.
 
-    Checkpoints of `convmixer train` hold theirs. For others name a `recipe`, or a `variant` of the
-    paper, which stands for the recipe of its images (imagenet or cifar10) with its architecture.
+    Checkpoints of `convmixer train` hold their settings. For others name a `recipe`, or a `variant`
+    of the paper, which means the recipe of its images (imagenet or cifar10) with its architecture.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: where the settings are neither in the file nor named, or do not exist.
+        UsageError: the settings are neither in the file nor named, or recipe, variant or a field of
+            the overrides is unknown.
     """
     saved = None if recipe or variant else read_checkpoint(checkpoint).get("config")
     config: Config | None
@@ -59,7 +63,7 @@ def checkpoint_config(
         try:
             config = from_dict(saved) if isinstance(saved, Mapping) else None
         except UsageError:
-            config = None  # The settings are those of another program.
+            config = None  # Another program has written these settings.
         if config is None:
             raise UsageError(
                 f"{checkpoint} does not say which model it belongs to: name it with --variant (one "
@@ -69,21 +73,15 @@ def checkpoint_config(
 
 
 def confusion_table(confusion: Tensor, class_names: tuple[str, ...]) -> list[str]:
-    """Return the lines of a table: a row for every true class, a column for every predicted one."""
-    class_names = tuple(printable(name) for name in class_names)
+    """Return the lines of a table: a row for each true class, a column for each predicted one."""
+    names = [printable(name) for name in class_names]
     counts = [[str(int(count)) for count in row] for row in confusion]
-    names = max(len(name) for name in class_names)
-    widths = [
-        max([len(name), *(len(row[column]) for row in counts)])
-        for column, name in enumerate(class_names)
+    table = [["", *names], *([name, *row] for name, row in zip(names, counts, strict=True))]
+    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        " ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
+        for name, *cells in table
     ]
-    lines = [
-        " ".join([" " * names, *(n.rjust(w) for n, w in zip(class_names, widths, strict=True))])
-    ]
-    for name, row in zip(class_names, counts, strict=True):
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(" ".join([name.ljust(names), *cells]))
-    return lines
 
 
 def evaluate(
@@ -101,8 +99,8 @@ def evaluate(
         checkpoint: any file that `convmixer.load_checkpoint` takes.
         config: its settings, see `checkpoint_config`.
         split: test, validation or train (without augmentation).
-        test_time_augmentation: also average the probabilities of several views of each image; the
-            result stands in entries of its own, `..._with_augmentation`.
+        test_time_augmentation: evaluate again with the mean of the probabilities of several views
+            of each image; the names of these results end in `_with_augmentation`.
         out: folder for `evaluation.json` and, with few classes, `confusion.png`.
         silent: print nothing.
 
@@ -138,16 +136,15 @@ def evaluate(
         )
         with processes.alone():
             scores = score(model, loader, config, processes)
-        if not math.isfinite(scores.loss):
-            raise UsageError(f"{checkpoint}: the loss of this model is {scores.loss}, no score")
+        loss = scores.means.loss
+        if not math.isfinite(loss):
+            raise UsageError(f"{checkpoint}: the loss of this model is {loss}, no score")
         result: dict[str, Any] = {
             "checkpoint": str(checkpoint),
             "recipe": config.recipe,
             "split": split,
-            "images": scores.images,
-            f"{split}_accuracy": scores.top1,
-            f"{split}_accuracy_top5": scores.top5,
-            f"{split}_loss": scores.loss,
+            "images": scores.means.images,
+            **scores.means.columns(split),
             "parameters": sum(p.numel() for p in model.parameters()),
             "device": device_name(processes.device),
         }
@@ -155,8 +152,8 @@ def evaluate(
             views = augmented_views(config.augment.flip > 0)
             with processes.alone():
                 augmented = score(model, loader, config, processes, views)
-            result[f"{split}_accuracy_with_augmentation"] = augmented.top1
-            result[f"{split}_accuracy_top5_with_augmentation"] = augmented.top5
+            for name, value in augmented.means.metrics.items():
+                result[f"{split}_{name}{WITH_AUGMENTATION}"] = value
     if processes.is_main:
         confusion = scores.confusion if len(class_names) <= LARGEST_CONFUSION else None
         if out is not None:
@@ -178,7 +175,6 @@ def _report(
     console: Console,
 ) -> None:
     split, model = result["split"], config.model
-    top1, top5 = f"{split}_accuracy", f"{split}_accuracy_top5"
     console.line(
         f"{result['checkpoint']}: ConvMixer-{model.dim}/{model.depth}, "
         f"{result['parameters']:,} parameters"
@@ -186,18 +182,19 @@ def _report(
     console.line(
         f"{result['recipe']}, {split} split, {result['images']:,} images, {result['device']}"
     )
-    console.line(
-        f"top-1 {result[top1]:.2f}%  top-5 {result[top5]:.2f}%  loss {result[f'{split}_loss']:.4f}"
-    )
-    if f"{top1}_with_augmentation" in result:
-        console.line(
-            f"with test-time augmentation: top-1 {result[f'{top1}_with_augmentation']:.2f}%  "
-            f"top-5 {result[f'{top5}_with_augmentation']:.2f}%"
-        )
+    console.line(f"{_metrics(result)}  loss {result[f'{split}_loss']:.4f}")
+    if augmented := _metrics(result, WITH_AUGMENTATION):
+        console.line(f"with test-time augmentation: {augmented}")
     if confusion is not None:
         console.line("confusion (rows: true class, columns: predicted class)")
         for line in confusion_table(confusion, class_names):
             console.line(line)
+
+
+def _metrics(result: Mapping[str, Any], suffix: str = "") -> str:
+    """Return the metrics of a result whose names end in `suffix` for a line."""
+    named = ((metric, f"{result['split']}_{metric.name}{suffix}") for metric in METRICS)
+    return "  ".join(f"{m.title} {m.text(result[name])}" for m, name in named if name in result)
 
 
 def _draw(

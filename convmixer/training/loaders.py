@@ -1,8 +1,8 @@
 """Batches in a reproducible order.
 
-The random state of every augmented image follows from the seed, the epoch and the index of the
-image alone. So the images of a run do not depend on the number of worker processes, and a run
-continues in the middle of an epoch with exactly the batches it would have seen.
+Seed, epoch and index of an image determine the random state of its augmentation. Therefore the
+images of a run do not depend on the number of worker processes, and a run that continues in the
+middle of an epoch gets the batches of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Batch = tuple[Tensor, Tensor]
 EvaluationLoader = DataLoader[tuple[Tensor, int]]
 
 MOST_WORKERS = 8
-"""Processes that load images where the settings leave their number open."""
+"""The most processes that load images if the settings leave their number open."""
 
 
 def image_seed(seed: int, epoch: int, index: int) -> int:
-    """Return the seed of one augmented image, below 2**63, a hash of run, epoch and image."""
+    """Return the seed of one augmented image, a hash of its arguments below 2**63."""
     (word,) = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
     return int(word) >> 1
 
@@ -60,13 +60,14 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, int]]:
-        states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        python, numpy = random.getstate(), np.random.get_state()
+        pytorch = torch.random.get_rng_state()
         try:
             return [self._augmented(key) for key in keys]
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.random.set_rng_state(states[2])
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.random.set_rng_state(pytorch)
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int]]):
@@ -84,10 +85,21 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """The keys of an epoch's batches, from a given optimizer step on.
+    """The keys (epoch, index) of this process for the batches of an epoch, from `first_step` on.
 
-    Each step takes the next `batch_size` images of the epoch's permutation; they are dealt out to
-    accumulation steps, then to processes. Images that do not fill a last batch are left out.
+    Each optimizer step takes the next `batch_size` images of the epoch's permutation, divides them
+    between accumulation steps, and those between processes. Images that do not fill a last batch
+    are left out.
+
+    Args:
+        size: number of training images.
+        batch_size: images of an optimizer step, over all processes and accumulation steps.
+        seed: seed of the permutations.
+        parts: number of accumulation steps.
+        rank, world: this process and the number of processes.
+
+    Raises:
+        UsageError: the sizes do not divide.
     """
 
     def __init__(
@@ -118,7 +130,7 @@ class EpochBatches(Sampler[list[Key]]):
 
     @property
     def images_at_once(self) -> int:
-        """Images that go through the model together."""
+        """Images that one process takes through the model together."""
         return self.batch_size // (self.parts * self.world)
 
     def __len__(self) -> int:
@@ -135,9 +147,9 @@ class EpochBatches(Sampler[list[Key]]):
 
 
 def _start_worker(_: int) -> None:
-    """Leave it to the main process to save the run after a signal.
+    """Keep signals from a process that loads images, so that the main process can save the run.
 
-    A terminal and torchrun send theirs to the whole process group of a run.
+    A terminal and torchrun send signals to the whole process group of a run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
@@ -145,7 +157,7 @@ def _start_worker(_: int) -> None:
 
 
 def worker_count(data: DataConfig) -> int:
-    """Return how many processes load images for this one."""
+    """Return the number of processes that load images for this process."""
     if data.workers is not None:
         return data.workers
     if data.source == "digits":
@@ -154,7 +166,7 @@ def worker_count(data: DataConfig) -> int:
 
 
 def _processors() -> int:
-    """Return the number of processors that the process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -166,7 +178,7 @@ def _loader_options(workers: int, device: torch.device) -> dict[str, Any]:
         "persistent_workers": workers > 0,
         "pin_memory": device.type == "cuda",
         "worker_init_fn": _start_worker if workers else None,
-        # A loader draws from its generator when it starts; its own keeps the run's untouched.
+        # A loader draws a number when it starts; its own generator leaves that of the run alone.
         "generator": torch.Generator(),
     }
 
@@ -188,7 +200,7 @@ class TrainingLoader:
         return self._batches.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield (images, labels), one pair an accumulation step, from `first_step` on."""
+        """Iterate over (images, labels), a pair an accumulation step, from `first_step` on."""
         self._batches.epoch, self._batches.first_step = epoch, first_step
         return iter(self._loader)
 

@@ -14,10 +14,10 @@ from convmixer.config.settings import Config, OptimizerConfig
 
 
 def weight_decay_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return the parameters in two groups: decayed, and not.
+    """Return the parameters in a group with weight decay and a group without.
 
-    Biases and other one-dimensional parameters (the scale and shift of normalisation layers) are
-    decayed only where `decay_one_dimensional` says so.
+    Biases and other one-dimensional parameters (the scale and shift of normalisation layers) decay
+    only with `decay_one_dimensional`.
     """
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
@@ -50,8 +50,8 @@ def triangular(position: float, epochs: int, peak: float) -> float:
         peak: largest learning rate.
 
     Returns:
-        the interpolation through epochs 0, 2E//5, 4E//5, E at 0, peak, peak / 20, 0. With one
-        epoch or two, where rounded quotients would coincide, they are not rounded.
+        the interpolation through epochs 0, 2E//5, 4E//5, E at 0, peak, peak / 20, 0. For one epoch
+        or two the quotients are not rounded, because rounded ones would coincide.
     """
     middle = [2 * epochs / 5, 4 * epochs / 5]
     knots = [0, *(map(math.floor, middle) if epochs > 2 else middle), epochs]
@@ -78,8 +78,8 @@ def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
 class ExponentialMovingAverage:
     """A second model that follows the first: `average += (1 - decay) * (model - average)`.
 
-    Early in training the decay is `(1 + step) / (10 + step)` where that is smaller, so that the
-    average forgets the initial weights.
+    The decay is at most `(1 + step) / (10 + step)`, so that the average forgets the initial weights
+    early in training.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -23,12 +23,12 @@ from convmixer.config.settings import Config
 from convmixer.files import replacing
 from convmixer.terminal import printable
 
-LONGEST_LABEL = 30
-"""Characters of the name of a class in a picture."""
+LONGEST_NAME = 30
+"""The name of a class in a picture has at most this many characters."""
 
 History = Sequence[Mapping[str, Any]]
 
-# Colours of Okabe and Ito, which stay apart for colour-blind readers.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {
     "train": "#0072B2",
     "validation": "#D55E00",
@@ -47,24 +47,24 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all. Its words are no formulas: names may hold a `$`."""
+    """Write a PNG in one step; a `$` in its text starts no formula."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_usetex(False)
     with replacing(path) as file, warnings.catch_warnings():
-        # A character that the font lacks shows as a box.
+        # The font lacks some characters, for which Matplotlib draws a box and warns.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(file, format="png")
 
 
-def label(name: str) -> str:
-    """Return a name for a picture, in one line and not too long."""
+def short_name(name: str) -> str:
+    """Return a name in one line of at most `LONGEST_NAME` characters."""
     shown = printable(name)
-    return shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
 
 def tidy(axes: Axes, title: str, ylabel: str, xlabel: str = "epoch") -> None:
-    """Give one panel its words, a light grid and no frame at the top and right."""
+    """Give one panel its title and labels, a light grid, and no frame at the top and right."""
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_ylabel(ylabel)
     axes.set_xlabel(xlabel)
@@ -76,6 +76,7 @@ def tidy(axes: Axes, title: str, ylabel: str, xlabel: str = "epoch") -> None:
 def _line(
     axes: Axes, history: History, key: str, colour: str, label: str, *, width: float = 1.6
 ) -> None:
+    """Draw a column of the metrics over the epochs, if the run has it."""
     points = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
     if points:
         marker = "o" if len(points) < 3 else None
@@ -91,7 +92,7 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _accuracy_limits(axes: Axes) -> None:
-    """Leave room above the best accuracy, and never show more than is possible."""
+    """Leave room above the best accuracy, up to just over 100 %."""
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -1.0), min(high + 1.0, 100.5))
 
@@ -151,7 +152,7 @@ def save_seed_curves(
         path: PNG to write.
         config: the settings that the runs share.
         histories: a name and the rows of `metrics.csv` for every run.
-        summary: with the mean `test_accuracy` and its `test_accuracy_deviation`.
+        summary: holds the mean `test_accuracy` and its `test_accuracy_deviation`.
     """
     figure = new_figure(10.0, 3.8)
     figure.suptitle(
@@ -184,11 +185,11 @@ def save_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
         path: PNG to write.
         confusion: counts (n_classes, n_classes), a row for every true class.
         class_names: name of every class.
-        title: of the picture.
+        title: title of the picture.
     """
     counts = confusion.double()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1.0)
-    labels = [label(name) for name in class_names]
+    labels = [short_name(name) for name in class_names]
     size = max(4.5, 1.8 + 0.48 * len(labels) + 0.1 * max(map(len, labels)))
     figure = new_figure(size, size)
     axes = figure.subplots()
@@ -226,8 +227,8 @@ def save_ablation(
 
     Args:
         path: PNG to write.
-        title: of the picture.
-        labels: of the rows, from the top.
+        title: title of the picture.
+        labels: labels of the rows, from the top.
         accuracies: test accuracies of the seeds of every row, in percent; none for a row not run.
         measured_on: title of the left panel.
         paper: the paper's accuracy of every row, in percent.

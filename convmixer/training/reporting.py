@@ -1,7 +1,8 @@
-"""What a run tells while it goes: a progress bar, log lines, throughput."""
+"""Reporting on a run: progress bar, log lines, throughput."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -16,13 +17,14 @@ from convmixer.data.sources import Splits
 from convmixer.files import naming
 from convmixer.terminal import printable, write_line
 from convmixer.training.environment import depthwise_implementation, device_name, effective_amp
+from convmixer.training.metrics import ACCURACY, EPOCH_METRICS, SPLITS
 
 WARMUP_STEPS = 10
-"""Optimizer steps at the start of a process that do not count for its throughput."""
+"""The throughput of a process leaves out this many optimizer steps at its start."""
 
 
 class Console:
-    """Lines for the reader, above a progress bar on a terminal, and kept in a log file."""
+    """A terminal with lines above a progress bar, and a log file that keeps the lines."""
 
     def __init__(self, log: Path | None = None, silent: bool = False) -> None:
         self._log = log
@@ -45,7 +47,7 @@ class Console:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -53,8 +55,8 @@ def synchronize(device: torch.device) -> None:
 class Throughput:
     """Images a second of the training loop, over all processes.
 
-    Counts loading, augmentation, forward, backward and optimizer of every step after the first
-    `WARMUP_STEPS` of a process; evaluation and the writing of files do not count.
+    Loading, augmentation, forward, backward and optimizer of every step after the first
+    `WARMUP_STEPS` of a process count; evaluation and the writing of files do not.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -94,7 +96,7 @@ class Throughput:
         return self._images / seconds if self._images and seconds > 0 else None
 
     def state(self) -> dict[str, float]:
-        """Return what a resumed run carries on."""
+        """Return the count and the seconds, which a resumed run carries on."""
         return {"images": self._images, "seconds": self._seconds}
 
     def load_state(self, state: Mapping[str, float]) -> None:
@@ -102,9 +104,9 @@ class Throughput:
         self._images, self._seconds = int(state["images"]), float(state["seconds"])
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    """Return a number for a log line, `-` where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def rounded(value: float | None) -> str:
+    """Return a rounded number for a log line, `-` for None."""
+    return "-" if value is None else f"{value:.0f}"
 
 
 def run_line(config: Config, splits: Splits, parameters: int, device: torch.device) -> str:
@@ -122,19 +124,16 @@ def run_line(config: Config, splits: Splits, parameters: int, device: torch.devi
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     """Return one line on a finished epoch, from its row of the metrics."""
-    parts = [
-        f"epoch {row['epoch']}/{epochs}",
-        f"loss {row['train_loss']:.4f}",
-        f"train {row['train_accuracy']:.2f}%",
-    ]
-    for split in ("validation", "test"):
-        if f"{split}_accuracy" in row:
-            parts.append(f"{split} {row[f'{split}_accuracy']:.2f}%")
-    return "  ".join([*parts, f"images/s {number(row['images_per_second'])}"])
+    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    for split, metric in itertools.product(SPLITS, EPOCH_METRICS):
+        if (value := row.get(f"{split}_{metric.name}")) is not None:
+            title = split if metric is ACCURACY else f"{split} {metric.title}"
+            parts.append(f"{title} {metric.text(value)}")
+    return "  ".join([*parts, f"images/s {rounded(row['images_per_second'])}"])
 
 
 class IntervalClock:
-    """Images a second and share of time spent waiting for data since the last log line."""
+    """The images a second and the share of waiting for data since the last log line."""
 
     def __init__(self) -> None:
         self.reset()

@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and that nothing in it is ever overwritten by another run."""
+"""The folder of a run and its files, which no other run overwrites."""
 
 from __future__ import annotations
 
@@ -14,38 +14,30 @@ from convmixer.config.recipes import load_yaml, to_yaml
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError
 from convmixer.files import replacing
+from convmixer.training.metrics import EPOCH_COLUMNS
 
-METRICS = (
-    "epoch",
-    "learning_rate",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "images_per_second",
-    "seconds",
-)
+COLUMNS = ("epoch", "learning_rate", *EPOCH_COLUMNS, "images_per_second", "seconds")
+"""The columns of `metrics.csv`."""
 
 SUMMARY_NUMBERS = ("test_accuracy", "parameters", "epochs", "seed")
+"""The entries of a summary that are read again and have to be numbers."""
 SUMMARY_TEXTS = ("recipe", "data", "torch", "images_per_second")
-"""Entries of a summary that are needed again."""
+"""The other entries of a summary that are read again."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file in one step."""
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a dictionary as JSON, whole or not at all."""
+    """Write a dictionary as JSON in one step."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, whole or not at all; what a row lacks stays empty."""
+    """Write rows as CSV in one step; a cell that its row lacks stays empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
@@ -54,10 +46,10 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, An
 
 
 def prepare_folder(path: Path) -> None:
-    """Create a folder where there is none.
+    """Create a folder if it does not exist.
 
     Raises:
-        UsageError: where it cannot be written to.
+        UsageError: the folder cannot be written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -67,7 +59,7 @@ def prepare_folder(path: Path) -> None:
 
 
 class RunFolder:
-    """Paths and files of one run, or of the runs of several seeds in folders of their own."""
+    """The files of a run, or of the runs of several seeds in folders of their own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,13 +73,13 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run was started here."""
+        """True if a run was started here."""
         files = (self.config, self.metrics, self.summary, self.last)
         return any(path.exists() for path in files) or bool(self.seeds)
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds that have a run in a folder of their own here, ascending."""
+        """The seeds with a run in a folder of their own here, ascending."""
         names = [path.parent.name for path in self.path.glob("seed-*/config.yaml")]
         numbers = [name.removeprefix("seed-") for name in names]
         return sorted(int(number) for number in numbers if number.isdecimal())
@@ -98,14 +90,14 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its end."""
+        """True if the run came to its end."""
         return self.summary.exists()
 
     def check_free(self) -> None:
         """Check that no run was started here.
 
         Raises:
-            UsageError: for a folder that already holds a run.
+            UsageError: the folder already holds a run.
         """
         if self.holds_run:
             raise UsageError(
@@ -117,7 +109,7 @@ class RunFolder:
         """Start a run here.
 
         Raises:
-            UsageError: for a folder that already holds a run, or that cannot be written.
+            UsageError: the folder already holds a run, or cannot be written to.
         """
         self.check_free()
         prepare_folder(self.path)
@@ -127,7 +119,7 @@ class RunFolder:
         """Return the settings of the run here, or of the first seed.
 
         Raises:
-            UsageError: where there is no run.
+            UsageError: there is no run.
         """
         if self.seeds:
             return self.of_seed(self.seeds[0]).load_config()
@@ -157,7 +149,7 @@ class RunFolder:
         return summary
 
     def load_metrics(self) -> list[dict[str, float]]:
-        """Return the numbers of `metrics.csv`, a dictionary an epoch, without empty cells.
+        """Return the numbers of `metrics.csv`, a dictionary for each epoch, without empty cells.
 
         Raises:
             UsageError: the file is damaged.
@@ -178,5 +170,5 @@ class RunFolder:
         return metrics
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Write a line an epoch."""
-        write_csv(self.metrics, METRICS, history)
+        """Write `metrics.csv`, a line for each epoch."""
+        write_csv(self.metrics, COLUMNS, history)

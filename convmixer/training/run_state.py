@@ -1,4 +1,4 @@
-"""Checkpoints, random states and stop requests: what an exact continuation of a run needs."""
+"""Checkpoints, random states and stop requests, on which an exact continuation of a run rests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from convmixer.training.distributed import Processes
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds, on the CPU, without running any code in it.
+    """Return the contents of a checkpoint, on the CPU, without running any code in it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: for a file that is cut off or something else.
+        UsageError: the file is damaged or no checkpoint.
     """
     try:
         return dict(read_file(path))
@@ -35,14 +35,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def seed_cpu(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch, but no GPU."""
+    """Seed Python, NumPy and PyTorch's generator of the CPU."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed Python, NumPy and PyTorch; processes of other rank draw other numbers."""
+    """Seed Python, NumPy and PyTorch, with another seed for each rank."""
     seed_cpu(seed + rank)
     torch.cuda.manual_seed_all(seed + rank)
 
@@ -65,7 +65,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Set every random number generator to a state of `random_states`."""
+    """Set every random number generator to its state in `random_states`."""
     python, numpy_state = states["python"], states["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss_next"]))
     np.random.set_state(
@@ -83,9 +83,9 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a request to save and stop; a second one acts at once.
+    """A context in which the first SIGINT or SIGTERM asks to save and stop; a second acts at once.
 
-    Handlers are set only in the main thread, the one place where Python allows it.
+    Python allows handlers of signals in the main thread alone, so other threads set none.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -109,7 +109,7 @@ class StopRequest:
         self._restore()
 
     def wanted(self, processes: Processes) -> bool:
-        """Return whether any process was asked to stop; called in all of them."""
+        """Return whether any process was asked to stop; all processes have to call this."""
         return processes.any(self._signal_number is not None)
 
     def interruption(self, where: str) -> TrainingInterruptedError:
@@ -121,7 +121,7 @@ class StopRequest:
         self._signal_number = number
         self._restore()
         if is_first_process():
-            # Unlike print, this may come in the middle of a print.
+            # os.write, unlike print, is safe in a handler that interrupts another print.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nstopping when the run is saved; once more to stop at once\n")
 

@@ -1,4 +1,4 @@
-"""Training a recipe: one run or several seeds, fresh or continued."""
+"""Training a recipe: one run or several seeds, from the start or continued."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from convmixer.training.environment import (
     device_name,
     effective_amp,
 )
-from convmixer.training.reporting import WARMUP_STEPS, Console, number, run_line
+from convmixer.training.reporting import WARMUP_STEPS, Console, rounded, run_line
 from convmixer.training.run_folder import RunFolder, write_json
 from convmixer.training.run_state import StopRequest
 from convmixer.training.scoring import Scores
@@ -45,16 +45,16 @@ def train(
     weights). Accuracies are in percent.
 
     Args:
-        config: the settings; see `convmixer.config.recipes.load_recipe`.
+        config: the settings; see `convmixer.load_recipe`.
         out: folder of the run.
         resume: continue the run in `out` exactly where it stopped; a finished run is left as it is.
         silent: print nothing.
-        stop: that of a command with several runs; by default the run has its own.
+        stop: the stop request of a command with several runs; by default the run has its own.
 
     Raises:
-        UsageError: for settings, images or folders that cannot work.
-        TrainingInterruptedError: after SIGINT or SIGTERM, when the run has been saved.
-        TrainingDivergedError: where the loss is no longer finite.
+        UsageError: settings, images or folder cannot work.
+        TrainingInterruptedError: SIGINT or SIGTERM has ended the run, which has been saved.
+        TrainingDivergedError: the loss is no longer finite.
     """
     folder = RunFolder(out)
     if resume:
@@ -115,22 +115,21 @@ def _run(
     summary = _summary(trainer, scores)
     if processes.is_main:
         write_json(folder.summary, summary)
-        plots.save_curves(folder.curves, config, trainer.history, scores.top1)
-    console.line(f"images/s {number(summary['images_per_second'])} in training")
-    console.line(f"test accuracy {scores.top1:.2f}% ({scores.images:,} images)")
+        plots.save_curves(folder.curves, config, trainer.history, scores.accuracy)
+    console.line(f"images/s {rounded(summary['images_per_second'])} in training")
+    console.line(f"test accuracy {scores.accuracy:.2f}% ({scores.means.images:,} images)")
     console.line(f"curves: {folder.curves}")
     return summary
 
 
 def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
+    """Return the contents of `summary.json`."""
     config, processes = trainer.config, trainer.processes
     return {
         "recipe": config.recipe,
         "data": config.data.source,
-        "test_accuracy": scores.top1,
-        "test_accuracy_top5": scores.top5,
-        "test_loss": scores.loss,
-        "test_images": scores.images,
+        **scores.means.columns("test"),
+        "test_images": scores.means.images,
         "tested_epoch": trainer.best_epoch,
         "selection": (
             "best epoch on validation images" if config.select == "best" else "last epoch"
@@ -157,11 +156,11 @@ def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
 def train_seeds(
     config: Config, out: Path, seeds: int, *, resume: bool = False, silent: bool = False
 ) -> dict[str, Any]:
-    """Train `seeds` runs, with the seeds from `config.seed` on, and return mean and deviation.
+    """Train two or more `seeds`, from `config.seed` on, and return mean and deviation.
 
-    The runs stand in `out/seed-N`, N being the seed, beside a `summary.json` with the mean and the
-    sample standard deviation (n - 1) of the test accuracy, and `curves.png` of all runs. Arguments
-    and errors are those of `train`; `resume` skips the finished runs. There are two runs or more.
+    The run of seed N is kept in `out/seed-N`; `out` has a `summary.json` with the mean and the
+    sample standard deviation (n - 1) of the test accuracy, and the `curves.png` of all runs.
+    Arguments and errors are those of `train`; `resume` skips the finished runs.
     """
     if seeds < 2:
         raise UsageError(f"seeds: expected at least 2, got {seeds}")
@@ -204,7 +203,7 @@ def train_seeds(
 
 
 def summarize_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and sample standard deviation over two or more runs, alike but for their seed."""
+    """Return mean and sample standard deviation over two or more runs that differ in their seed."""
     accuracies = [summary["test_accuracy"] for summary in summaries]
     rates = [s["images_per_second"] for s in summaries if s["images_per_second"] is not None]
     return {

@@ -1,4 +1,4 @@
-"""Loss, top-1, top-5 and confusion of a model over images."""
+"""Evaluating a model over images: loss, metrics, confusion."""
 
 from __future__ import annotations
 
@@ -13,20 +13,32 @@ from convmixer.config.settings import Config
 from convmixer.training.distributed import Processes
 from convmixer.training.environment import autocast
 from convmixer.training.loaders import Batch
+from convmixer.training.metrics import (
+    ACCURACY,
+    METRICS,
+    Means,
+    Predictions,
+    means,
+    no_sums,
+    sums_of_batch,
+)
 
 Views = Callable[[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Results over a set of images; accuracies in percent."""
+    """Results over a set of images."""
 
-    images: int
-    loss: float
-    top1: float
-    top5: float
+    means: Means
+    """The loss and all of `METRICS`."""
     confusion: Tensor
     """Counts, int64 (n_classes, n_classes): rows are the true class, columns the predicted."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy in percent."""
+        return self.means.metrics[ACCURACY.name]
 
 
 def _only_image(images: Tensor) -> list[Tensor]:
@@ -34,10 +46,10 @@ def _only_image(images: Tensor) -> list[Tensor]:
 
 
 def augmented_views(flip: bool) -> Views:
-    """Return the views of test-time augmentation, whose probabilities are averaged.
+    """Return the function that makes the views of test-time augmentation.
 
-    The image itself, the image one pixel further up, down, left and right (its border repeated),
-    and the mirror images of these five where training flips images.
+    The views are the image, the image moved by one pixel up, down, left and right with its border
+    repeated, and with `flip` the mirror images of these five.
     """
 
     def views(images: Tensor) -> list[Tensor]:
@@ -60,12 +72,11 @@ def score(
 ) -> Scores:
     """Evaluate `model` over the images of all processes, in evaluation mode, without smoothing.
 
-    Top-5 counts all classes where there are fewer than five.
+    Several `views` of an image count by the mean of their probabilities.
     """
     n_classes, device = config.model.n_classes, processes.device
-    top = min(5, n_classes)
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # images, loss, right in top-5
+    sums = no_sums(METRICS, device)
     was_training = model.training
     model.eval()
     for images, labels in batches:
@@ -80,20 +91,9 @@ def score(
             if len(outputs) > 1
             else outputs[0].float().log_softmax(1)
         )
-        ranked = log_probabilities.topk(top, dim=1).indices
-        confusion += torch.bincount(
-            labels * n_classes + ranked[:, 0], minlength=n_classes**2
-        ).reshape(n_classes, n_classes)
+        cells = labels * n_classes + log_probabilities.argmax(1)
+        confusion += torch.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
         loss = F.nll_loss(log_probabilities, labels, reduction="sum")
-        right_in_top = (ranked == labels[:, None]).any(1).sum()
-        sums += torch.stack([torch.full_like(loss, len(labels)), loss, right_in_top]).double()
+        sums += sums_of_batch(loss, Predictions(log_probabilities, labels), METRICS)
     model.train(was_training)
-    count, loss_sum, in_top = processes.total(sums).tolist()
-    confusion = processes.total(confusion).cpu()
-    return Scores(
-        images=int(count),
-        loss=loss_sum / count,
-        top1=100.0 * float(confusion.diagonal().sum()) / count,
-        top5=100.0 * in_top / count,
-        confusion=confusion,
-    )
+    return Scores(means(processes.total(sums), METRICS), processes.total(confusion).cpu())

@@ -19,17 +19,18 @@ from convmixer.model.checkpoints import load_checkpoint
 from convmixer.training.distributed import Processes
 from convmixer.training.environment import autocast, build_model, effective_amp
 from convmixer.training.loaders import Batch
+from convmixer.training.metrics import EPOCH_METRICS, Predictions, no_sums, sums_of_batch
 from convmixer.training.optimizer import ExponentialMovingAverage, build_optimizer
 
 
 def shares_statistics(config: Config, processes: Processes) -> bool:
-    """Return whether BatchNorm takes the images of all processes together in every step."""
+    """Return whether BatchNorm normalises over the images of all processes in every step."""
     on_gpus = processes.world > 1 and processes.device.type == "cuda"
     return on_gpus and config.sync_batch_norm
 
 
 class Stepper:
-    """The model with everything that changes it.
+    """The model with its optimizer, scaler and moving average.
 
     Args:
         config: the settings.
@@ -47,25 +48,25 @@ class Stepper:
         )
         self.parallel: nn.Module = self.model
         if processes.world > 1:
-            # Each process keeps running statistics of its own: `average_statistics` needs them.
+            # Buffers are not broadcast, because `average_statistics` needs those of each process.
             self.parallel = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")
         self.mixing = batch_mixing(config)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-        """Of the epoch so far in this process: images, their loss, and how many were right."""
+        self.sums = no_sums(EPOCH_METRICS, device)
+        """The sums of the epoch so far in this process; see `convmixer.training.metrics`."""
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated: the moving average of the weights where there is one."""
+        """The model that is evaluated: the moving average of the weights if there is one."""
         return self.model if self.average is None else self.average.module
 
     def start_from(self, checkpoint: Path) -> None:
-        """Start from the weights in a file, as far as classes and channels allow.
+        """Start from the weights in a file, which may have other classes or channels.
 
         Raises:
             FileNotFoundError: there is no such file.
-            UsageError: it is damaged, or holds another model.
+            UsageError: the file is damaged or holds another model.
         """
         load_checkpoint(self.model, checkpoint, other_classes=True, other_channels=True)
         if self.average is not None:
@@ -75,9 +76,9 @@ class Stepper:
         """Take one step of the optimizer.
 
         Args:
-            batches: gives (images, labels), one pair an accumulation step.
+            batches: an iterator over (images, labels), a pair for each accumulation step.
             rate: learning rate.
-            number: of the step in the whole run, from 0.
+            number: number of the step in the whole run, from 0.
 
         Returns:
             the seconds spent waiting for images.
@@ -102,12 +103,13 @@ class Stepper:
         return waited
 
     def _gradient_exchange(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-        """Let processes exchange gradients only in the last part of a batch."""
+        """Return a context in which the processes exchange gradients only if `wanted`."""
         if wanted or not isinstance(self.parallel, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.parallel.no_sync()
 
     def _accumulate(self, images: Tensor, labels: Tensor) -> None:
+        """Add the gradients of one part of a batch, and its sums."""
         config, device = self.config, self.processes.device
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
@@ -122,14 +124,13 @@ class Stepper:
         loss = F.cross_entropy(outputs.float(), targets)
         self.scaler.scale(loss / config.accumulation_steps).backward()
         with torch.no_grad():
-            right = (outputs.argmax(1) == targets.argmax(1)).sum()
-            count = torch.full_like(loss, len(labels))
-            self.sums += torch.stack([count, loss * count, right]).double()
+            predictions = Predictions(outputs.float(), targets.argmax(1))
+            self.sums += sums_of_batch(loss * len(labels), predictions, EPOCH_METRICS)
 
     def average_statistics(self) -> None:
-        """Average the running statistics of BatchNorm over the processes, where they differ.
+        """Average the running statistics of BatchNorm over the processes if they differ.
 
-        Called in every process before the model is evaluated or saved.
+        All processes have to call this before the model is evaluated or saved.
         """
         if shares_statistics(self.config, self.processes):
             return
@@ -138,13 +139,13 @@ class Stepper:
         self.processes.average_(buffer for buffer in buffers if buffer.is_floating_point())
 
     def is_finite(self) -> bool:
-        """Return whether all weights and statistics are finite, those of the average too."""
+        """Return whether all weights and statistics of the model and its average are finite."""
         models = {self.model, self.evaluated}
         tensors = [tensor for model in models for tensor in model.state_dict().values()]
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
     def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, scaler and sums; called in every process."""
+        """Return weights, optimizer, scaler and sums; all processes have to call this."""
         return {
             "state_dict": self.model.state_dict(),
             "state_dict_ema": None if self.average is None else self.average.module.state_dict(),
@@ -159,7 +160,7 @@ class Stepper:
         if self.average is not None:
             self.average.module.load_state_dict(state["state_dict_ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty where the run was on a CPU
+        if state["scaler"]:  # The state of a run on a CPU is empty.
             self.scaler.load_state_dict(state["scaler"])
         if self.processes.is_main:
             self.sums.copy_(state["epoch_sums"])

@@ -10,9 +10,10 @@ from typing import Any
 from convmixer.config.fields import check_same_run, from_dict, to_dict
 from convmixer.config.settings import Config
 from convmixer.data.augmentation import evaluation_transform, training_transform
-from convmixer.data.sources import Images, Splits, few
+from convmixer.data.sources import Images, Splits
 from convmixer.errors import TrainingDivergedError, UsageError, one_line
 from convmixer.model.checkpoints import save_checkpoint
+from convmixer.terminal import few
 from convmixer.training.distributed import Processes
 from convmixer.training.loaders import (
     EpochBatches,
@@ -22,13 +23,14 @@ from convmixer.training.loaders import (
     evaluation_loader,
     worker_count,
 )
+from convmixer.training.metrics import EPOCH_COLUMNS, EPOCH_METRICS, Means, means
 from convmixer.training.optimizer import learning_rate
 from convmixer.training.reporting import (
     Console,
     IntervalClock,
     Throughput,
     epoch_line,
-    number,
+    rounded,
     synchronize,
 )
 from convmixer.training.run_folder import RunFolder
@@ -48,11 +50,11 @@ STATE = frozenset(
         "step", "epoch_seconds", "history", "best_accuracy", "best_epoch", "throughput", "config",
     }
 )  # fmt: skip
-"""Entries of `last.pt`."""
+"""The entries of `last.pt`."""
 
 
 def check_values_per_channel(config: Config, images_at_once: int, world: int) -> None:
-    """Check that BatchNorm has a variance to compute, which one value per channel has not.
+    """Check that BatchNorm has at least two values per channel, without which it has no variance.
 
     Args:
         config: the settings.
@@ -60,7 +62,7 @@ def check_values_per_channel(config: Config, images_at_once: int, world: int) ->
         world: number of processes.
 
     Raises:
-        UsageError: naming the settings that decide on it.
+        UsageError: there is one value; the message names the settings that change this.
     """
     positions = (config.data.image_size // config.model.patch_size) ** 2
     if config.model.norm == "batch" and images_at_once * positions == 1:
@@ -73,17 +75,17 @@ def check_values_per_channel(config: Config, images_at_once: int, world: int) ->
 
 
 class Trainer:
-    """One run and where it stands.
+    """A run and its progress.
 
     Args:
         config: the settings.
         splits: the images.
-        folder: where the run is kept.
+        folder: the folder of the run.
         processes: this process among those of the run.
-        console: where lines go.
+        console: the reader of lines.
 
     Raises:
-        UsageError: where settings and images do not fit together.
+        UsageError: settings and images do not fit together.
     """
 
     def __init__(
@@ -160,9 +162,10 @@ class Trainer:
 
     def _scores(self, loader: EvaluationLoader) -> Scores:
         scores = score(self.stepper.evaluated, loader, self.config, self.processes)
-        if not math.isfinite(scores.loss):
+        loss = scores.means.loss
+        if not math.isfinite(loss):
             raise TrainingDivergedError(
-                f"the loss on held-out images became {scores.loss} {self._remedy()}"
+                f"the loss on held-out images became {loss} {self._remedy()}"
             )
         return scores
 
@@ -171,7 +174,7 @@ class Trainer:
         return self._scores(self.test_loader)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that an exact continuation needs; called in every process."""
+        """Return the state for an exact continuation; all processes have to call this."""
         return self.stepper.state() | {
             "random": self.processes.gather(random_states(self.processes.device)),
             "epoch": self.epoch,
@@ -185,10 +188,10 @@ class Trainer:
         }
 
     def continue_from(self, path: Path) -> None:
-        """Continue where a run was saved.
+        """Continue from a saved state.
 
         Raises:
-            UsageError: the file is damaged, holds something else, or is of another run.
+            UsageError: the file is damaged, or is not the state of this run.
         """
         state = read_checkpoint(path)
         if missing := sorted(STATE - state.keys()):
@@ -200,14 +203,14 @@ class Trainer:
             self.load_state(state)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
-        except Exception as error:  # The state may have any form.
+        except Exception as error:  # The entries may hold anything.
             raise UsageError(f"{path} does not fit this run ({one_line(error)[:200]})") from error
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Continue from a state of `state`.
 
         Raises:
-            UsageError: where the run had other settings, images or processes.
+            UsageError: the run had other settings, images or processes.
         """
         check_same_run(from_dict(state["config"]), self.config, "this state")
         if state["step"] > self.loader.steps:
@@ -251,8 +254,8 @@ class Trainer:
         """Train until the last epoch.
 
         Raises:
-            TrainingInterruptedError: after a stop request, when the run has been saved.
-            TrainingDivergedError: where the loss is no longer finite.
+            TrainingInterruptedError: a stop request has ended the run, which has been saved.
+            TrainingDivergedError: the loss is no longer finite.
         """
         while self.epoch < self.config.epochs:
             self._train_epoch(stop)
@@ -265,7 +268,7 @@ class Trainer:
             self._save_best(self.history[-1].get("validation_accuracy"))
 
     def _train_epoch(self, stop: StopRequest) -> None:
-        """Train to the end of the epoch, or to a stop request."""
+        """Train until the end of the epoch or a stop request."""
         config, steps = self.config, self.loader.steps
         batches = self.loader.epoch(self.epoch, self.step)
         clock = IntervalClock()
@@ -296,25 +299,24 @@ class Trainer:
         return f"epoch {self.epoch + 1}, step {self.step + 1} of {self.loader.steps}"
 
     def _finish_epoch(self) -> None:
-        """Evaluate, keep the best weights, write the metrics and the checkpoint."""
-        count, loss, right = self._epoch_sums()
+        """Evaluate, keep the best weights, write metrics and checkpoint."""
+        trained = self._epoch_means()
+        measured = trained.columns("train")
+        if self.validation_loader is not None:
+            measured |= self._scores(self.validation_loader).means.columns("validation")
+        if self.config.monitor_test:
+            measured |= self.test().means.columns("test")
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "learning_rate": self.stepper.optimizer.param_groups[0]["lr"],
-            "train_loss": loss / count,
-            "train_accuracy": 100.0 * right / count,
+            **{name: measured[name] for name in EPOCH_COLUMNS if name in measured},
+            "images_per_second": trained.images / self.epoch_seconds,
+            "seconds": self.epoch_seconds,
         }
-        if self.validation_loader is not None:
-            scores = self._scores(self.validation_loader)
-            row |= {"validation_loss": scores.loss, "validation_accuracy": scores.top1}
-        if self.config.monitor_test:
-            scores = self.test()
-            row |= {"test_loss": scores.loss, "test_accuracy": scores.top1}
-        row |= {"images_per_second": count / self.epoch_seconds, "seconds": self.epoch_seconds}
         self.history.append(row)
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
         self.stepper.sums.zero_()
-        # Of equals the later epoch, which the schedule brought closer to convergence.
+        # Of equal epochs the later one is kept: the schedule brought it closer to convergence.
         accuracy = row.get("validation_accuracy", -math.inf)
         if self.config.select == "best" and accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
@@ -325,25 +327,24 @@ class Trainer:
         self.console.line(epoch_line(row, self.config.epochs))
 
     def _log_interval(self, clock: IntervalClock, rate: float) -> None:
-        count, loss, _ = self._epoch_sums()
         now, waiting = clock.rates()
         self.console.line(
             f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{self.loader.steps}  "
-            f"loss {loss / count:.4f}  images/s {now:.0f} now, "
-            f"{number(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
+            f"loss {self._epoch_means().loss:.4f}  images/s {now:.0f} now, "
+            f"{rounded(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
         )
         clock.reset()
 
-    def _epoch_sums(self) -> list[float]:
-        """Return images, their loss, and how many were right, of the epoch in all processes.
+    def _epoch_means(self) -> Means:
+        """Return loss and metrics of the epoch so far in all processes.
 
         Raises:
-            TrainingDivergedError: in all processes, where the loss is not finite in one of them.
+            TrainingDivergedError: the loss of any process is not finite; all processes raise.
         """
-        sums: list[float] = self.processes.total(self.stepper.sums).tolist()
-        if not math.isfinite(sums[1]):
-            raise TrainingDivergedError(f"the loss became {sums[1]} {self._remedy()}")
-        return sums
+        found = means(self.processes.total(self.stepper.sums), EPOCH_METRICS)
+        if not math.isfinite(found.loss):
+            raise TrainingDivergedError(f"the loss became {found.loss} {self._remedy()}")
+        return found
 
     def _remedy(self) -> str:
         epoch = min(self.epoch + 1, self.config.epochs)

@@ -41,7 +41,7 @@ from convmixer.training.optimizer import (
     weight_decay_groups,
 )
 from convmixer.training.reporting import WARMUP_STEPS, Console, Throughput
-from convmixer.training.run_folder import METRICS, RunFolder
+from convmixer.training.run_folder import COLUMNS, RunFolder
 from convmixer.training.run_state import (
     StopRequest,
     random_states,
@@ -251,12 +251,12 @@ def test_scores_count_top1_top5_loss_and_confusion():
     batches = [(logits[:24, None], labels[:24]), (logits[24:, None], labels[24:])]
     scores = score(model, batches, tiny_config(), Processes(CPU))
     ranked = logits.argsort(1, descending=True)
-    assert scores.images == 40
-    assert scores.top1 == pytest.approx(100 * float((ranked[:, 0] == labels).double().mean()))
+    assert scores.means.images == 40
+    assert scores.accuracy == pytest.approx(100 * float((ranked[:, 0] == labels).double().mean()))
     in_top = (ranked[:, :5] == labels[:, None]).any(1).double().mean()
-    assert scores.top5 == pytest.approx(100 * float(in_top))
+    assert scores.means.metrics["accuracy_top5"] == pytest.approx(100 * float(in_top))
     loss = torch.nn.functional.cross_entropy(logits, labels)
-    assert scores.loss == pytest.approx(float(loss), rel=1e-5)
+    assert scores.means.loss == pytest.approx(float(loss), rel=1e-5)
     confusion = np.zeros((10, 10), dtype=int)
     np.add.at(confusion, (labels.numpy(), ranked[:, 0].numpy()), 1)
     assert np.array_equal(scores.confusion.numpy(), confusion)
@@ -279,7 +279,7 @@ def test_views_are_averaged_as_probabilities():
     views = [logits[:1, None], logits[1:, None]]
     scores = score(model, batches, config, Processes(CPU), lambda _: views)
     mean = torch.stack([row.softmax(0) for row in logits]).mean(0)
-    assert scores.loss == pytest.approx(-math.log(mean[0]), rel=1e-5)
+    assert scores.means.loss == pytest.approx(-math.log(mean[0]), rel=1e-5)
 
 
 # Whole runs
@@ -320,7 +320,7 @@ def test_what_a_continuation_needs_is_what_is_saved(finished):
 def test_metrics_have_a_line_an_epoch(finished):
     out, _ = finished
     header = (out / "metrics.csv").read_text().splitlines()[0]
-    assert header.split(",") == list(METRICS)
+    assert header.split(",") == list(COLUMNS)
     rows = RunFolder(out).load_metrics()
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["learning_rate"] == pytest.approx(triangular(2, 2, 0.01))
@@ -665,7 +665,8 @@ def _script_validation(monkeypatch, accuracies) -> None:
     def scripted(self, loader):
         scores = original(self, loader)
         if loader is self.validation_loader:
-            scores = dataclasses.replace(scores, top1=next(values))
+            metrics = {"accuracy": next(values)}
+            scores = dataclasses.replace(scores, means=scores.means._replace(metrics=metrics))
         return scores
 
     monkeypatch.setattr(Trainer, "_scores", scripted)
