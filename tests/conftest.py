@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,29 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CONVMIXER_KERNELS_EMULATE", "1")
 # Libraries would round the factors of float32 products to ten bits.
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+
+pytest.register_assert_rewrite("tests.helpers")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fill new tensors with NaN, so that an element that a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Turn a name of `fused_cases.IMPLEMENTATIONS` into a value of `impl`."""
+    from convmixer_kernels import functional
+
+    def impl(name: str) -> str:
+        if name == "steps":
+            monkeypatch.setattr(functional, "_in_pytorch", lambda *_: False)
+        return "torch" if name == "steps" else name
+
+    return impl
 
 
 @pytest.hookimpl(trylast=True)

@@ -79,7 +79,7 @@ def _passes(visit: Visit, what: str, check: Check) -> bool:
 
 def _checks(impl: str, device: torch.device, few: bool) -> Iterator[tuple[str, Check]]:
     """Names and checks; they share PyTorch's results with nothing, so each can fail alone."""
-    from tests.kernels.test_depthwise import check, random_case
+    from tests.helpers.depthwise_cases import check, random_case
 
     convolutions = [(3, (5, 6))] if few else _CONVOLUTIONS
     for (kernel_size, plane), (name, layout) in product(convolutions, _layouts().items()):
@@ -130,7 +130,7 @@ def _check_full_grid(impl: str, device: torch.device) -> None:
 
 
 def _triton_case(visit: Visit, kernel_size: int, plane: int, name: str) -> None:
-    from tests.kernels.test_depthwise import check, random_case
+    from tests.helpers.depthwise_cases import check, random_case
 
     layout = _layouts()[name]
     images, channels = (1, 1) if visit.dry_run else (5, 24)

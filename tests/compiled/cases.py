@@ -15,27 +15,13 @@ from .steps import OPERATIONS, Case
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 # Planes of every tile width, whole ones and others, several strips and windows, one row too many.
 PLANES = [
-    (2, 3, 32, 32),
-    (3, 2, 16, 16),
-    (17, 2, 8, 8),
-    (5, 3, 7, 7),
-    (3, 5, 14, 14),
-    (2, 1, 18, 20),
-    (1, 2, 18, 21),
-    (1, 1, 44, 44),
-    (1, 1, 56, 56),
-    (1, 1, 20, 70),
-]
+    (2, 3, 32, 32), (3, 2, 16, 16), (17, 2, 8, 8), (5, 3, 7, 7), (3, 5, 14, 14), (2, 1, 18, 20),
+    (1, 2, 18, 21), (1, 1, 44, 44), (1, 1, 56, 56), (1, 1, 20, 70),
+]  # fmt: skip
 PIXELS = [
-    (2, 16, 32, 32),
-    (3, 16, 16, 16),
-    (5, 16, 8, 8),
-    (3, 24, 7, 7),
-    (2, 8, 14, 14),
-    (1, 11, 18, 20),
-    (1, 8, 44, 44),
-    (1, 8, 20, 70),
-]
+    (2, 16, 32, 32), (3, 16, 16, 16), (5, 16, 8, 8), (3, 24, 7, 7), (2, 8, 14, 14),
+    (1, 11, 18, 20), (1, 8, 44, 44), (1, 8, 20, 70),
+]  # fmt: skip
 CONVOLUTIONS = [name for name in OPERATIONS if name != "statistics"]
 MAIN = [
     *("forward", "input_gradient", "weight_gradient"),

@@ -13,9 +13,26 @@ from torch import Tensor
 
 from convmixer_kernels import depthwise_conv2d_gelu_batch_norm, dispatch, gelu_batch_norm
 from tests.helpers import oracle
+from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, FP32, KERNELS
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FP64 = torch.float64
+# "steps" is the autograd of the kernels around their specification in plain PyTorch; the fixture
+# `use` turns these names into values of `impl`.
+IMPLEMENTATIONS = ["torch", "steps", *KERNELS]
+every_implementation = pytest.mark.parametrize("name", IMPLEMENTATIONS)
+all_but_pytorch = pytest.mark.parametrize("name", IMPLEMENTATIONS[1:])
+both_functions = pytest.mark.parametrize("k", [5, None], ids=["depthwise", "alone"])
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "identity": lambda value: value}
+
+
+def dtypes_of(name: str) -> list[torch.dtype]:
+    """The element types of images that an implementation takes here."""
+    if name == "cuda":
+        return [FP16, BF16]
+    if name == "triton":
+        # The interpreter of Triton computes wrong values in bfloat16.
+        return [FP16, FP32] if DEVICE == "cpu" else [FP16, BF16, FP32]
+    return [FP64] if name == "torch" else [FP16, BF16, FP32, FP64]
 
 
 @dataclass

@@ -92,3 +92,18 @@ def expanded_images(tensor: Tensor) -> Tensor:
 
 def expanded_everywhere(tensor: Tensor) -> Tensor:
     return tensor[:1, :1, :1, :1].expand_as(tensor)
+
+
+LAYOUTS = (
+    channels_last,
+    channels_outermost,
+    slice_of_channels,
+    slice_of_images,
+    slice_of_rows_and_columns,
+    slice_of_channels_last,
+    every_other_pixel,
+    transposed_planes,
+    off_by_one_element,
+    expanded_images,
+)
+"""The layouts that the tests of every Triton kernel go through."""

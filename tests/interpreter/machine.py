@@ -15,6 +15,8 @@ _FORMATS = {
     **{"u8": "B", "s8": "b", "b16": "H", "u16": "H", "s16": "h", "b32": "I", "u32": "I"},
     **{"s32": "i", "b64": "Q", "u64": "Q", "s64": "q", "f32": "f"},
 }
+# Declares the shared memory of a launch, for `kernel`.
+SHARED = ".extern .shared .align 128 .b8 memory[];"
 HEADER = ".version 8.7\n.target sm_90\n.address_size 64\n"
 # Of every test kernel: %lane is the thread's number in its block.
 _PROLOGUE = """

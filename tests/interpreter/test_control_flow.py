@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from .machine import Buffer, Value, interpreter, kernel, kinds, launch, line_of
-
-
-@pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    machine = interpreter()
-    before = machine.settings()
-    yield
-    machine.set(**before)
 
 
 def values(body: str, threads: int = 32, shared: int = 0) -> tuple[list[Value], list[Any]]:

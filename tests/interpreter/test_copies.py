@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .machine import Buffer, Value, interpreter, kernel, kinds, launch, line_of
-
-SHARED = ".extern .shared .align 128 .b8 memory[];"
-
-
-@pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    machine = interpreter()
-    before = machine.settings()
-    yield
-    machine.set(**before)
+from .machine import SHARED, Buffer, Value, interpreter, kernel, kinds, launch, line_of
 
 
 def copying(body: str) -> str:

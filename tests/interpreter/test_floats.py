@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,14 +13,6 @@ NAN = 0x7FFFFFFF  # the bits of every result that is not a number
 INF, ONE, MINUS = bits_of(math.inf), bits_of(1), 0x80000000
 OTHER_NAN = 0xFFC01234
 SUBNORMAL = 0x00000001
-
-
-@pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    machine = interpreter()
-    before = machine.settings()
-    yield
-    machine.set(**before)
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from .machine import Buffer, Value, bits_of, interpreter, kernel, launch, line_of
-
-SHARED = ".extern .shared .align 128 .b8 memory[];"
-
-
-@pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    machine = interpreter()
-    before = machine.settings()
-    yield
-    machine.set(**before)
+from .machine import SHARED, Buffer, Value, bits_of, interpreter, kernel, launch, line_of
 
 
 def words_of(matrix: torch.Tensor) -> list[Value]:

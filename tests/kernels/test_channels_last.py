@@ -12,77 +12,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convmixer_kernels import depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda, cuda_device
 from tests.helpers import emulated, oracle, strided
+from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, check, label, random_case, run
 from tests.helpers.strided import channels_last
-from tests.kernels.test_depthwise import BF16, DEVICE, FP16, check, poisoned, random_case, run
 
-pytestmark = pytest.mark.gpu
-
-__all__ = ["channels_last", "poisoned"]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
 # (N, C, H, W, k): every kernel size, sizes of 1, primes, every tile width and its neighbours,
 # several strips and windows, low and wide planes, channels that fill no unit, a unit, or no block.
 SHAPES = [
-    (1, 3, 1, 2, 3),
-    (2, 8, 2, 1, 15),
-    (1, 1, 2, 3, 8),
-    (3, 12, 2, 2, 9),
-    (2, 16, 1, 17, 7),
-    (2, 16, 17, 1, 7),
-    (3, 8, 1, 31, 15),
-    (9, 3, 2, 40, 11),
-    (5, 8, 4, 53, 15),
-    (1, 3, 3, 70, 5),
-    (1, 8, 70, 3, 5),
-    (1, 8, 67, 8, 15),
-    (5, 40, 5, 5, 13),
-    (17, 16, 7, 7, 7),
-    (17, 12, 7, 7, 9),
-    (9, 24, 7, 5, 11),
-    (33, 8, 4, 8, 15),
-    (19, 3, 3, 7, 13),
-    (3, 16, 8, 8, 3),
-    (9, 40, 8, 8, 8),
-    (3, 24, 9, 9, 9),
-    (5, 8, 13, 11, 11),
-    (2, 72, 13, 13, 5),
-    (5, 3, 14, 14, 5),
-    (5, 24, 14, 14, 7),
-    (5, 16, 14, 14, 9),
-    (4, 8, 14, 14, 15),
-    (2, 12, 15, 16, 13),
-    (3, 16, 16, 16, 3),
-    (3, 40, 16, 16, 9),
-    (2, 16, 16, 16, 15),
-    (1, 3, 17, 17, 8),
-    (3, 16, 18, 18, 9),
-    (2, 8, 18, 18, 15),
-    (1, 8, 59, 19, 13),
-    (1, 24, 23, 29, 7),
-    (2, 16, 24, 24, 5),
-    (2, 8, 24, 24, 11),
-    (1, 12, 28, 28, 7),
-    (1, 16, 28, 28, 11),
-    (1, 16, 28, 28, 13),
-    (2, 1, 31, 33, 3),
-    (2, 8, 31, 31, 11),
-    (3, 16, 32, 32, 7),
-    (3, 24, 32, 32, 8),
-    (2, 72, 32, 32, 9),
-    (2, 16, 32, 32, 11),
-    (2, 8, 32, 32, 13),
-    (2, 8, 32, 32, 15),
-    (1, 16, 47, 32, 9),
-    (1, 8, 37, 53, 9),
-    (1, 8, 41, 40, 13),
-    (1, 8, 44, 44, 5),
-    (1, 16, 44, 44, 9),
-    (1, 3, 56, 56, 7),
-    (2, 8, 56, 56, 9),
-    (1, 8, 56, 56, 15),
-    (1, 8, 65, 64, 9),
-    (1, 3, 34, 97, 15),
-    (1, 8, 10, 130, 11),
-]
+    (1, 3, 1, 2, 3), (2, 8, 2, 1, 15), (1, 1, 2, 3, 8), (3, 12, 2, 2, 9), (2, 16, 1, 17, 7),
+    (2, 16, 17, 1, 7), (3, 8, 1, 31, 15), (9, 3, 2, 40, 11), (5, 8, 4, 53, 15), (1, 3, 3, 70, 5),
+    (1, 8, 70, 3, 5), (1, 8, 67, 8, 15), (5, 40, 5, 5, 13), (17, 16, 7, 7, 7), (17, 12, 7, 7, 9),
+    (9, 24, 7, 5, 11), (33, 8, 4, 8, 15), (19, 3, 3, 7, 13), (3, 16, 8, 8, 3), (9, 40, 8, 8, 8),
+    (3, 24, 9, 9, 9), (5, 8, 13, 11, 11), (2, 72, 13, 13, 5), (5, 3, 14, 14, 5),
+    (5, 24, 14, 14, 7), (5, 16, 14, 14, 9), (4, 8, 14, 14, 15), (2, 12, 15, 16, 13),
+    (3, 16, 16, 16, 3), (3, 40, 16, 16, 9), (2, 16, 16, 16, 15), (1, 3, 17, 17, 8),
+    (3, 16, 18, 18, 9), (2, 8, 18, 18, 15), (1, 8, 59, 19, 13), (1, 24, 23, 29, 7),
+    (2, 16, 24, 24, 5), (2, 8, 24, 24, 11), (1, 12, 28, 28, 7), (1, 16, 28, 28, 11),
+    (1, 16, 28, 28, 13), (2, 1, 31, 33, 3), (2, 8, 31, 31, 11), (3, 16, 32, 32, 7),
+    (3, 24, 32, 32, 8), (2, 72, 32, 32, 9), (2, 16, 32, 32, 11), (2, 8, 32, 32, 13),
+    (2, 8, 32, 32, 15), (1, 16, 47, 32, 9), (1, 8, 37, 53, 9), (1, 8, 41, 40, 13),
+    (1, 8, 44, 44, 5), (1, 16, 44, 44, 9), (1, 3, 56, 56, 7), (2, 8, 56, 56, 9),
+    (1, 8, 56, 56, 15), (1, 8, 65, 64, 9), (1, 3, 34, 97, 15), (1, 8, 10, 130, 11),
+]  # fmt: skip
 
 
 class Copies(TorchDispatchMode):
@@ -109,8 +61,7 @@ def run_all_passes(input: Tensor, weight: Tensor, bias: Tensor, grad_output: Ten
 
 def cases() -> Iterator[object]:
     for index, shape in enumerate(SHAPES):
-        name = "x".join(map(str, shape[:4])) + f"-k{shape[4]}"
-        yield pytest.param(shape, BF16 if index % 3 == 2 else FP16, id=name)
+        yield pytest.param(shape, BF16 if index % 3 == 2 else FP16, id=label(shape))
 
 
 @pytest.mark.parametrize(("shape", "dtype"), list(cases()))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.helpers import emulated
+from tests.helpers.depthwise_cases import BF16, FP16, check, random_case, run
 from tests.kernels import test_channels_last, test_depthwise
-from tests.kernels.test_depthwise import BF16, FP16, check, random_case, run
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="orders of the emulated GPU")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from convmixer_kernels import build_information, devices, dispatch
 from convmixer_kernels.backends import cuda, cuda_device
 from tests.helpers import emulated, strided
-from tests.kernels.test_depthwise import DEVICE, FP16, check, random_case
+from tests.helpers.depthwise_cases import DEVICE, FP16, check, random_case
 
 pytestmark = pytest.mark.gpu
 

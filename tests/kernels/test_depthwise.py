@@ -13,129 +13,38 @@ from torch import Tensor
 
 from convmixer_kernels import depthwise_conv2d, dispatch
 from tests.helpers import oracle, strided
+from tests.helpers.depthwise_cases import (
+    DEVICE,
+    FP16,
+    FP32,
+    KERNELS,
+    check,
+    dtypes_of,
+    label,
+    random_case,
+    run,
+)
 
-pytestmark = pytest.mark.gpu
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
 # (N, C, H, W, k): every kernel size, sizes of 1, primes, planes smaller than the kernel, planes of
 # every tile width and its neighbours, several strips and windows, channels that leave a block open.
 SHAPES = [
-    (1, 1, 1, 1, 3),
-    (1, 1, 1, 1, 15),
-    (2, 3, 1, 1, 8),
-    (3, 2, 2, 2, 9),
-    (2, 5, 1, 17, 7),
-    (2, 5, 17, 1, 7),
-    (1, 1, 3, 70, 5),
-    (1, 1, 70, 3, 5),
-    (5, 3, 5, 5, 13),
-    (17, 2, 7, 7, 7),
-    (17, 2, 7, 7, 9),
-    (9, 3, 7, 5, 11),
-    (33, 1, 4, 8, 15),
-    (3, 4, 8, 8, 3),
-    (3, 4, 8, 8, 8),
-    (2, 6, 9, 9, 9),
-    (5, 2, 13, 11, 11),
-    (5, 3, 14, 14, 5),
-    (5, 3, 14, 14, 7),
-    (4, 2, 14, 14, 15),
-    (2, 2, 15, 16, 13),
-    (3, 2, 16, 16, 3),
-    (3, 5, 16, 16, 9),
-    (2, 2, 16, 16, 15),
-    (1, 3, 17, 17, 8),
-    (2, 2, 18, 18, 9),
-    (2, 2, 18, 18, 15),
-    (1, 4, 23, 29, 7),
-    (2, 2, 24, 24, 5),
-    (1, 2, 28, 28, 7),
-    (1, 2, 28, 28, 13),
-    (2, 1, 31, 33, 3),
-    (2, 3, 31, 31, 11),
-    (3, 2, 32, 32, 7),
-    (3, 5, 32, 32, 8),
-    (2, 4, 32, 32, 9),
-    (2, 2, 32, 32, 11),
-    (2, 2, 32, 32, 15),
-    (1, 2, 37, 53, 9),
-    (1, 1, 41, 40, 13),
-    (1, 2, 44, 44, 5),
-    (1, 2, 44, 44, 9),
-    (1, 1, 56, 56, 7),
-    (1, 1, 56, 56, 15),
-    (1, 1, 65, 64, 9),
+    (1, 1, 1, 1, 3), (1, 1, 1, 1, 15), (2, 3, 1, 1, 8), (3, 2, 2, 2, 9), (2, 5, 1, 17, 7),
+    (2, 5, 17, 1, 7), (1, 1, 3, 70, 5), (1, 1, 70, 3, 5), (5, 3, 5, 5, 13), (17, 2, 7, 7, 7),
+    (17, 2, 7, 7, 9), (9, 3, 7, 5, 11), (33, 1, 4, 8, 15), (3, 4, 8, 8, 3), (3, 4, 8, 8, 8),
+    (2, 6, 9, 9, 9), (5, 2, 13, 11, 11), (5, 3, 14, 14, 5), (5, 3, 14, 14, 7), (4, 2, 14, 14, 15),
+    (2, 2, 15, 16, 13), (3, 2, 16, 16, 3), (3, 5, 16, 16, 9), (2, 2, 16, 16, 15),
+    (1, 3, 17, 17, 8), (2, 2, 18, 18, 9), (2, 2, 18, 18, 15), (1, 4, 23, 29, 7), (2, 2, 24, 24, 5),
+    (1, 2, 28, 28, 7), (1, 2, 28, 28, 13), (2, 1, 31, 33, 3), (2, 3, 31, 31, 11),
+    (3, 2, 32, 32, 7), (3, 5, 32, 32, 8), (2, 4, 32, 32, 9), (2, 2, 32, 32, 11),
+    (2, 2, 32, 32, 15), (1, 2, 37, 53, 9), (1, 1, 41, 40, 13), (1, 2, 44, 44, 5),
+    (1, 2, 44, 44, 9), (1, 1, 56, 56, 7), (1, 1, 56, 56, 15), (1, 1, 65, 64, 9),
     (1, 1, 10, 130, 11),
-]
+]  # fmt: skip
 
 
 # Tests of an implementation that is not available fail: it must not go unnoticed.
-KERNELS = ["cuda", "triton"]
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Uninitialised memory is NaN: what a kernel leaves out shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random_case(
-    shape: tuple[int, int, int, int, int], dtype: torch.dtype, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    images, channels, height, width, k = shape
-    generator = torch.Generator().manual_seed(seed)
-    size = (images, channels, height, width)
-    input = torch.randn(size, generator=generator).to(dtype)
-    weight = (torch.randn((channels, 1, k, k), generator=generator) / k).to(dtype)
-    bias = torch.randn(channels, generator=generator)
-    grad_output = torch.randn(size, generator=generator).to(dtype)
-    return tuple(tensor.to(DEVICE) for tensor in (input, weight, bias, grad_output))  # type: ignore[return-value]
-
-
-def run(
-    impl: str, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor
-) -> oracle.Results:
-    input, weight = input.detach().requires_grad_(), weight.detach().requires_grad_()
-    leaves = [input, weight]
-    if bias is not None:
-        bias = bias.detach().requires_grad_()
-        leaves.append(bias)
-    output = depthwise_conv2d(input, weight, bias, impl=impl)
-    grads = torch.autograd.grad(output, leaves, grad_output)
-    return oracle.Results(
-        output.detach(), grads[0], grads[1], grads[2] if bias is not None else None
-    )
-
-
-def check(
-    impl: str, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor
-) -> oracle.Results:
-    actual = run(impl, input, weight, bias, grad_output)
-    exact = oracle.convolve(input, weight, bias, grad_output, torch.float64)
-    pytorch = oracle.convolve(input, weight, bias, grad_output, input.dtype)
-    images, _, height, width = input.shape
-    terms = images * height * width
-    oracle.assert_close("output", actual.output, exact.output, pytorch.output)
-    oracle.assert_close("input gradient", actual.grad_input, exact.grad_input, pytorch.grad_input)
-    oracle.assert_close(
-        "weight gradient", actual.grad_weight, exact.grad_weight, pytorch.grad_weight, terms
-    )
-    if bias is not None:
-        assert actual.grad_bias is not None and actual.grad_bias.dtype == bias.dtype
-        assert exact.grad_bias is not None and pytorch.grad_bias is not None
-        oracle.assert_close(
-            "bias gradient", actual.grad_bias, exact.grad_bias, pytorch.grad_bias, terms
-        )
-    return actual
-
-
-def dtypes_of(impl: str) -> list[torch.dtype]:
-    # The interpreter of Triton computes wrong values in bfloat16, so the implementation refuses.
-    return [FP16] if impl == "triton" and DEVICE == "cpu" else [FP16, BF16]
 
 
 def cases() -> Iterator[object]:
@@ -145,8 +54,7 @@ def cases() -> Iterator[object]:
             if impl == "triton" and DEVICE == "cpu" and index % 3:
                 continue  # interpreted, the full list of shapes is in test_triton.py
             for dtype in dtypes:
-                name = "x".join(map(str, shape[:4])) + f"-k{shape[4]}"
-                yield pytest.param(impl, shape, dtype, id=f"{impl}-{name}-{str(dtype)[6:]}")
+                yield pytest.param(impl, shape, dtype, id=f"{impl}-{label(shape)}-{str(dtype)[6:]}")
 
 
 @pytest.mark.parametrize(("impl", "shape", "dtype"), list(cases()))

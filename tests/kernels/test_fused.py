@@ -8,22 +8,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels import dispatch, functional, gelu_batch_norm
+from convmixer_kernels import dispatch, gelu_batch_norm
 from convmixer_kernels.backends import reference
 from tests.helpers import fused_cases, strided
-from tests.helpers.fused_cases import DEVICE, arranged, random_arguments
-from tests.kernels.test_depthwise import KERNELS
+from tests.helpers.depthwise_cases import KERNELS, label
+from tests.helpers.fused_cases import (
+    BF16,
+    DEVICE,
+    FP16,
+    FP64,
+    IMPLEMENTATIONS,
+    all_but_pytorch,
+    arranged,
+    both_functions,
+    dtypes_of,
+    every_implementation,
+    random_arguments,
+)
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
-FP16, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-IMPLEMENTATIONS = ["torch", "steps", *KERNELS]
 LAYOUTS = {
     "contiguous": Tensor.contiguous,
     "channels_outermost": strided.channels_outermost,
@@ -33,52 +44,10 @@ LAYOUTS = {
 # (N, C, H, W, k): sizes of 1, planes smaller than the filter, whole and odd planes, several tiles,
 # even sizes, channels and images that leave a block of theirs open.
 SHAPES = [
-    (2, 3, 1, 1, 3),
-    (1, 2, 1, 5, 5),
-    (5, 9, 2, 3, 7),
-    (17, 2, 7, 7, 9),
-    (3, 4, 9, 13, 8),
-    (1, 3, 17, 18, 11),
-    (2, 2, 16, 16, 9),
-    (3, 2, 16, 16, 13),
-    (2, 3, 32, 32, 7),
-    (2, 2, 32, 32, 15),
-    (1, 2, 37, 41, 9),
-]
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Uninitialised memory is NaN: what a kernel leaves out shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Turns the name of an implementation into what is passed as `impl`."""
-
-    def impl(name: str) -> str:
-        if name == "steps":
-            monkeypatch.setattr(functional, "_in_pytorch", lambda *_: False)
-        return "torch" if name == "steps" else name
-
-    return impl
-
-
-def dtypes_of(name: str) -> list[torch.dtype]:
-    if name == "cuda":
-        return [FP16, BF16]
-    if name == "triton":
-        # The interpreter of Triton computes wrong values in bfloat16.
-        return [FP16, FP32] if DEVICE == "cpu" else [FP16, BF16, FP32]
-    return [FP64] if name == "torch" else [FP16, BF16, FP32, FP64]
-
-
-every_implementation = pytest.mark.parametrize("name", IMPLEMENTATIONS)
-all_but_pytorch = pytest.mark.parametrize("name", IMPLEMENTATIONS[1:])
-both_functions = pytest.mark.parametrize("k", [5, None], ids=["depthwise", "alone"])
+    (2, 3, 1, 1, 3), (1, 2, 1, 5, 5), (5, 9, 2, 3, 7), (17, 2, 7, 7, 9), (3, 4, 9, 13, 8),
+    (1, 3, 17, 18, 11), (2, 2, 16, 16, 9), (3, 2, 16, 16, 13), (2, 3, 32, 32, 7),
+    (2, 2, 32, 32, 15), (1, 2, 37, 41, 9),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
@@ -119,8 +88,7 @@ def shapes_and_dtypes() -> Iterator[object]:
                 continue  # takes ten seconds to interpret; larger planes are in test_triton.py
             if name == "triton" and DEVICE == "cpu" and math.prod(shape) > 2000:
                 dtype = FP16
-            label = "x".join(map(str, shape[:4])) + f"-k{shape[4]}"
-            yield pytest.param(name, shape, dtype, id=f"{name}-{label}-{str(dtype)[6:]}")
+            yield pytest.param(name, shape, dtype, id=f"{name}-{label(shape)}-{str(dtype)[6:]}")
 
 
 @pytest.mark.parametrize(("name", "shape", "dtype"), list(shapes_and_dtypes()))
@@ -160,16 +128,16 @@ def test_evaluation_rounds_once(
 # (N, C, H, W, k): every width of tiles and windows, pieces of 8, 4, 2 and 1 columns, several
 # strips, channels and images that leave a block of theirs open.
 CANCELLING = [
-    (17, 2, 7, 8, 9),
-    (3, 9, 9, 13, 5),
-    (2, 24, 14, 14, 7),
-    (2, 3, 16, 16, 3),
-    (1, 5, 18, 20, 8),
-    (1, 9, 32, 32, 11),
-    (1, 3, 35, 44, 13),
-    (1, 9, 6, 50, 15),
-    (1, 2, 36, 70, 9),
-]
+    (17, 2, 7, 8, 9), (3, 9, 9, 13, 5), (2, 24, 14, 14, 7), (2, 3, 16, 16, 3), (1, 5, 18, 20, 8),
+    (1, 9, 32, 32, 11), (1, 3, 35, 44, 13), (1, 9, 6, 50, 15), (1, 2, 36, 70, 9),
+]  # fmt: skip
+
+
+class Cancelling(NamedTuple):
+    name: str
+    shape: tuple[int, int, int, int, int]
+    layout: str
+    dtype: torch.dtype
 
 
 def cancelling_cases() -> Iterator[object]:
@@ -180,15 +148,12 @@ def cancelling_cases() -> Iterator[object]:
                     continue
                 dtypes = [dtype for dtype in dtypes_of(name) if dtype in (FP16, BF16)]
                 dtype = dtypes[(index + (layout == "channels_last")) % len(dtypes)]
-                label = "x".join(map(str, shape[:4])) + f"-k{shape[4]}"
-                yield pytest.param(
-                    *(name, shape, layout, dtype), id=f"{name}-{label}-{layout}-{str(dtype)[6:]}"
-                )
+                case = Cancelling(name, shape, layout, dtype)
+                identifier = f"{name}-{label(shape)}-{layout}-{str(dtype)[6:]}"
+                yield pytest.param(case, id=identifier)
 
 
-every_cancelling_case = pytest.mark.parametrize(
-    ("name", "shape", "layout", "dtype"), list(cancelling_cases())
-)
+every_cancelling_case = pytest.mark.parametrize("case", list(cancelling_cases()))
 
 
 def nearly_minus_one(weight: Tensor) -> Tensor:
@@ -199,17 +164,19 @@ def nearly_minus_one(weight: Tensor) -> Tensor:
     return small
 
 
-def cancelling_arguments(
-    shape: tuple[int, int, int, int, int], layout: str, dtype: torch.dtype
-) -> fused_cases.Arguments:
-    """With running statistics that change nothing, so that nothing else is rounded on the way."""
-    arguments = random_arguments(shape[:4], shape[4], dtype, activation="identity", training=False)
+def cancelling_arguments(case: Cancelling) -> tuple[fused_cases.Arguments, Tensor]:
+    """Return arguments and their filters.
+
+    The running statistics change nothing, so that nothing else is rounded on the way.
+    """
+    *size, k = case.shape
+    arguments = random_arguments(tuple(size), k, case.dtype, activation="identity", training=False)
     assert arguments.weight is not None
-    eps, ones = 2.0**-10, torch.ones(shape[1], device=DEVICE)
+    eps, ones = 2.0**-10, torch.ones(case.shape[1], device=DEVICE)
     statistics = {"running_mean": 0 * ones, "running_var": ones - eps, "eps": eps}
     weight = nearly_minus_one(arguments.weight)
     arguments = replace(arguments, weight=weight, bias=None, gamma=None, beta=None, **statistics)
-    return arranged(arguments, LAYOUTS[layout])
+    return arranged(arguments, LAYOUTS[case.layout]), weight
 
 
 def convolved(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,60 +198,43 @@ def assert_rounded_once(actual: Tensor, exact: Tensor, terms: Tensor) -> None:
 
 @every_cancelling_case
 def test_gradients_that_nearly_cancel_are_added_before_they_are_rounded(
-    name: str,
-    shape: tuple[int, int, int, int, int],
-    layout: str,
-    dtype: torch.dtype,
-    use: Callable[[str], str],
+    case: Cancelling, use: Callable[[str], str]
 ) -> None:
     """The gradient of the input is that of the convolution and that of the residual."""
-    arguments = cancelling_arguments(shape, layout, dtype)
-    assert arguments.weight is not None
-    turned, terms = convolved(arguments.grad.flip(2, 3), arguments.weight)
+    arguments, weight = cancelling_arguments(case)
+    turned, terms = convolved(arguments.grad.flip(2, 3), weight)
     exact = turned.flip(2, 3) + arguments.grad.double()
     terms = terms.flip(2, 3) + arguments.grad.double().abs()
     assert exact.abs().median() < terms.median() / 16
-    actual = fused_cases.run(arguments, use(name))["input"]
+    actual = fused_cases.run(arguments, use(case.name))["input"]
     assert_rounded_once(actual, exact, terms)
 
 
 @every_cancelling_case
 def test_a_residual_that_nearly_cancels_is_added_before_the_output_is_rounded(
-    name: str,
-    shape: tuple[int, int, int, int, int],
-    layout: str,
-    dtype: torch.dtype,
-    use: Callable[[str], str],
+    case: Cancelling, use: Callable[[str], str]
 ) -> None:
-    arguments = cancelling_arguments(shape, layout, dtype)
-    assert arguments.weight is not None
-    exact, terms = convolved(arguments.input, arguments.weight)
+    arguments, weight = cancelling_arguments(case)
+    exact, terms = convolved(arguments.input, weight)
     exact, terms = exact + arguments.input.double(), terms + arguments.input.double().abs()
     assert exact.abs().median() < terms.median() / 16
     with torch.no_grad():
-        actual = fused_cases.call(arguments, use(name))
+        actual = fused_cases.call(arguments, use(case.name))
     assert_rounded_once(actual, exact, terms)
 
 
 @every_cancelling_case
 def test_in_training_the_convolution_is_rounded_and_then_the_output(
-    name: str,
-    shape: tuple[int, int, int, int, int],
-    layout: str,
-    dtype: torch.dtype,
-    use: Callable[[str], str],
+    case: Cancelling, use: Callable[[str], str]
 ) -> None:
     """The residual is added to the normalised convolution before that is rounded."""
-    arguments = cancelling_arguments(shape, layout, dtype)
-    steps = dispatch.backend(use(name))
-    assert arguments.weight is not None
-    value, moments = steps.forward_moments(
-        arguments.input, arguments.weight, None, arguments.activation
-    )
+    arguments, weight = cancelling_arguments(case)
+    steps = dispatch.backend(use(case.name))
+    value, moments = steps.forward_moments(arguments.input, weight, None, arguments.activation)
     table = steps.batch_normalisation(moments[None], None, None, None, None, 0.1, 1e-5)
     mean, scale = (row.double()[:, None, None] for row in table[:2])
     normalised = (value.double() - mean) * scale
-    residual = LAYOUTS[layout]((arguments.grad / 64 - normalised).to(dtype))
+    residual = LAYOUTS[case.layout]((arguments.grad / 64 - normalised).to(case.dtype))
     actual = steps.normalise(value, None, table, residual, arguments.activation)
     terms = value.double().abs() * scale + residual.double().abs() + (mean * scale).abs()
     assert_rounded_once(actual, normalised + residual.double(), terms)

@@ -15,44 +15,13 @@ from torch import Tensor, nn
 
 from convmixer import ConvMixer, convert_state_dict, load_checkpoint, save_checkpoint
 from convmixer.errors import UsageError
+from tests.model import figure_3 as paper
 
 DIM, DEPTH, KERNEL, PATCH, CLASSES = 6, 12, 5, 3, 10
 
 
-class Residual(nn.Module):
-    def __init__(self, fn: nn.Module) -> None:
-        super().__init__()
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(x) + x
-
-
 def figure_3(activation: type[nn.Module] = nn.GELU) -> nn.Sequential:
-    blocks = [
-        nn.Sequential(
-            Residual(
-                nn.Sequential(
-                    nn.Conv2d(DIM, DIM, KERNEL, groups=DIM, padding="same"),
-                    activation(),
-                    nn.BatchNorm2d(DIM),
-                )
-            ),
-            nn.Conv2d(DIM, DIM, kernel_size=1),
-            activation(),
-            nn.BatchNorm2d(DIM),
-        )
-        for _ in range(DEPTH)
-    ]
-    return nn.Sequential(
-        nn.Conv2d(3, DIM, kernel_size=PATCH, stride=PATCH),
-        activation(),
-        nn.BatchNorm2d(DIM),
-        *blocks,
-        nn.AdaptiveAvgPool2d((1, 1)),
-        nn.Flatten(),
-        nn.Linear(DIM, CLASSES),
-    )
+    return paper.figure_3(DIM, DEPTH, KERNEL, PATCH, CLASSES, activation)
 
 
 class TweetResidual(nn.Sequential):

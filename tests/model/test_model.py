@@ -14,41 +14,7 @@ from torch import Tensor, nn
 from convmixer import ConvMixer, FeatureExtractor
 from convmixer.model.layers import LayerNorm2d
 from convmixer_kernels import DepthwiseConv2d
-
-
-class Residual(nn.Module):
-    def __init__(self, fn: nn.Module) -> None:
-        super().__init__()
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(x) + x
-
-
-def figure_3(dim, depth, kernel_size, patch_size, n_classes):
-    return nn.Sequential(
-        nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size),
-        nn.GELU(),
-        nn.BatchNorm2d(dim),
-        *[
-            nn.Sequential(
-                Residual(
-                    nn.Sequential(
-                        nn.Conv2d(dim, dim, kernel_size, groups=dim, padding="same"),
-                        nn.GELU(),
-                        nn.BatchNorm2d(dim),
-                    )
-                ),
-                nn.Conv2d(dim, dim, kernel_size=1),
-                nn.GELU(),
-                nn.BatchNorm2d(dim),
-            )
-            for _ in range(depth)
-        ],
-        nn.AdaptiveAvgPool2d((1, 1)),
-        nn.Flatten(),
-        nn.Linear(dim, n_classes),
-    )
+from tests.model.figure_3 import figure_3
 
 
 def small(**arguments) -> ConvMixer:

@@ -19,12 +19,10 @@ from convmixer.model import fused_block, layers
 from convmixer_kernels import functional
 from tests.helpers import fused_cases
 from tests.helpers.fused_cases import DEVICE
-from tests.kernels.test_fused import poisoned
 from tests.model.test_pointwise import copies_of
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
-__all__ = ["poisoned"]
 FUSED = (
     "forward_normalised",
     "forward_moments",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer import ConvMixer
-from tests.kernels.test_depthwise import DEVICE, FP16, KERNELS
+from tests.helpers.depthwise_cases import DEVICE, FP16, KERNELS
 
 pytestmark = pytest.mark.gpu
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convmixer import ConvMixer
 from convmixer_kernels import DepthwiseConv2d, convert_depthwise
 from convmixer_kernels.exporting import decompose
-from tests.kernels.test_depthwise import DEVICE
+from tests.helpers.depthwise_cases import DEVICE
 
 pytestmark = pytest.mark.gpu
 

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convmixer import ConvMixer
 from convmixer_kernels import DepthwiseConv2d, depthwise_conv2d_gelu_batch_norm
+from tests.helpers.depthwise_cases import KERNELS
 from tests.helpers.fused_cases import DEVICE
-from tests.kernels.test_depthwise import KERNELS
 
 pytestmark = pytest.mark.gpu
 

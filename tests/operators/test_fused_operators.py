@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,21 +14,19 @@ from torch import Tensor
 
 from convmixer_kernels import ops
 from tests.helpers import fused_cases, strided
-from tests.helpers.fused_cases import DEVICE, Arguments, random_arguments
-from tests.kernels.test_fused import (
-    FP16,
-    FP32,
+from tests.helpers.depthwise_cases import DEVICE, FP16, FP32
+from tests.helpers.fused_cases import (
     FP64,
+    Arguments,
     all_but_pytorch,
     both_functions,
     dtypes_of,
     every_implementation,
-    use,
+    random_arguments,
 )
 
 pytestmark = pytest.mark.gpu
 
-__all__ = ["use"]
 # Triton is interpreted without a GPU, which takes long, and what surrounds the kernels is the same.
 without_triton = pytest.mark.parametrize("name", ["steps", "cuda"])
 pytorch_too = pytest.mark.parametrize("name", ["torch", "steps", "cuda"])
@@ -246,6 +244,33 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return fused_cases.record_steps(monkeypatch, names)
 
 
+def steps_of_backward(
+    arguments: Arguments,
+    names: Sequence[str],
+    needed: set[str],
+    impl: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[str]:
+    """Run both passes and return the steps of the backward pass.
+
+    Of the arguments `names`, those in `needed` get the gradients of a call that asks for all, and
+    the others get none.
+    """
+    everything = fused_cases.run(arguments, impl)
+    leaves = {leaf: getattr(arguments, leaf).clone() for leaf in names}
+    for leaf in needed:
+        leaves[leaf].requires_grad_()
+    recorded = record(monkeypatch)
+    output = fused_cases.call(replace(arguments, **leaves), impl)
+    recorded.clear()
+    output.backward(arguments.grad)
+    for leaf, tensor in leaves.items():
+        assert (tensor.grad is not None) == (leaf in needed)
+        if tensor.grad is not None:
+            torch.testing.assert_close(tensor.grad, everything[leaf], atol=2e-3, rtol=2e-3)
+    return recorded
+
+
 @pytest.mark.parametrize(
     ("needed", "training", "calls"),
     [
@@ -269,19 +294,7 @@ def test_only_the_gradients_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
-    everything = fused_cases.run(arguments, use(name))
-    leaves = {leaf: getattr(arguments, leaf).clone() for leaf in LEAVES[:5]}
-    for leaf in needed:
-        leaves[leaf].requires_grad_()
-    recorded = record(monkeypatch)
-    output = fused_cases.call(replace(arguments, **leaves), use(name))
-    recorded.clear()
-    output.backward(arguments.grad)
-    assert recorded == calls
-    for leaf, tensor in leaves.items():
-        assert (tensor.grad is not None) == (leaf in needed)
-        if tensor.grad is not None:
-            torch.testing.assert_close(tensor.grad, everything[leaf], atol=2e-3, rtol=2e-3)
+    assert steps_of_backward(arguments, LEAVES[:5], needed, use(name), monkeypatch) == calls
 
 
 @pytest.mark.parametrize(
@@ -303,19 +316,8 @@ def test_only_the_gradients_asked_for_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = random_arguments(SHAPE, None, dtypes_of(name)[0], training=training)
-    everything = fused_cases.run(arguments, use(name))
-    leaves = {leaf: getattr(arguments, leaf).clone() for leaf in LEAVES if leaf != "weight"}
-    for leaf in needed:
-        leaves[leaf].requires_grad_()
-    recorded = record(monkeypatch)
-    output = fused_cases.call(replace(arguments, **leaves), use(name))
-    recorded.clear()
-    output.backward(arguments.grad)
-    assert recorded == calls
-    for leaf, tensor in leaves.items():
-        assert (tensor.grad is not None) == (leaf in needed)
-        if tensor.grad is not None:
-            torch.testing.assert_close(tensor.grad, everything[leaf], atol=2e-3, rtol=2e-3)
+    leaves = [leaf for leaf in LEAVES if leaf != "weight"]
+    assert steps_of_backward(arguments, leaves, needed, use(name), monkeypatch) == calls
 
 
 @pytest.mark.parametrize("differentiable", [True, False])

@@ -13,6 +13,7 @@ from torch import nn
 
 from convmixer_kernels import modules
 from convmixer_kernels.megengine import DepthWiseConv2dImplicitGEMM
+from tests.helpers.modules import assert_same_results
 
 SERVED = [3, 7, (13, 13), 15]
 IN_PYTORCH = [31, 4, (51, 5), (5, 51)]
@@ -27,13 +28,7 @@ def test_equals_conv2d(kernel, bias):
     plain = nn.Conv2d(3, 3, kernel, padding="same", groups=3, bias=bias).double()
     plain.load_state_dict(layer.state_dict())
     image = torch.randn(2, 3, 9, 6, dtype=torch.float64)
-    output, expected = layer(image), plain(image)
-    torch.testing.assert_close(output, expected)
-    gradient = torch.randn_like(output)
-    output.backward(gradient)
-    expected.backward(gradient)
-    for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert_same_results(layer, plain, image)
 
 
 @pytest.mark.parametrize("kernel", SERVED)

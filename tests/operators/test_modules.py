@@ -21,6 +21,7 @@ from convmixer_kernels import (
     modules,
     restore_depthwise,
 )
+from tests.helpers.modules import assert_same_results
 
 
 def plain(channels: int, size: int, **arguments) -> nn.Conv2d:
@@ -406,14 +407,7 @@ def test_convert_depthwise():
     assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
     assert list(model.state_dict()) == list(original.state_dict())
 
-    image = torch.randn(2, 3, 9, 8)
-    output, expected = model(image), original(image)
-    torch.testing.assert_close(output, expected)
-    gradient = torch.randn_like(output)
-    output.backward(gradient)
-    expected.backward(gradient)
-    for parameter, other in zip(model.parameters(), original.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad)
+    assert_same_results(model, original, torch.randn(2, 3, 9, 8))
 
     assert report.left == {
         "stem": "not depthwise: 1 groups, 3 input and 4 output channels",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,8 +23,8 @@ from convmixer_kernels import (
     preference,
 )
 from convmixer_kernels.backends import cuda_device
+from tests.helpers.depthwise_cases import DEVICE, FP16, KERNELS, random_case, run
 from tests.helpers.strided import channels_last, channels_outermost
-from tests.kernels.test_depthwise import DEVICE, FP16, KERNELS, random_case, run
 
 pytestmark = pytest.mark.gpu
 
@@ -182,16 +181,6 @@ def test_meta_tensors_have_shapes(impl: str) -> None:
     input, weight, bias = (tensor.to("meta") for tensor in tensors())
     output = convmixer_kernels.depthwise_conv2d(input, weight, bias, impl=impl)
     assert output.is_meta and output.shape == input.shape
-
-
-@pytest.fixture
-def on_sm_90(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every device is a GPU that every implementation runs on."""
-    monkeypatch.setattr(dispatch, "_architecture", lambda device: architectures.find((9, 0)))
-    monkeypatch.setattr(dispatch, "_barred", lambda *what: None)
-    dispatch._resolve_once.cache_clear()
-    yield
-    dispatch._resolve_once.cache_clear()
 
 
 @pytest.mark.usefixtures("on_sm_90")

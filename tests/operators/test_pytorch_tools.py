@@ -20,7 +20,6 @@ from torch.autograd import forward_ad
 from convmixer import ConvMixer
 from convmixer_kernels import (
     DepthwiseConv2d,
-    architectures,
     depthwise_conv2d,
     depthwise_conv2d_gelu_batch_norm,
     dispatch,
@@ -30,7 +29,7 @@ from convmixer_kernels import (
 )
 from convmixer_kernels.backends import reference
 from tests.helpers import strided
-from tests.kernels.test_depthwise import DEVICE, FP16
+from tests.helpers.depthwise_cases import DEVICE, FP16
 
 pytestmark = pytest.mark.gpu
 
@@ -304,6 +303,15 @@ def saved_and_loaded(save: Callable[..., Any], load: Callable[..., Any], graph: 
     return load(buffer)
 
 
+def in_every_mode(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test with `training` and `with_gradients` on and off."""
+    modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+    gradients = pytest.mark.parametrize(
+        "with_gradients", [True, False], ids=["gradients", "no gradients"]
+    )
+    return gradients(modes(test))
+
+
 def assert_same_step(graph: Any, model: nn.Module, input: Tensor) -> None:
     """Output, all gradients and running statistics."""
     results = []
@@ -325,8 +333,7 @@ def assert_same_step(graph: Any, model: nn.Module, input: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("with_gradients", [True, False], ids=["gradients", "no gradients"])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@in_every_mode
 @every_implementation
 def test_export_save_load_and_train(impl: str, training: bool, with_gradients: bool) -> None:
     for model, input in models(impl):
@@ -339,8 +346,7 @@ def test_export_save_load_and_train(impl: str, training: bool, with_gradients: b
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("with_gradients", [True, False], ids=["gradients", "no gradients"])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@in_every_mode
 @every_implementation
 def test_trace_save_load_and_train(impl: str, training: bool, with_gradients: bool) -> None:
     for model, input in models(impl):
@@ -364,16 +370,6 @@ def test_graphs_of_triton_are_trained() -> None:
 # ---- derivatives that kernels lack ---------------------------------------------------------------
 
 
-@pytest.fixture
-def automatic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets "auto" take the CUDA kernels wherever the tensors are."""
-    monkeypatch.setattr(dispatch, "_architecture", lambda device: architectures.find((9, 0)))
-    monkeypatch.setattr(dispatch, "_barred", lambda *what: None)
-    dispatch._resolve_once.cache_clear()
-    yield
-    dispatch._resolve_once.cache_clear()
-
-
 def penalty(impl: str, operation: str, needed: tuple[str, ...]) -> list[Tensor | None]:
     """Gradients of a function of gradients."""
     leaves = {"input": image(), **parameters()}
@@ -390,7 +386,7 @@ def penalty(impl: str, operation: str, needed: tuple[str, ...]) -> list[Tensor |
     "needed", [("input",), ("input", "weight", "bias"), ("weight",), ("bias",)]
 )
 @every_operation
-@pytest.mark.usefixtures("automatic")
+@pytest.mark.usefixtures("on_sm_90")
 def test_auto_gives_derivatives_of_gradients(operation: str, needed: tuple[str, ...]) -> None:
     if operation.startswith("alone"):
         needed = tuple(name for name in needed if name != "weight") or ("gamma", "input")
@@ -406,7 +402,7 @@ def test_auto_gives_derivatives_of_gradients(operation: str, needed: tuple[str, 
         assert (ours - wanted).abs().max().item() <= 0.02 * scale + 1e-2, name
 
 
-@pytest.mark.usefixtures("automatic")
+@pytest.mark.usefixtures("on_sm_90")
 def test_auto_gives_hessians() -> None:
     weight = parameters()["weight"]
     vector = image()
@@ -459,7 +455,7 @@ def transforms(operation: str, impl: str) -> dict[str, Callable[[], Any]]:
 
 # Running statistics would be changed in place within the transforms.
 @pytest.mark.parametrize("operation", ["convolution", "frozen", "alone frozen"])
-@pytest.mark.usefixtures("automatic")
+@pytest.mark.usefixtures("on_sm_90")
 def test_auto_takes_pytorch_within_transforms(operation: str) -> None:
     expected = transforms(operation, "torch")
     for name, transform in transforms(operation, "auto").items():
@@ -480,13 +476,13 @@ def test_a_named_kernel_refuses_transforms(operation: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("impl", ["auto", "cuda"])
-@pytest.mark.usefixtures("automatic")
+@pytest.mark.usefixtures("on_sm_90")
 def test_batched_gradients(impl: str) -> None:
     expected = batched_gradients("torch")
     torch.testing.assert_close(batched_gradients(impl), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.usefixtures("automatic")
+@pytest.mark.usefixtures("on_sm_90")
 def test_vmap() -> None:
     inputs, weight = torch.stack([image(), image() * 2]), parameters()["weight"]
     function = torch.func.vmap(depthwise_conv2d, in_dims=(0, None), randomness="error")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from convmixer_kernels import DepthwiseConv2d
-from tests.kernels.test_depthwise import DEVICE, KERNELS
+from tests.helpers.depthwise_cases import DEVICE, KERNELS
 
 pytestmark = pytest.mark.gpu
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from convmixer import ConvMixer
 from convmixer.model import layers
 from tests.helpers import fused_cases
-from tests.helpers.fused_cases import Arguments, random_arguments
-from tests.kernels.test_depthwise import KERNELS
-from tests.kernels.test_fused import dtypes_of
+from tests.helpers.depthwise_cases import KERNELS
+from tests.helpers.fused_cases import Arguments, dtypes_of, random_arguments
 
 PROCESSES = 2
 # Images of each process.

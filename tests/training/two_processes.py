@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -57,9 +58,8 @@ def _batch_norm(config: Config, out: Path) -> dict[str, Any]:
         average(self)
         seen["after"] = _statistics(self)
 
-    Stepper.average_statistics = recorded  # type: ignore[method-assign]
-    seen["summary"] = train(config, out, silent=True)
-    Stepper.average_statistics = average  # type: ignore[method-assign]
+    with mock.patch.object(Stepper, "average_statistics", recorded):
+        seen["summary"] = train(config, out, silent=True)
     return seen
 
 
@@ -73,13 +73,11 @@ def _stopped(config: Config, out: Path, rank: int) -> str:
             signal.raise_signal(signal.SIGTERM)
         return original(self, *arguments, **keywords)
 
-    Stepper.step = step  # type: ignore[method-assign]
-    try:
-        train(config, out, silent=True)
-    except TrainingInterruptedError as interruption:
-        return str(interruption)
-    finally:
-        Stepper.step = original  # type: ignore[method-assign]
+    with mock.patch.object(Stepper, "step", step):
+        try:
+            train(config, out, silent=True)
+        except TrainingInterruptedError as interruption:
+            return str(interruption)
     return "not stopped"
 
 
@@ -93,13 +91,11 @@ def _diverged(config: Config, out: Path, rank: int) -> str:
             self.sums[1] = float("inf")
         return waited
 
-    Stepper.step = step  # type: ignore[method-assign]
-    try:
-        train(config, out, silent=True)
-    except TrainingDivergedError as error:
-        return str(error)
-    finally:
-        Stepper.step = original  # type: ignore[method-assign]
+    with mock.patch.object(Stepper, "step", step):
+        try:
+            train(config, out, silent=True)
+        except TrainingDivergedError as error:
+            return str(error)
     return "not diverged"
 
 
