@@ -289,10 +289,11 @@ class TestSources:
     ) -> None:
         csrc = ROOT / "csrc"
         copied = source_variants.write(variant, csrc, tmp_path)
+        headers = [path.relative_to(copied) for path in copied.rglob("*") if path.is_file()]
         changed = [
-            path.name
-            for path in copied.iterdir()
-            if path.read_text() != (csrc / path.name).read_text()
+            path.as_posix()
+            for path in headers
+            if (copied / path).read_text() != (csrc / path).read_text()
         ]
         assert changed == [variant.file]
 
@@ -313,7 +314,10 @@ class TestSources:
 
     def test_sanitizers_know_the_kernels_of_cuda(self) -> None:
         """All of them are in the namespace whose name the filter looks for."""
-        for path in (*(ROOT / "csrc").glob("*.cu*"), ROOT / "benchmarks" / "planted_faults.cu"):
+        for path in (
+            *(ROOT / "csrc").glob("kernels/*.cu*"),
+            ROOT / "benchmarks" / "planted_faults.cu",
+        ):
             text = path.read_text()
             for kernel in re.finditer(r"__global__", text):
                 assert "namespace depthwise {" in text[: kernel.start()], path.name
