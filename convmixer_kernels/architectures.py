@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """One GPU as the CUDA planner (`csrc/plan.h`) knows it.
+    """One GPU as the CUDA planner (`csrc/host/plan.h`) knows it.
 
     Args:
         multiprocessors: how many blocks of threads run at a time, at least.

@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "dispatch.h"
-#include "dispatch_fused.h"
+#include "host/dispatch.h"
+#include "host/dispatch_fused.h"
 
 namespace {
 

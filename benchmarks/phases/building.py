@@ -103,8 +103,9 @@ def compile_command(
     toolkit: toolchain.Toolkit, architecture: str, source: Path, csrc: Path, output: Path
 ) -> list[str]:
     """The extension's flags, with the headers of `csrc`."""
-    flags = [flag for flag in cuda_build.NVCC_FLAGS if not flag.startswith("-I")]
     return [
-        *(str(toolkit.nvcc), "-ccbin", toolkit.host_compiler, *flags, f"-I{csrc}"),
-        *(f"-arch=sm_{architecture}", str(source), "-o", str(output)),
+        *(str(toolkit.nvcc), "-ccbin", toolkit.host_compiler),
+        *(*cuda_build.NVCC_FLAGS, f"-I{csrc}"),
+        *(f"-arch=sm_{architecture}", str(source), str(csrc / "host" / "kernel_launch.cpp")),
+        *("-o", str(output)),
     ]

@@ -9,8 +9,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "launch.cuh"
-#include "launch_channels_last.cuh"
+#include "host/launch.cuh"
+#include "host/launch_channels_last.cuh"
 
 namespace {
 

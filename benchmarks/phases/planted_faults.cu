@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "device.h"
+#include "core/device.h"
 
 namespace depthwise {
 

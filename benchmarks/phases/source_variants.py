@@ -26,13 +26,13 @@ class Variant:
 VARIANTS = (
     Variant(
         "8 channels a block",
-        "plan.h",
+        "host/plan.h",
         "return pass == Pass::forward && room ? 16 : 8;",
         "return room ? 8 : 8;",
     ),
     Variant(
         "registers for 3 blocks",
-        "plan.h",
+        "host/plan.h",
         "return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;",
         "return size > 9 && (whole || tiles > 4) && tiles > 4 ? 2 : 3;",
     ),
@@ -40,18 +40,20 @@ VARIANTS = (
 
 
 def write(variant: Variant, csrc: Path, folder: Path) -> Path:
-    """Writes the headers of `csrc` with the other choice below `folder`, and returns where.
+    """Writes the sources of `csrc` with the other choice below `folder`, and returns where.
 
     Raises:
-        ValueError: the headers do not hold the choice as it is written down here.
+        ValueError: the sources do not hold the choice as it is written down here.
     """
     copied = folder / variant.label.replace(" ", "_")
-    copied.mkdir(parents=True, exist_ok=True)
-    for header in (*csrc.glob("*.h"), *csrc.glob("*.cuh")):
-        content = header.read_text()
-        if header.name == variant.file:
+    rooms = (csrc / room for room in ("core", "host", "kernels"))
+    for source in (csrc / "arguments.h", *(source for room in rooms for source in room.iterdir())):
+        name = source.relative_to(csrc)
+        content = source.read_text()
+        if name == Path(variant.file):
             if content.count(variant.text) != 1:
                 raise ValueError(f"{variant.file} does not hold {variant.text!r} once")
             content = content.replace(variant.text, variant.replacement)
-        (copied / header.name).write_text(content)
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_text(content)
     return copied

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import ninja_file
 import toolchain
+from ninja_file import Edge
 
 CSRC = Path(__file__).resolve().parents[1]
+FILTER_SIZES = "core/filter_sizes.h"
 # PTX of the oldest architecture, which the interpreter reads and newer GPUs run.
 EMULATED = [f"{toolchain.OLDEST_ARCHITECTURE}-virtual"]
-NVCC_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", f"-I{CSRC}")
+NVCC_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr")
 # One rounding where PTX has one: the host compiler must not contract.
-_INTERPRETER_FLAGS = ("-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
+_INTERPRETER_FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra")
 
 # Line information makes machine code large, 150 MB for one architecture. Compressed, forward_9 is
 # 262 KB instead of 1,734 KB with nvcc 13.0; the driver unpacks it when the module is loaded.
 COMPRESSED = ("-Xfatbin", "-compress-all")
 
 
-def cuda_sources() -> list[Path]:
-    """Every file with kernels."""
-    return sorted([*CSRC.glob("*.cu"), *CSRC.glob("instantiations/*.cu")])
+@dataclass(frozen=True)
+class Unit:
+    """A file of kernels and the macros it is compiled with; `name` is that of its object."""
+
+    name: str
+    source: Path
+    macros: tuple[str, ...] = ()
+
+
+def cuda_units() -> list[Unit]:
+    """Every compilation of a file with kernels.
+
+    instantiate.cu is compiled once for each family that it names and each pair of odd filter sizes.
+    """
+    source = CSRC / "instantiate.cu"
+    families = re.findall(r"^#(?:el)?if defined\((\w+)\)", source.read_text(), re.MULTILINE)
+    units = [Unit(path.stem, path) for path in sorted(CSRC.glob("kernels/*.cu"))]
+    for family in families:
+        for first, *second in _pairs([size for size in filter_sizes() if size % 2]):
+            sizes = (f"FIRST_SIZE={first}", *(f"SECOND_SIZE={size}" for size in second))
+            name = "_".join([family.lower(), *map(str, (first, *second))])
+            units.append(Unit(name, source, (family, *sizes)))
+    return units
+
+
+def filter_sizes() -> list[int]:
+    """The filter sizes that kernels take, as csrc/core/filter_sizes.h lists them."""
+    table = re.search(r"filter_sizes\[\] = \{([\d, ]+)\};", (CSRC / FILTER_SIZES).read_text())
+    assert table is not None, f"{FILTER_SIZES} lists no filter sizes"
+    return [int(size) for size in table[1].split(",")]
 
 
 def host_sources() -> list[Path]:
     """Every file of the extension without kernels."""
-    return sorted(CSRC.glob("*.cpp"))
+    return sorted([*CSRC.glob("*.cpp"), *CSRC.glob("host/*.cpp")])
 
 
 def build_extension(toolkit: toolchain.Toolkit, architectures: list[str], output: Path) -> None:
@@ -40,11 +71,12 @@ def build_extension(toolkit: toolchain.Toolkit, architectures: list[str], output
     folder = _folder(architectures)
     edges = _object_edges(folder)
     rules = {
-        "compile": _compile_objects(toolkit, architectures),
+        **_object_rules(toolkit, architectures),
         "link": f"{ninja_file.quoted(toolkit.host_compiler)} -shared -o $out $in "
         f"{ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
-    ninja_file.run(folder, rules, [*edges, (output, "link", [target for target, _, _ in edges])])
+    link = Edge(output, "link", [edge.target for edge in edges])
+    ninja_file.run(folder, rules, [*edges, link])
 
 
 def build_emulated(toolkit: toolchain.Toolkit) -> Path:
@@ -57,32 +89,31 @@ def build_emulated(toolkit: toolchain.Toolkit) -> Path:
     output = folder / "emulated.so"
     objects = _object_edges(folder)
     texts = [
-        (target.with_suffix(".ptx"), "ptx", [target])
-        for target, _, [source] in objects
-        if source.suffix == ".cu"
+        Edge(edge.target.with_suffix(".ptx"), "ptx", [edge.target])
+        for edge in objects
+        if edge.rule == "kernels"
     ]
     interpreter = [
-        (folder / "interpreter" / f"{source.stem}.o", "interpreter", [source])
+        Edge(folder / "interpreter" / f"{source.stem}.o", "interpreter", [source])
         for source in sorted(CSRC.glob("interpreter/*.cpp"))
     ]
-    linked = [target for target, _, _ in (*objects, *interpreter)]
+    linked = [edge.target for edge in (*objects, *interpreter)]
     compiler = ninja_file.quoted(toolkit.host_compiler)
     rules = {
-        "compile": _compile_objects(toolkit, EMULATED),
-        "interpreter": ninja_file.quoted(
-            *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, "-std=c++20", "-O2"),
-            *("-Xcompiler", ",".join(_INTERPRETER_FLAGS), *_python_headers()),
-        )
-        + " -MD -MF $out.d -c $in -o $out",
+        **_object_rules(toolkit, EMULATED),
+        "interpreter": _host_rule(toolkit, *_INTERPRETER_FLAGS),
         # The text follows some lines about the object.
         "ptx": f"{ninja_file.quoted(toolchain.find_cuobjdump())} -ptx $in "
         "| sed -n '/^\\.version/,$$p' > $out",
         # Other libraries in the process bring a CUDA runtime too.
         "link": f"{compiler} -shared -Wl,-Bsymbolic -o $out $in -lpthread",
     }
-    edges = [*objects, *texts, *interpreter, (output, "link", linked)]
+    edges = [*objects, *texts, *interpreter, Edge(output, "link", linked)]
     with ninja_file.locked(folder):
         ninja_file.run(folder, rules, edges, quiet=True)
+        # Every text in the folder is one of this build, also where a unit had another name before.
+        for stale in set(folder.glob("*.ptx")) - {edge.target for edge in texts}:
+            stale.unlink()
     return output
 
 
@@ -100,18 +131,25 @@ def build_program(toolkit: toolchain.Toolkit, source: Path, *host_flags: str) ->
         + f" -o $out $in {ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
     target = folder / f"{source.stem}.o"
-    edges = [(target, "compile", [source]), (output, "link", [target])]
+    edges = [Edge(target, "compile", [source]), Edge(output, "link", [target])]
     with ninja_file.locked(folder):
         ninja_file.run(folder, rules, edges, quiet=True)
     return output
 
 
-def compile_to_ptx(toolkit: toolchain.Toolkit, source: Path, output: Path) -> None:
-    """Compiles one file of kernels to what the interpreter reads; errors as `build_extension`."""
-    command = (toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS)
+def compile_to_ptx(toolkit: toolchain.Toolkit, unit: Unit, csrc: Path, output: Path) -> None:
+    """Compiles a unit to what the interpreter reads, from a copy of csrc/.
+
+    Errors as `build_extension`.
+    """
+    command = (toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, f"-I{csrc}")
     architecture = f"-arch=compute_{toolchain.OLDEST_ARCHITECTURE}"
+    macros = [f"-D{macro}" for macro in unit.macros]
+    source = csrc / unit.source.relative_to(CSRC)
     # The sources have planted faults, of which the compiler would warn.
-    subprocess.run([*command, "-w", architecture, "-ptx", source, "-o", output], check=True)
+    subprocess.run(
+        [*command, *macros, "-w", architecture, "-ptx", source, "-o", output], check=True
+    )
 
 
 def build_cubins(
@@ -123,12 +161,15 @@ def build_cubins(
         for architecture in architectures
     }
     edges = [
-        (folder / f"{source.stem}.sm_{architecture}.cubin", f"sm_{architecture}", [source])
-        for source in cuda_sources()
+        Edge(
+            *(folder / f"{unit.name}.sm_{architecture}.cubin", f"sm_{architecture}"),
+            *([unit.source], unit.macros),
+        )
+        for unit in cuda_units()
         for architecture in architectures
     ]
     ninja_file.run(folder, rules, edges)
-    return [(rule.removeprefix("sm_"), cubin) for cubin, rule, _ in edges]
+    return [(edge.rule.removeprefix("sm_"), edge.target) for edge in edges]
 
 
 def _folder(architectures: list[str]) -> Path:
@@ -136,21 +177,32 @@ def _folder(architectures: list[str]) -> Path:
     return CSRC.parent / "build" / "cuda" / ",".join(architectures)
 
 
-def _object_edges(folder: Path) -> list[tuple[Path, str, list[Path]]]:
-    return [
-        (folder / f"{source.stem}{source.suffix}.o", "compile", [source])
-        for source in (*cuda_sources(), *host_sources())
+def _object_edges(folder: Path) -> list[Edge]:
+    kernels = [
+        Edge(folder / f"{unit.name}.cu.o", "kernels", [unit.source], unit.macros)
+        for unit in cuda_units()
+    ]
+    return kernels + [
+        Edge(folder / f"{source.name}.o", "host", [source]) for source in host_sources()
     ]
 
 
-def _compile_objects(toolkit: toolchain.Toolkit, architectures: list[str]) -> str:
-    return _compile(
-        toolkit,
-        *toolchain.gencode_flags(architectures),
-        *COMPRESSED,
-        *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
-        *_python_headers(),
+def _object_rules(toolkit: toolchain.Toolkit, architectures: list[str]) -> dict[str, str]:
+    kernels = (*toolchain.gencode_flags(architectures), *COMPRESSED)
+    return {
+        "kernels": _compile(toolkit, *kernels, "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+        "host": _host_rule(toolkit),
+    }
+
+
+def _host_rule(toolkit: toolchain.Toolkit, *flags: str) -> str:
+    """The host compiler by itself takes a third of the time that nvcc takes."""
+    headers = (f"-I{CSRC}", "-isystem", str(toolkit.headers), *_python_headers())
+    command = ninja_file.quoted(
+        *(toolkit.host_compiler, "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"),
+        *(*flags, *headers),
     )
+    return f"{command} -MD -MF $out.d -c $in -o $out"
 
 
 def _python_headers() -> tuple[str, ...]:
@@ -159,6 +211,11 @@ def _python_headers() -> tuple[str, ...]:
 
 
 def _compile(toolkit: toolchain.Toolkit, *flags: object, output: str = "-c") -> str:
-    # The host sources too are read as CUDA: one rule and one set of flags for all.
-    command = ninja_file.quoted(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, *flags)
-    return f"{command} -MD -MF $out.d -x cu {output} $in -o $out"
+    command = ninja_file.quoted(
+        *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, f"-I{CSRC}", *flags)
+    )
+    return f"{command} $macros -MD -MF $out.d -x cu {output} $in -o $out"
+
+
+def _pairs(sizes: list[int]) -> list[list[int]]:
+    return [sizes[i : i + 2] for i in range(0, len(sizes), 2)]

@@ -6,16 +6,26 @@ import contextlib
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import toolchain
+
+
+class Edge(NamedTuple):
+    """One file to make: by which rule, from which files, with which macros defined."""
+
+    target: Path
+    rule: str
+    sources: Sequence[Path]
+    macros: Sequence[str] = ()
 
 
 def run(
     folder: Path,
     rules: Mapping[str, str],
-    edges: Iterable[tuple[Path, str, list[Path]]],
+    edges: Iterable[Edge],
     quiet: bool = False,
 ) -> None:
     """Brings every target up to date; MAX_JOBS limits how many commands run at a time.
@@ -23,8 +33,9 @@ def run(
     Args:
         folder: where the build file lies.
         rules: the command of each rule; ``$in`` and ``$out`` stand for the files, ``$out.d`` for
-            the list of headers that the compiler is to write.
-        edges: target, rule and sources.
+            the list of headers that the compiler is to write, ``$macros`` for the options that
+            define the macros of an edge.
+        edges: the files to make.
         quiet: print nothing but what commands that fail have printed.
 
     Raises:
@@ -35,8 +46,10 @@ def run(
         lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
         if "$out.d" in command:
             lines += ["  depfile = $out.d", "  deps = gcc"]
-    for target, rule, sources in edges:
+    for target, rule, sources, macros in edges:
         lines.append(f"build {_path(target)}: {rule} {' '.join(map(_path, sources))}")
+        if macros:
+            lines.append(f"  macros = {quoted(*(f'-D{macro}' for macro in macros))}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = os.environ.get("MAX_JOBS")

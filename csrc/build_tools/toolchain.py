@@ -50,6 +50,7 @@ class Toolkit:
     version: str
     host_compiler: str
     static_runtime: Path
+    headers: Path
 
 
 def build_wanted() -> bool | None:
@@ -239,9 +240,12 @@ def _inspect(nvcc: Path) -> Toolkit | str:
     runtime = next((path for path in runtimes if path.is_file()), None)
     if runtime is None:
         return f"{nvcc} comes without libcudart_static.a"
+    headers = next((Path(found) for found in re.findall(r'"-I([^"]+)"', folders)), None)
+    if headers is None:
+        return f"{nvcc} comes without headers"
     if problem := _compile_problem(nvcc):
         return f"{nvcc} cannot compile C++20 with {_host_compiler()}: {problem}"
-    return Toolkit(nvcc, release[3], _host_compiler(), runtime.resolve())
+    return Toolkit(nvcc, release[3], _host_compiler(), runtime.resolve(), headers.resolve())
 
 
 def _compile_problem(nvcc: Path) -> str | None:

@@ -175,7 +175,7 @@ class Module:
         They would stand in for the others. So would the one that ends Bands::load: each kernel has
         another one before it writes there.
         """
-        source = (emulated_gpu.CSRC / "toeplitz.cuh").read_text().split("\n")
+        source = (emulated_gpu.CSRC / "core" / "toeplitz.cuh").read_text().split("\n")
         early = next(n for n, line in enumerate(source, 1) if "void load_no_further()" in line)
         bands = max(n for n, line in enumerate(source[: early - 1], 1) if "__syncwarp" in line)
         file = next((f.split()[1] for f in self._files if f.endswith('toeplitz.cuh"')), None)

@@ -134,7 +134,7 @@ def _all_in_sources_noticed(pool: Any) -> bool:
 
     results = pool.map(source_faults.notice, source_faults.FAULTS, chunksize=1)
     missed = [
-        f"{fault.instantiation}: {fault.what}"
+        f"{fault.family}: {fault.what}"
         for fault, found in zip(source_faults.FAULTS, results, strict=True)
         if not found
     ]

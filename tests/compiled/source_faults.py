@@ -17,13 +17,14 @@ from .faults import in_a_process_of_its_own
 from .steps import Case
 
 BF16 = torch.bfloat16
-FORWARD, STAGING = "depthwise_forward.cuh", "staging_contiguous.cuh"
-PIXELS_STAGING, PIXELS_FORWARD = "staging_channels_last.cuh", "depthwise_forward_channels_last.cuh"
+FORWARD, STAGING = "kernels/forward.cuh", "core/staging_contiguous.cuh"
+PIXELS_STAGING = "core/staging_channels_last.cuh"
+PIXELS_FORWARD = "kernels/forward_channels_last.cuh"
 HALO = ("item.top(tiling) - pad", "item.top(tiling)")
 # Kernels are compiled for bfloat16 alone, which takes half the time.
 OTHER_TYPE = {
-    "launch.cuh": ("launch(__half(), step, tiles, is_whole)", "cudaErrorInvalidValue"),
-    "launch_channels_last.cuh": ("launch(__half(), step, tiles)", "cudaErrorInvalidValue"),
+    "host/launch.cuh": ("launch(__half(), step, tiles, is_whole)", "cudaErrorInvalidValue"),
+    "host/launch_channels_last.cuh": ("launch(__half(), step, tiles)", "cudaErrorInvalidValue"),
 }
 
 
@@ -40,7 +41,7 @@ class SourceFault:
 
     what: str
     cases: tuple[Case, ...]
-    instantiation: str  # the file that is compiled
+    family: str  # of launchers, which instantiate.cu compiles for the size of the cases, or a file
     file: str
     text: str
     replacement: str = ""
@@ -50,16 +51,16 @@ def _of(
     operation: str,
     shapes: tuple[tuple[int, int, int, int], ...],
     layout: str,
-    instantiation: str,
+    family: str,
     *faults: tuple[str, ...],
 ) -> list[SourceFault]:
     cases = tuple(Case(operation, shape, 9, BF16, layout) for shape in shapes)
-    return [SourceFault(fault[0], cases, instantiation, *fault[1:]) for fault in faults]
+    return [SourceFault(fault[0], cases, family, *fault[1:]) for fault in faults]
 
 
 FAULTS = [
     *_of(
-        *("forward", PLANES, "contiguous", "instantiations/forward_9.cu"),
+        *("forward", PLANES, "contiguous", "forward"),
         ("no zeros around planes", FORWARD, "clear(input, input_elements, lane);"),
         ("halo one row off", STAGING, "item.top(tiling) - Pad", "item.top(tiling)"),
         ("more rows written than there are", STAGING, ", shape.height - top);", ", 1 << 20);"),
@@ -69,14 +70,14 @@ FAULTS = [
         ),
     ),
     *_of(
-        *("weight_gradient", PLANES, "contiguous", "instantiations/weight_gradient_9.cu"),
+        *("weight_gradient", PLANES, "contiguous", "weight_gradient"),
         (
-            *("seams counted twice", "depthwise_weight_gradient.cuh"),
+            *("seams counted twice", "kernels/weight_gradient.cuh"),
             *("item.first_tile() > 0", "false"),
         ),
     ),
     *_of(
-        *("forward", PIXELS, "channels_last", "instantiations/channels_last_forward_9.cu"),
+        *("forward", PIXELS, "channels_last", "forward_channels_last"),
         ("no zeros around planes", PIXELS_FORWARD, "clear_together(planes,", "(void)(0,"),
         ("halo one row off", PIXELS_STAGING, *HALO),
         ("more images read", PIXELS_STAGING, "chunk.present < missing;", "true;"),
@@ -85,33 +86,43 @@ FAULTS = [
     ),
     *_of(
         *("weight_gradient", PIXELS, "channels_last"),
-        "instantiations/channels_last_weight_gradient_9.cu",
+        "weight_gradient_channels_last",
         ("seams counted twice", PIXELS_STAGING, "q >= section.first_tile", "true"),
     ),
     *_of(
-        *("forward_normalised", PLANES, "contiguous", "instantiations/fused_forward_9.cu"),
+        *("forward_normalised", PLANES, "contiguous", "forward"),
         ("residual from another row", FORWARD, "Rows::at(pad + row", "Rows::at(row"),
     ),
     *_of(
-        *("forward_moments", WHOLE, "contiguous", "instantiations/fused_forward_9.cu"),
-        ("moments of missing images", "epilogue.cuh", "if (exists[job]) see", "see"),
+        *("forward_moments", WHOLE, "contiguous", "forward"),
+        ("moments of missing images", "core/epilogue.cuh", "if (exists[job]) see", "see"),
     ),
     *_of(
-        *("fused_backward", PLANES, "contiguous", "instantiations/fused_forward_9.cu"),
+        *("fused_backward", PLANES, "contiguous", "forward"),
         ("nothing added", FORWARD, "if (added && number >= first)", "if (false)"),
     ),
     *_of(
-        *("fused_backward", WHOLE, "contiguous", "instantiations/backward_9.cu"),
-        ("gradients of missing images", "depthwise_backward.cuh", "image < left", "true"),
-        ("filter not turned back", "depthwise_backward.cuh", "store<true>", "store<false>"),
+        *("fused_backward", WHOLE, "contiguous", "backward"),
+        ("gradients of missing images", "kernels/backward.cuh", "image < left", "true"),
+        ("filter not turned back", "kernels/backward.cuh", "store<true>", "store<false>"),
     ),
     *_of(
-        *("statistics", VALUES, "contiguous", "batch_norm.cu"),
-        ("planes not followed", "batch_norm.cuh", "inner -= inner_count, ++outer", "++outer"),
+        *("statistics", VALUES, "contiguous", "batch_norm"),
+        (
+            "planes not followed",
+            "kernels/elementwise.cuh",
+            "inner -= inner_count, ++outer",
+            "++outer",
+        ),
     ),
     *_of(
-        *("statistics", VALUES, "channels_last", "batch_norm.cu"),
-        ("a lane left out", "batch_norm.cuh", "lane < Place::lanes", "lane < Place::lanes - 1"),
+        *("statistics", VALUES, "channels_last", "batch_norm"),
+        (
+            "a lane left out",
+            "kernels/elementwise.cuh",
+            "lane < Place::lanes",
+            "lane < Place::lanes - 1",
+        ),
     ),
 ]
 
@@ -130,9 +141,19 @@ def notice(fault: SourceFault) -> str:
             _change(csrc / file, text, replacement)
         _change(csrc / fault.file, fault.text, fault.replacement)
         changed = Path(folder, "changed.ptx")
-        source = csrc / fault.instantiation
-        cuda_build.compile_to_ptx(toolchain.find_toolkit(), source, changed)
+        unit = _unit(fault)
+        cuda_build.compile_to_ptx(toolchain.find_toolkit(), unit, csrc, changed)
         return in_a_process_of_its_own(fault.cases, changed.name, changed.read_text())
+
+
+def _unit(fault: SourceFault) -> cuda_build.Unit:
+    """Compiles what `fault` needs and no other filter size."""
+    sources = {unit.name: unit for unit in cuda_build.cuda_units()}
+    if fault.family in sources:
+        return sources[fault.family]
+    size = f"FIRST_SIZE={fault.cases[0].kernel_size}"
+    instantiate = cuda_build.CSRC / "instantiate.cu"
+    return cuda_build.Unit(fault.family, instantiate, (fault.family.upper(), size))
 
 
 def _change(path: Path, text: str, replacement: str) -> None:

@@ -1,14 +1,14 @@
 // The planner on its own: on every architecture items tile every plane, halo included, and stay
 // within what the kernels, the grid and shared memory can take. Prints the first contradiction and
 // exits with 1.
-#include "plan.h"
+#include "host/plan.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-#include "launch.cuh"
-#include "launch_channels_last.cuh"
+#include "host/launch.cuh"
+#include "host/launch_channels_last.cuh"
 
 using namespace depthwise;
 

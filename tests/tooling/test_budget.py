@@ -351,7 +351,7 @@ def test_a_kernel_is_compiled_and_measured(tmp_path: Path, monkeypatch: pytest.M
         pytest.skip(str(missing))
     source = tmp_path / "spilling.cu"
     source.write_text(SPILLING_KERNEL)
-    monkeypatch.setattr(cuda_build, "cuda_sources", lambda: [source])
+    monkeypatch.setattr(cuda_build, "cuda_units", lambda: [cuda_build.Unit("spilling", source)])
     monkeypatch.setattr(budget, "ROOT", tmp_path)
     (row,) = budget.measure_cuda(["90"])
     assert (row.kernel, row.architecture) == ("spilling<float, 64>", "90")

@@ -29,7 +29,8 @@ NVCC = """#!/bin/sh
 case "$*" in
   --version) echo "Cuda compilation tools, release {release}, V{release}.77" ;;
   --list-gpu-code) printf 'sm_75 sm_80 {architectures}\\n' ;;
-  *--dryrun*) echo '#$ LIBRARIES=  "-L{home}/lib64/stubs" "-L{home}/lib64"' >&2 ;;
+  *--dryrun*) echo '#$ INCLUDES="-I{home}/include"' >&2
+    echo '#$ LIBRARIES=  "-L{home}/lib64/stubs" "-L{home}/lib64"' >&2 ;;
   *-std=c++20*) {compile} ;;
 esac
 """
@@ -283,7 +284,10 @@ static PyModuleDef definition{PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, metho
 PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&definition); }
 """
 KERNEL = """
-#include "kernel.h"
+#if defined(TWICE)
+#include "core/scale.h"
+#endif
+static_assert(FIRST_SIZE == 3);
 __global__ void twice(int* x) { *x *= 2; }
 int doubled(int x) {
   cudaStream_t stream = nullptr;
@@ -307,10 +311,11 @@ def source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("convmixer", "convmixer_kernels", "csrc/build_tools"):
         shutil.copytree(ROOT / name, tree / name, ignore=ignored)
     (tree / "README.md").write_text("# Sample\n")
-    (tree / "csrc" / "instantiations").mkdir()
+    (tree / "csrc" / "core").mkdir()
     (tree / "csrc" / "bindings.cpp").write_text(BINDINGS)
-    (tree / "csrc" / "kernel.h").write_text("constexpr int scale = 2;\n")
-    (tree / "csrc" / "instantiations" / "kernel.cu").write_text(KERNEL)
+    (tree / "csrc" / "core" / "scale.h").write_text("constexpr int scale = 2;\n")
+    (tree / "csrc" / "core" / "filter_sizes.h").write_text("int filter_sizes[] = {2, 3};\n")
+    (tree / "csrc" / "instantiate.cu").write_text(KERNEL)
     return tree
 
 
@@ -385,7 +390,7 @@ def real_toolkit(source_tree: Path) -> None:
 def test_compile_errors_are_fatal_and_changed_headers_are_built_anew(
     source_tree: Path, build: Build
 ) -> None:
-    header = source_tree / "csrc" / "kernel.h"
+    header = source_tree / "csrc" / "core" / "scale.h"
     text = header.read_text()
     header.write_text("constexpr int scale = nothing;\n")
     failed = build(ARCHITECTURES="90")
@@ -448,7 +453,7 @@ def test_what_the_distributions_contain(source_tree: Path, build: Build) -> None
         information = file.extractfile(contents["PKG-INFO"])
         assert information is not None
         metadata = information.read().decode()
-    expected = {"csrc/build_tools/toolchain.py", "csrc/instantiations/kernel.cu", "csrc/kernel.h"}
+    expected = {"csrc/build_tools/toolchain.py", "csrc/instantiate.cu", "csrc/core/scale.h"}
     assert expected | {"LICENSE", "setup.py", "csrc/bindings.cpp"} | recipes <= contents.keys()
     assert not [name for name in contents if name.endswith((".so", "_build.json"))]
     assert "\nName: convmixer-kernels\n" in metadata
@@ -544,7 +549,7 @@ def test_the_report_describes_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_source_is_compiled() -> None:
-    compiled = {*cuda_build.cuda_sources(), *cuda_build.host_sources()}
+    compiled = {*(unit.source for unit in cuda_build.cuda_units()), *cuda_build.host_sources()}
     interpreter = ROOT / "csrc" / "interpreter"
     sources = {*ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/**/*.cpp")}
     assert compiled == {path for path in sources if interpreter not in path.parents}
@@ -554,9 +559,11 @@ def test_the_extension_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The cubins of `make budget` are read as they are."""
     rules: list[dict[str, str]] = []
     monkeypatch.setattr(cuda_build.ninja_file, "run", lambda _, given, *rest: rules.append(given))
-    toolkit = toolchain.Toolkit(Path("nvcc"), "13.0", "g++", Path("libcudart_static.a"))
+    toolkit = toolchain.Toolkit(
+        Path("nvcc"), "13.0", "g++", Path("libcudart_static.a"), Path("include")
+    )
     cuda_build.build_extension(toolkit, ["90"], tmp_path / "_cuda.so")
     cuda_build.build_cubins(toolkit, ["90"], tmp_path)
     extension, cubins = rules
-    assert "-Xfatbin -compress-all" in extension["compile"]
+    assert "-Xfatbin -compress-all" in extension["kernels"]
     assert not any("-compress" in command for command in cubins.values())

@@ -1,0 +1,209 @@
+// What the kernels take from the machine: every PTX instruction, and shared memory.
+//
+// A "lane" is a thread's place in its warp. Where a function says "the whole warp", all 32 lanes
+// must call it together. Instructions are those of the PTX ISA, sections "Warp Level Matrix
+// Multiply-Accumulate Instructions" and "Data Movement and Conversion Instructions"; compute capability
+// 8.0 or newer.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace device {
+
+// mma.sync.m16n8k16 (Chunks 2) or m16n8k8 (Chunks 1), T in {__half, __nv_bfloat16}: d = a b + c,
+// summed in float, by the whole warp; a is 16 x 8*Chunks and b 8*Chunks x 8. With g = lane / 4 and
+// t = lane % 4 * 2, a lane hands in
+//   a[q], q < 2*Chunks: element (g + q % 2 * 8, q / 2 * 8 + t), that to its right in the high half;
+//   b[q], q < Chunks:   element (q * 8 + t, g), the one below in the high half;
+//   c[q] and d[q]:      element (g + q / 2 * 8, t + q % 2).
+template <class T, int Chunks>
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t* a, const uint32_t* b,
+                                    const float (&c)[4]) {
+  static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
+  static_assert(Chunks == 1 || Chunks == 2);
+#define DEVICE_MMA_K16(type)                                                                    \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                    \
+      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"                          \
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                          \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), \
+        "f"(c[2]), "f"(c[3]))
+#define DEVICE_MMA_K8(type)                                 \
+  asm("mma.sync.aligned.m16n8k8.row.col.f32." type "." type \
+      ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"  \
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])      \
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]))
+  if constexpr (std::is_same_v<T, __half>) {
+    if constexpr (Chunks == 2) DEVICE_MMA_K16("f16");
+    else DEVICE_MMA_K8("f16");
+  } else {
+    if constexpr (Chunks == 2) DEVICE_MMA_K16("bf16");
+    else DEVICE_MMA_K8("bf16");
+  }
+#undef DEVICE_MMA_K16
+#undef DEVICE_MMA_K8
+}
+
+// ldmatrix.x4 (.trans): four 8 x 8 matrices of 16-bit values from shared memory, by the whole warp.
+// Lane l hands in the address of row l % 8 of matrix l / 8, 16 bytes on a 16-byte boundary, and
+// receives in r[q] element (l / 4, l % 4 * 2) and the one to its right (high half) of matrix q, or
+// of its transpose.
+template <bool Transposed>
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (Transposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+// ldmatrix.x2 (.trans): the same for two matrices; the addresses of lanes 16 to 31 are not used.
+template <bool Transposed>
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[2], const void* row) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (Transposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(at)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(at)
+                 : "memory");
+}
+
+// st.shared.v4: each lane stores 16 bytes on a 16-byte boundary in one piece, which the compiler is
+// free not to do for an assignment.
+__device__ __forceinline__ void store_shared(void* to, uint4 value) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
+// st.shared.v2: the same for 8 bytes on an 8-byte boundary.
+__device__ __forceinline__ void store_shared(void* to, uint2 value) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(value.x), "r"(value.y) : "memory");
+}
+
+// cp.async: each lane starts a copy of Bytes (4, 8 or 16; both addresses aligned to it) from global
+// to shared memory. Where `present` is false it writes zeros and does not read the source, but `from`
+// must be readable all the same: code for sm_100 was reported to touch the address.
+template <int Bytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool present) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
+                 "r"(present ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(Bytes),
+                 "r"(present ? Bytes : 0)
+                 : "memory");
+}
+
+// cp.async.commit_group: makes a group of the copies this lane has started since its last one.
+__device__ __forceinline__ void copy_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// cp.async.wait_group: returns when at most MayRemain of this lane's groups, the youngest, are
+// still under way. Other lanes see the copied values after a barrier that follows.
+template <int MayRemain>
+__device__ __forceinline__ void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(MayRemain) : "memory");
+}
+
+// ld.global.nc: one load of sizeof(T) bytes (2, 4, 8 or 16, aligned to it) from global memory that
+// nobody writes while the kernel runs.
+template <class T>
+__device__ __forceinline__ T load_global(const T* from) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  T value;
+  const auto load = [&](const auto* at) {
+    const auto bits = __ldg(at);
+    memcpy(&value, &bits, sizeof(T));
+  };
+  if constexpr (sizeof(T) == 2) load(reinterpret_cast<const unsigned short*>(from));
+  else if constexpr (sizeof(T) == 4) load(reinterpret_cast<const unsigned int*>(from));
+  else if constexpr (sizeof(T) == 8) load(reinterpret_cast<const uint2*>(from));
+  else load(reinterpret_cast<const uint4*>(from));
+  return value;
+}
+
+// st.global: one store of sizeof(T) bytes (2, 4, 8 or 16, aligned to it) to global memory.
+template <class T>
+__device__ __forceinline__ void store_global(T* to, T value) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  const auto store = [&](auto* at) {
+    std::remove_pointer_t<decltype(at)> bits;
+    memcpy(&bits, &value, sizeof(T));
+    *at = bits;
+  };
+  if constexpr (sizeof(T) == 2) store(reinterpret_cast<unsigned short*>(to));
+  else if constexpr (sizeof(T) == 4) store(reinterpret_cast<unsigned int*>(to));
+  else if constexpr (sizeof(T) == 8) store(reinterpret_cast<uint2*>(to));
+  else store(reinterpret_cast<uint4*>(to));
+}
+
+// ex2.approx.ftz: 2^x within about 2 units in the last place; subnormals count as zero.
+__device__ __forceinline__ float exp2(float x) {
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+}
+
+// max.NaN: the larger one, or NaN if either is.
+__device__ __forceinline__ float maximum(float x, float y) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(y));
+  return x;
+}
+
+// rcp.approx.ftz: 1 / x within 1 unit in the last place; subnormals count as zero.
+__device__ __forceinline__ float reciprocal(float x) {
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+}
+
+// The same value, of which the compiler knows nothing: what is computed from it inside a loop stays
+// there instead of taking a register all the way round. No instruction.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// Hands out the dynamic shared memory of a block, array by array, each on a 128-byte boundary. All
+// threads of a block take the same arrays in the same order. The launch asks for the sum of the
+// sizes, each rounded up by SharedMemory::bytes.
+class SharedMemory {
+ public:
+  template <class T>
+  __host__ __device__ static constexpr size_t bytes(size_t count) {
+    return (count * sizeof(T) + 127) / 128 * 128;
+  }
+
+  template <class T>
+  __device__ __forceinline__ T* take(size_t count) {
+    extern __shared__ __align__(128) char dynamic_shared_memory[];
+    T* const array = reinterpret_cast<T*>(dynamic_shared_memory + used_);
+    used_ += bytes<T>(count);
+    return array;
+  }
+
+ private:
+  size_t used_ = 0;
+};
+
+}  // namespace device

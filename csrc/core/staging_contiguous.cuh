@@ -1,0 +1,378 @@
+// How planes of contiguous rows enter and leave shared memory, one item and one warp at a time.
+//
+// Two ways. Whole planes, square and exactly as large as an item (8x8, 16x16, 32x32), move as
+// straight runs of 16 bytes a lane. Any other plane moves row by row, in the widest pieces that its
+// alignment allows, with zeros for what lies outside.
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <type_traits>
+
+#include "core/item.cuh"
+#include "core/packed16.cuh"
+
+namespace depthwise {
+
+// Zeroes `elements` elements, a multiple of 8, of this warp's shared memory.
+template <class T>
+__device__ __forceinline__ void clear(T* at, int elements, int lane) {
+#pragma unroll 1
+  for (int i = 8 * lane; i < elements; i += 8 * 32)
+    device::store_shared(at + i, make_uint4(0, 0, 0, 0));
+}
+
+// What readers and writers are told alike.
+template <class T>
+struct Planes {
+  T* tensor;  // its first element
+  T* first;   // the plane of image 0
+  ptrdiff_t image_stride;
+  int alignment;  // in elements, of every row
+};
+
+// ---- whole planes --------------------------------------------------------------------------------
+
+// A whole plane moves in chunks of 8 columns, 32 or a divisor of it at a time; where it has fewer, a
+// warp moves several images at a time.
+template <int Step, int Tiles, class Layout>
+struct WholePlane {
+  static constexpr int size = 8 * Tiles;
+  static constexpr int groups = size / Step, images = jobs / groups;
+  static constexpr int chunks = size * Tiles;
+  static constexpr int at_once = chunks < 32 ? chunks : 32;
+  static constexpr int images_at_once = 32 / at_once;
+  static_assert(groups * images == jobs && 32 % at_once == 0 && at_once / Tiles % Step == 0);
+
+  // Of the first chunk of a lane.
+  int image, in_plane, in_shared;
+
+  __device__ __forceinline__ WholePlane(int first_row, int image_pitch, int lane)
+      : image(lane / at_once),
+        in_plane(lane % at_once * 8),
+        in_shared(image * image_pitch +
+                  Layout::at(first_row + lane % at_once / Tiles, lane % Tiles * 8)) {}
+
+  // Calls visit(images on, elements on in the plane, elements on in shared memory), all constants.
+  template <class Visit>
+  __device__ __forceinline__ static void each_chunk(int image_pitch, Visit visit) {
+#pragma unroll
+    for (int i = 0; i < images; i += images_at_once)
+#pragma unroll
+      for (int c = 0; c < chunks; c += at_once)
+        visit(i, 8 * c, i * image_pitch + c / Tiles / Step * Layout::group);
+  }
+};
+
+// ---- any plane -----------------------------------------------------------------------------------
+
+// Calls visit(where a piece lies in the plane, where in shared memory, its row and column) for the
+// pieces of `rows` rows that fall to this lane, in columns [begin, end). `plane` is where the first of
+// these rows begins. As many lanes lie side by side as a row has pieces, rounded up to a power of two:
+// then a lane keeps its column, and its rows follow each other at constant distances.
+template <class Layout, int Tiles, int Piece, class T, class Visit>
+__device__ __forceinline__ void each_piece(T* plane, int width, int first_row, int rows, int begin,
+                                           int end, int lane, Visit visit) {
+  constexpr int across = std::min(32u, std::bit_ceil(unsigned(8 * Tiles / Piece)));
+  constexpr int down = 32 / across, turn = std::lcm(down, Layout::step);
+  // Or what is worked out from it would stay in registers from item to item.
+  width = device::opaque(width);
+#pragma unroll
+  for (int first = 0; first < 8 * Tiles; first += across * Piece) {
+    const int column = first + lane % across * Piece;
+    if (column < begin || column >= end) continue;
+    int in_shared[turn / down];
+#pragma unroll
+    for (int i = 0; i < turn / down; ++i)
+      in_shared[i] = Layout::at(first_row + lane / across + i * down, column);
+    T* in_plane = plane + ptrdiff_t(lane / across) * width + column;
+#pragma unroll 1
+    for (int row = lane / across; row < rows; row += turn)
+#pragma unroll
+      for (int i = 0; i < turn / down; ++i) {
+        if (row + i * down < rows) visit(in_plane, in_shared[i], row + i * down, column);
+        in_plane += down * width;
+        in_shared[i] += turn / Layout::step * Layout::group;
+      }
+  }
+}
+
+// The part of the planes that an item covers with its halo, and where it goes.
+struct Span {
+  int images;     // of the item
+  int existing;   // of these, since the last item may have more than are left
+  int first_row;  // in shared memory
+  int rows;       // of an image, from `top` on
+  int top, left;  // in the plane
+};
+
+// Brings a span of planes to shared memory at column Shift, `from` and `to` being those of the item's
+// first image. What lies outside becomes zeros, by copies that name the first element of `tensor`.
+template <class Layout, int Tiles, int Shift, int Piece, class T>
+__device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* tensor, const T* from,
+                                           ptrdiff_t image_stride, const Span& span,
+                                           const Shape& shape, int lane) {
+  from += ptrdiff_t(span.top) * shape.width + span.left;
+#pragma unroll 1
+  for (int image = 0; image < span.images; ++image) {
+    const int height = image < span.existing ? shape.height : 0;
+    each_piece<Layout, Tiles, Piece>(
+        from, shape.width, span.first_row, span.rows, 0, 8 * Tiles, lane,
+        [&](const T* in_plane, int in_shared, int row, int column) {
+          const bool inside =
+              unsigned(span.top + row) < unsigned(height) && span.left + column < shape.width;
+          device::copy_async<2 * Piece>(to + Shift + in_shared, inside ? in_plane : tensor, inside);
+        });
+    to += pitch, from += image_stride;
+  }
+}
+
+// The same for rows that are not aligned to 4 bytes, which no asynchronous copy takes: they go through
+// registers, several pieces of a lane at a time, which wait for memory together.
+template <class Layout, int Tiles, int Shift, class T>
+__device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
+                                               ptrdiff_t image_stride, const Span& span,
+                                               const Shape& shape, int lane) {
+  constexpr int piece = 4, per_row = 8 * Tiles / piece;
+  constexpr int at_once = Tiles <= 2 ? 4 : 2;  // more take registers that wide tiles do not have
+  // As in each_piece.
+  const int width = device::opaque(shape.width);
+  int image = 0, row = lane / per_row, column = lane % per_row * piece;
+  const auto settle = [&] {
+    while (row >= span.rows) row -= span.rows, ++image;
+  };
+  settle();
+  while (image < span.images) {
+    uint2 bits[at_once];
+    int target[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int y = span.top + row, x = span.left + column;
+      const bool exists = image < span.existing && unsigned(y) < unsigned(shape.height);
+      const unsigned short* const source = reinterpret_cast<const unsigned short*>(
+          from + image * image_stride + ptrdiff_t(y) * width + x);
+      uint32_t element[piece];
+#pragma unroll
+      for (int e = 0; e < piece; ++e)
+        element[e] = exists && x + e < width ? device::load_global(source + e) : 0u;
+      bits[i] = make_uint2(element[0] | element[1] << 16, element[2] | element[3] << 16);
+      target[i] = image < span.images
+                      ? image * pitch + Layout::at(span.first_row + row, Shift + column)
+                      : -1;
+      row += 32 / per_row;
+      column += 32 % per_row * piece;
+      if (column >= 8 * Tiles) column -= 8 * Tiles, ++row;
+      settle();
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (target[i] >= 0) device::store_shared(to + target[i], bits[i]);
+  }
+}
+
+// Brings an item of planes to shared memory at column Shift, with Pad rows of halo above and below.
+template <class Layout, int Pad, int Shift, int Step, int Tiles, class T>
+__device__ __forceinline__ void fetch_item(T* to, const Planes<const T>& planes,
+                                           const Item<Step, Tiles>& item, const Shape& shape,
+                                           const Tiling& tiling, int pitch, int lane) {
+  // Each of the ways below would keep its addresses in registers of its own.
+  lane = device::opaque(lane);
+  const bool one_strip = tiling.strips == 1;
+  // Values derived from it would stay in registers from item to item.
+  const int images = device::opaque(jobs >> tiling.groups_log2);
+  const Span span{images,
+                  min(images, shape.images - item.image()),
+                  one_strip ? Pad : 0,
+                  one_strip ? shape.height : (Step << tiling.groups_log2) + 2 * Pad,
+                  one_strip ? 0 : item.top(tiling) - Pad,
+                  item.left()};
+  const T* const from = planes.first + item.image() * planes.image_stride;
+  const auto fetch = [&](auto piece) {
+    fetch_rows<Layout, Tiles, Shift, decltype(piece)::value>(
+        to, pitch, planes.tensor, from, planes.image_stride, span, shape, lane);
+  };
+  using std::integral_constant;
+  constexpr int widest = Shift % 8 == 0 ? 8 : 4;
+  if (planes.alignment >= widest) fetch(integral_constant<int, widest>());
+  else if (widest > 4 && planes.alignment == 4) fetch(integral_constant<int, 4>());
+  else if (planes.alignment == 2) fetch(integral_constant<int, 2>());
+  else
+    fetch_elements<Layout, Tiles, Shift>(to, pitch, from, planes.image_stride, span, shape, lane);
+}
+
+// Writes the outputs of an item to the planes.
+template <class Layout, int Piece, int Step, int Tiles, class T>
+__device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, const T* from,
+                                           const Item<Step, Tiles>& item, const Shape& shape,
+                                           const Tiling& tiling, int pitch, int lane) {
+  using Value = Bits<Piece>;
+  const int images = min(jobs >> tiling.groups_log2, shape.images - item.image());
+  const int top = item.top(tiling), rows = min(Step << tiling.groups_log2, shape.height - top);
+  const int first = 8 * item.first_tile();
+  const int end = min(8 * item.last_tile(tiling), shape.width - item.left());
+  T* to = planes + item.image() * image_stride + ptrdiff_t(top) * shape.width + item.left();
+#pragma unroll 1
+  for (int image = 0; image < images; ++image) {
+    each_piece<Layout, Tiles, Piece>(
+        to, shape.width, 0, rows, first, end, lane, [&](T* in_plane, int in_shared, int, int) {
+          device::store_global(reinterpret_cast<Value*>(in_plane),
+                               *reinterpret_cast<const Value*>(from + in_shared));
+        });
+    to += image_stride, from += pitch;
+  }
+}
+
+// ---- readers and writers -------------------------------------------------------------------------
+
+// Brings one item after another to shared memory. Pad rows of halo lie above and below, and the
+// planes begin at column Shift there. Whatever no copy overwrites must be zero before: halo rows
+// where one strip covers the plane, columns beside it.
+template <class T, int Step, int Tiles, class Layout, int Pad, int Shift, bool Whole>
+class Reader {
+ public:
+  __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
+                                    const Shape& shape, const Tiling& tiling, int image_pitch)
+      : planes_(planes),
+        shape_(shape),
+        tiling_(tiling),
+        item_(first_item, tiling),
+        pitch_(image_pitch) {}
+
+  __device__ __forceinline__ void fetch_next(T* to, int lane) {
+    fetch_item<Layout, Pad, Shift>(to, planes_, item_, shape_, tiling_, pitch_, lane);
+    item_.advance(tiling_);
+  }
+
+ private:
+  const Planes<const T>& planes_;
+  const Shape& shape_;
+  const Tiling& tiling_;
+  Item<Step, Tiles> item_;
+  int pitch_;
+};
+
+template <class T, int Step, int Tiles, class Layout, int Pad, int Shift>
+class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
+  using Plane = WholePlane<Step, Tiles, Layout>;
+  static constexpr int pitch = Layout::image(Plane::groups, 2 * Pad);
+
+ public:
+  __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
+                                    const Shape& shape, const Tiling&, int,
+                                    int lane = int(threadIdx.x) % 32)
+      : tensor_(planes.tensor), stride_(planes.image_stride) {
+    const Plane plane(Pad, pitch, lane);
+    const int first_image = first_item * Plane::images + plane.image;
+    from_ = planes.first + first_image * stride_ + plane.in_plane;
+    in_shared_ = plane.in_shared + Shift;
+    left_ = shape.images - first_image;
+  }
+
+  __device__ __forceinline__ void fetch_next(T* to, int) {
+    Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
+      // An image that does not exist counts as zero.
+      const bool exists = Plane::images == 1 || image < left_;
+      const T* const from = exists ? from_ + image * stride_ + in_plane : tensor_;
+      T* const at = to + in_shared_ + in_shared;
+      if constexpr (Shift % 8 == 0) {
+        device::copy_async<16>(at, from, exists);
+      } else {
+        device::copy_async<8>(at, from, exists);
+        device::copy_async<8>(at + 4, from + 4, exists);
+      }
+    });
+    from_ += Plane::images * stride_;
+    left_ -= Plane::images;
+  }
+
+ private:
+  const T* tensor_;
+  const T* from_;
+  ptrdiff_t stride_;
+  int in_shared_, left_;
+};
+
+// Writes one finished item after another to memory. `fetch_added` brings the item of another tensor
+// of the same strides, `added` its first element, to the place of the item that is written next.
+template <class T, int Step, int Tiles, class Layout, bool Whole>
+class Writer {
+ public:
+  __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
+                                    const Tiling& tiling, int image_pitch)
+      : planes_(planes),
+        shape_(shape),
+        tiling_(tiling),
+        item_(first_item, tiling),
+        pitch_(image_pitch) {}
+
+  __device__ __forceinline__ void fetch_added(T* to, const T* added, int lane) const {
+    const Planes<const T> planes{added, added + (planes_.first - planes_.tensor),
+                                 planes_.image_stride, planes_.alignment};
+    fetch_item<Layout, 0, 0>(to, planes, item_, shape_, tiling_, pitch_, lane);
+  }
+
+  __device__ __forceinline__ void store_next(const T* from, int lane) {
+    lane = device::opaque(lane);
+    const auto store = [&](auto piece) {
+      store_rows<Layout, decltype(piece)::value>(planes_.first, planes_.image_stride, from, item_,
+                                                 shape_, tiling_, pitch_, lane);
+    };
+    using std::integral_constant;
+    if (planes_.alignment == 8) store(integral_constant<int, 8>());
+    else if (planes_.alignment == 4) store(integral_constant<int, 4>());
+    else if (planes_.alignment == 2) store(integral_constant<int, 2>());
+    else store(integral_constant<int, 1>());
+    item_.advance(tiling_);
+  }
+
+ private:
+  const Planes<T>& planes_;
+  const Shape& shape_;
+  const Tiling& tiling_;
+  Item<Step, Tiles> item_;
+  int pitch_;
+};
+
+template <class T, int Step, int Tiles, class Layout>
+class Writer<T, Step, Tiles, Layout, true> {
+  using Plane = WholePlane<Step, Tiles, Layout>;
+  static constexpr int pitch = Layout::image(Plane::groups, 0);
+
+ public:
+  __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
+                                    const Tiling&, int, int lane = int(threadIdx.x) % 32)
+      : tensor_(planes.tensor), stride_(planes.image_stride) {
+    const Plane plane(0, pitch, lane);
+    const int first_image = first_item * Plane::images + plane.image;
+    to_ = planes.first + first_image * stride_ + plane.in_plane;
+    in_shared_ = plane.in_shared;
+    left_ = shape.images - first_image;
+  }
+
+  __device__ __forceinline__ void fetch_added(T* to, const T* added, int) const {
+    const T* const first = added + (to_ - tensor_);
+    Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
+      const bool exists = Plane::images == 1 || image < left_;
+      device::copy_async<16>(to + in_shared_ + in_shared,
+                             exists ? first + image * stride_ + in_plane : added, exists);
+    });
+  }
+
+  __device__ __forceinline__ void store_next(const T* from, int) {
+    Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
+      if (Plane::images > 1 && image >= left_) return;
+      device::store_global(reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane),
+                           *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared));
+    });
+    to_ += Plane::images * stride_;
+    left_ -= Plane::images;
+  }
+
+ private:
+  T* tensor_;
+  T* to_;
+  ptrdiff_t stride_;
+  int in_shared_, left_;
+};
+
+}  // namespace depthwise

@@ -1,4 +1,0 @@
-#include "../launch_fused.cuh"
-
-template cudaError_t depthwise::launch_backward<13>(const BackwardArguments&, Type, const Plan&,
-                                                    cudaStream_t);

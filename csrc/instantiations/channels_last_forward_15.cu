@@ -1,4 +1,0 @@
-#include "../launch_channels_last.cuh"
-
-template cudaError_t depthwise::launch_forward_channels_last<15>(
-    const ChannelsLastForwardArguments&, Type, const Plan&, cudaStream_t);

@@ -1,4 +1,0 @@
-#include "../launch_channels_last.cuh"
-
-template cudaError_t depthwise::launch_weight_gradient_channels_last<5>(
-    const ChannelsLastWeightGradientArguments&, Type, const Plan&, cudaStream_t);

@@ -1,4 +1,0 @@
-#include "../launch.cuh"
-
-template cudaError_t depthwise::launch_forward<7>(const ForwardArguments&, Type, const Plan&,
-                                                  cudaStream_t);

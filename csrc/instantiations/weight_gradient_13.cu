@@ -1,4 +1,0 @@
-#include "../launch.cuh"
-
-template cudaError_t depthwise::launch_weight_gradient<13>(const WeightGradientArguments&, Type,
-                                                           const Plan&, cudaStream_t);
