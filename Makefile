@@ -8,6 +8,7 @@
 #   make compiled  thousands of cases, and planted faults, on what nvcc and Triton compile, without
 #                 a GPU
 #   make report   tables and pictures from stored results: make report RESULTS=build/visit/visit.jsonl
+#   make wheel    a wheel for this Python with the kernels of every architecture, in dist
 #   make budget   registers, spills and instructions of every kernel, against benchmarks/budget.csv
 #   make lint, make format, make clean
 
@@ -23,10 +24,8 @@ PYTHON_FOLDERS := convmixer convmixer_kernels benchmarks tests csrc setup.py
 BUILD_TOOLS := setup.py $(wildcard csrc/build_tools/*.py)
 CPP_FILES := $(shell find benchmarks csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 CUDA_SOURCES := $(filter-out benchmarks/% csrc/interpreter/% tests/%,$(CPP_FILES))
-# Without a GPU the kernels run on an interpreter of PTX.
-ARCHITECTURES := $(if $(GPU),,80-virtual)
 
-.PHONY: demo test compiled gpu report budget lint format clean
+.PHONY: demo test compiled gpu report wheel budget lint format clean
 .PHONY: gpu-full gpu-present gpu-carry gpu-build gpu-test gpu-sanitize gpu-benchmark
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
@@ -96,6 +95,12 @@ report: $(VENV)/installed
 	@if [ -z "$(RESULTS)" ]; then echo "make report: name results, as in make report RESULTS=build/visit/visit.jsonl"; exit 2; fi
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 
+# What an earlier build left in these folders would go into the wheel.
+wheel: $(VENV)/installed
+	rm -rf build/lib* build/bdist*
+	CONVMIXER_KERNELS_BUILD_CUDA=1 CONVMIXER_KERNELS_ARCHITECTURES="$(or $(ARCHITECTURES),all)" \
+	  $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
 budget: $(VENV)/installed
 	$(BIN)/python benchmarks/budget.py
 
@@ -128,6 +133,5 @@ $(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt $(BUILD_TOOLS)
 	@touch $@
 
 $(VENV)/cuda: $(VENV)/installed $(CUDA_SOURCES)
-	CONVMIXER_KERNELS_ARCHITECTURES="$${CONVMIXER_KERNELS_ARCHITECTURES:-$(ARCHITECTURES)}" \
-	  $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@

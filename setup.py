@@ -1,9 +1,9 @@
 """Builds the CUDA extension where this machine can, and records what was built or why it was not.
 
 CONVMIXER_KERNELS_BUILD_CUDA      0 skips the extension, 1 demands it; unset: where nvcc is found
-CONVMIXER_KERNELS_ARCHITECTURES   such as "90", "80;90;120+PTX" or "80-virtual" (PTX alone);
-                                  unset: the GPUs in this machine, or all supported ones if there is
-                                  none
+CONVMIXER_KERNELS_ARCHITECTURES   such as "90", "80;90;120+PTX", "80-virtual" (PTX alone) or "all";
+                                  unset: the GPUs in this machine, or "80-virtual", which every
+                                  supported GPU takes, if there is none
 CONVMIXER_KERNELS_NO_SYSTEM_CUDA  1 ignores a system-wide nvcc in favour of the one from PyPI
 CUDA_HOME, CUDA_PATH, CXX         where to look for nvcc first, and the host compiler (g++)
 MAX_JOBS                          how many files to compile at a time
@@ -39,7 +39,10 @@ class BuildCuda(build_ext):
             if toolchain.build_wanted():
                 sys.exit(f"CONVMIXER_KERNELS_BUILD_CUDA=1, but {missing}")
             record = {"reason": missing.reason, "remedy": missing.remedy}
-            print(f"convmixer_kernels: building without CUDA: {missing}", file=sys.stderr)
+            print(
+                f"convmixer_kernels: without CUDA, on Triton and PyTorch alone: {missing}",
+                file=sys.stderr,
+            )
         except ValueError as error:
             sys.exit(f"convmixer_kernels: {error}")
         except subprocess.CalledProcessError:

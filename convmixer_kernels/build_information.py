@@ -9,6 +9,7 @@ from typing import Any
 
 _FOLDER = Path(__file__).parent
 _REMEDY = "build it with: pip install -e . (in the source folder)"
+_PTX_ALONE = "-virtual"
 
 
 def record() -> dict[str, Any] | None:
@@ -46,5 +47,15 @@ def summary() -> str:
         return f"not built: {reason}"
     build = record()
     assert build is not None
-    architectures = ", ".join(f"sm_{name}" for name in build["architectures"])
-    return f"built by nvcc {build['nvcc']} for {architectures}"
+    entries: list[str] = build["architectures"]
+    hint = ""
+    if all(entry.endswith(_PTX_ALONE) for entry in entries):
+        hint = " (PTX alone, which a driver compiles for its GPU at first use)"
+    return f"built by nvcc {build['nvcc']} for {', '.join(map(_name, entries))}{hint}"
+
+
+def _name(architecture: str) -> str:
+    """The name of an architecture in CUDA: "90" is sm_90 and "90-virtual" compute_90."""
+    if architecture.endswith(_PTX_ALONE):
+        return f"compute_{architecture.removesuffix(_PTX_ALONE)}"
+    return f"sm_{architecture}"

@@ -2,7 +2,7 @@
 
 The extension is the one that a GPU runs: the same objects, linked with `csrc/interpreter` in place
 of the CUDA runtime. It is built in `build/` beside `csrc/` where that is not up to date, as it is
-after the extension was built with CONVMIXER_KERNELS_ARCHITECTURES=80-virtual.
+after the extension was built on a machine without a GPU, as PTX.
 """
 
 from __future__ import annotations

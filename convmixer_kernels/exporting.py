@@ -27,6 +27,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     """
     decomposed = program.run_decompositions(_table())
     for node in decomposed.graph.nodes:
+        _tell_source(node)
         # One that updates statistics has become an argument of an operator without side effects.
         for operator in (node.target, *node.args):
             if getattr(operator, "namespace", None) == "convmixer_kernels":
@@ -38,6 +39,18 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 
 
 _operators = torch.ops.convmixer_kernels
+
+
+def _tell_source(node: torch.fx.Node) -> None:
+    """Record that a convolution comes from `conv2d`: quantisers look for it by that.
+
+    Tracing has recorded the operator of this package.
+    """
+    stack = node.meta.get("source_fn_stack")
+    if node.target is torch.ops.aten.conv2d.default and stack:
+        name, source = stack[-1]
+        if getattr(source, "namespace", None) == "convmixer_kernels":
+            node.meta["source_fn_stack"] = [*stack[:-1], (name, torch.nn.functional.conv2d)]
 
 
 def _table() -> dict[Any, Any]:

@@ -23,7 +23,10 @@ OLDEST_NVCC = (12, 4)
 # mma.sync on bfloat16 and cp.async begin with compute capability 8.0.
 OLDEST_ARCHITECTURE = 80
 SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
-DEFAULT_ARCHITECTURES = (80, 90, 100, 120)
+# Machine code for these, and PTX of the oldest for those in between, is what "all" stands for.
+ALL_ARCHITECTURES = (80, 90, 100, 120)
+# For a GPU that is not known: PTX, which the driver of every supported GPU compiles.
+UNKNOWN_GPU = [f"{OLDEST_ARCHITECTURE}-virtual"]
 
 _PROBE = """
 #include <concepts>
@@ -122,13 +125,14 @@ def find_pybind11() -> Path:
 
 
 def architectures(toolkit: Toolkit) -> list[str]:
-    """For which GPUs to compile, as `gencode_flags` takes them: those asked for, here, or all."""
-    asked = os.environ.get("CONVMIXER_KERNELS_ARCHITECTURES", "")
+    """For which GPUs to compile, as `gencode_flags` takes them: those asked for, here, or any."""
+    asked = os.environ.get("CONVMIXER_KERNELS_ARCHITECTURES", "").strip(";, ")
     known = _known_architectures(toolkit)
+    if asked == "all":
+        oldest, *newer = (str(each) for each in ALL_ARCHITECTURES if each in known)
+        return [f"{oldest}+PTX", *newer]
     if asked:
-        return [
-            _checked(entry, known, toolkit) for entry in re.split(r"[;, ]+", asked.strip(";, "))
-        ]
+        return [_checked(entry, known, toolkit) for entry in re.split(r"[;, ]+", asked)]
     present = gpus()
     if present and max(present) < OLDEST_ARCHITECTURE:
         capability = f"{max(present) // 10}.{max(present) % 10}"
@@ -140,9 +144,7 @@ def architectures(toolkit: Toolkit) -> list[str]:
     wanted = {gpu for gpu in present if gpu >= OLDEST_ARCHITECTURE}
     if wanted and wanted <= known:
         return [str(gpu) for gpu in sorted(wanted)]
-    # No GPU, or one newer than this nvcc. PTX of the oldest serves those in between as well.
-    oldest, *newer = (str(each) for each in DEFAULT_ARCHITECTURES if each in known)
-    return [f"{oldest}+PTX", *newer]
+    return UNKNOWN_GPU
 
 
 def gpus() -> set[int]:
@@ -169,7 +171,8 @@ def _checked(entry: str, known: set[int], toolkit: Toolkit) -> str:
     match = re.fullmatch(r"(\d+)\.?(\d)(\+PTX|-virtual)?", entry)
     if match is None:
         raise ValueError(
-            f"CONVMIXER_KERNELS_ARCHITECTURES: got {entry!r}, expected a list such as 80;90;120+PTX"
+            f"CONVMIXER_KERNELS_ARCHITECTURES: got {entry!r}, expected all or a list such as "
+            "80;90;120+PTX"
         )
     number = int(match[1] + match[2])
     if number < OLDEST_ARCHITECTURE or number not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,23 +66,38 @@ def test_saved_and_loaded(training, tmp_path):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_decomposed_programs_need_no_package(tmp_path):
+LOADING = f"""
+import sys, torch
+module = torch.export.load("decomposed.pt2").module()
+print(module(torch.zeros(2, 4, 8, 8, device={DEVICE!r})).shape)
+for load, name in ((torch.export.load, "program.pt2"), (torch.jit.load, "traced.pt")):
+    try:
+        load(name)
+    except RuntimeError as error:
+        print(error)
+assert "convmixer_kernels" not in sys.modules
+"""
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_what_loads_without_this_package_and_what_says_that_it_is_missing(tmp_path):
+    """PyTorch logs or raises the name of the operator, which begins with that of the package."""
     model, batch = small(), image(2, 4, 8, 8)
     program = exported(model, batch)
     decomposed = decompose(program)
     assert "convmixer_kernels.depthwise_conv2d.default" in operators(program)
     assert not any("convmixer_kernels" in name for name in operators(decomposed))
     torch.testing.assert_close(decomposed.module()(batch), model(batch), atol=1e-3, rtol=1e-3)
-    torch.export.save(decomposed, tmp_path / "model.pt2")
-    script = (
-        "import sys, torch\n"
-        "module = torch.export.load(sys.argv[1]).module()\n"
-        f"print(module(torch.zeros(2, 4, 8, 8, device={DEVICE!r})).shape)\n"
-        "assert 'convmixer_kernels' not in sys.modules\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "model.pt2")]
+    torch.export.save(decomposed, tmp_path / "decomposed.pt2")
+    torch.export.save(program, tmp_path / "program.pt2")
+    torch.jit.save(torch.jit.trace(model, batch), tmp_path / "traced.pt")
+    command = [sys.executable, "-c", LOADING]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout == "torch.Size([2, 4, 8, 8])\n"
+    assert done.stdout.startswith("torch.Size([2, 4, 8, 8])\n")
+    missing = "failed to resolve torch.ops.convmixer_kernels.depthwise_conv2d.default"
+    assert missing in done.stdout + done.stderr
+    assert "Please import the custom op" in done.stdout + done.stderr
+    assert "Unknown builtin op: convmixer_kernels::depthwise_conv2d" in done.stdout
 
 
 def test_fused_models_are_decomposed():
@@ -120,7 +136,37 @@ def test_onnx():
     torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="a C++ compiler takes minutes for it")
+@pytest.mark.parametrize("impl", ["auto", "torch", IMPL])
+def test_quantised_as_a_convolution_is(impl):
+    """By a quantiser that looks for where an operator comes from, and for chains of them."""
+    quantisation = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+
+    def quantised(model: nn.Module, prepare=lambda program: program) -> nn.Module:
+        with torch.no_grad():
+            program = prepare(torch.export.export(model, (batch,), strict=True))
+        quantiser = x86.X86InductorQuantizer()
+        quantiser.set_global(x86.get_default_x86_inductor_quantization_config())
+        prepared = quantisation.prepare_pt2e(program.module(), quantiser)
+        prepared(batch)
+        return quantisation.convert_pt2e(prepared)
+
+    torch.manual_seed(0)
+    batch = image(2, 4, 8, 8)
+    plain = nn.Sequential(nn.Conv2d(4, 4, 5, padding=2, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    model = copy.deepcopy(plain.to(DEVICE).eval())
+    convert_depthwise(model, impl)
+    ours = quantised(model, decompose if impl == IMPL else lambda program: program)
+    theirs = quantised(plain)
+    names = [[str(node.target) for node in graph.graph.nodes] for graph in (ours, theirs)]
+    assert sorted(names[0]) == sorted(names[1])
+    assert sum("quantize_per_channel" in name for name in names[0]) == 2
+    torch.testing.assert_close(ours(batch), theirs(batch))
+    error = (ours(batch) - plain(batch)).abs().max()
+    assert 0 < error <= 0.05 * plain(batch).abs().max()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a C++ compiler takes 25 seconds for it")
 def test_compiled_ahead_of_time(tmp_path: Path):
     """The operator alone: what else a model has takes a C++ compiler most of a minute."""
     model, batch = small()[:1], image(2, 4, 8, 8)

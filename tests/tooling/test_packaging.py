@@ -201,6 +201,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> toolchain.Toolki
         ("9.0", ["90"]),
         ("80;90 100,12.0+PTX;", ["80", "90", "100", "120+PTX"]),
         ("8.0-virtual 90", ["80-virtual", "90"]),
+        ("all", ["80+PTX", "90", "100", "120"]),
     ],
 )
 def test_architectures_as_asked_for(
@@ -213,10 +214,10 @@ def test_architectures_as_asked_for(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("native", "got 'native', expected a list such as 80;90;120\\+PTX"),
+        ("native", "got 'native', expected all or a list such as 80;90;120\\+PTX"),
         ("80;75", "got '75', nvcc 13.0.77 and these kernels accept 80, 90, 100, 120"),
         ("130", "got '130'"),
-        ("80-real", "got '80-real', expected a list"),
+        ("80-real", "got '80-real', expected all or a list"),
     ],
 )
 def test_architectures_that_cannot_be(
@@ -233,8 +234,8 @@ def test_architectures_that_cannot_be(
         (["9.0"], ["90"]),
         (["9.0", "8.0", "9.0"], ["80", "90"]),
         (["12.0", "7.5"], ["120"]),
-        (["13.0"], ["80+PTX", "90", "100", "120"]),
-        (["No devices were found"], ["80+PTX", "90", "100", "120"]),
+        (["9.0", "13.0"], ["80-virtual"]),
+        (["No devices were found"], ["80-virtual"]),
     ],
 )
 def test_architectures_of_the_gpus_here(
@@ -255,6 +256,7 @@ def test_an_older_nvcc_leaves_ptx_for_what_it_does_not_know(
 ) -> None:
     nvcc(tmp_path / "old", release="12.4", architectures="sm_90")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "old"))
+    monkeypatch.setenv("CONVMIXER_KERNELS_ARCHITECTURES", "all")
     assert toolchain.architectures(toolchain.find_toolkit()) == ["80+PTX", "90"]
 
 
@@ -358,7 +360,7 @@ def test_a_missing_toolchain_is_recorded_unless_the_build_is_demanded(
 ) -> None:
     result = build(CXX="no-such-compiler")
     assert result.returncode == 0
-    assert "building without CUDA: there is no C++ compiler 'no-such-compiler'" in result.stderr
+    assert "without CUDA, on Triton and PyTorch alone: there is no C++ compiler" in result.stderr
     record = json.loads((source_tree / "convmixer_kernels" / "_build.json").read_text())
     assert record["reason"].startswith("there is no C++ compiler")
     assert record["remedy"] == "install g++, or set CXX"
@@ -509,6 +511,19 @@ def test_an_extension_that_is_there(package: Callable[[object], None], tmp_path:
     (tmp_path / EXTENSION).touch()
     assert build_information.cuda_missing_reason() is None
     assert build_information.summary() == "built by nvcc 13.0.88 for sm_80, sm_120+PTX"
+    package({**BUILT, "architectures": ["90", "100-virtual"]})
+    assert build_information.summary() == "built by nvcc 13.0.88 for sm_90, compute_100"
+
+
+def test_machine_code_that_a_driver_has_yet_to_compile_is_explained(
+    package: Callable[[object], None], tmp_path: Path
+) -> None:
+    (tmp_path / EXTENSION).touch()
+    package({**BUILT, "architectures": ["80-virtual"]})
+    assert build_information.summary() == (
+        "built by nvcc 13.0.88 for compute_80 (PTX alone, which a driver compiles for its GPU at "
+        "first use)"
+    )
 
 
 def test_the_report_names_every_implementation_and_why_not(
