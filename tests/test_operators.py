@@ -23,7 +23,7 @@ from convmixer_kernels import (
     ops,
     preference,
 )
-from convmixer_kernels.backends import cuda_device
+from convmixer_kernels.backends.cuda import device as cuda_device
 
 from .strided import channels_last, channels_outermost
 from .test_depthwise import DEVICE, FP16, KERNELS, random_case, run

@@ -11,7 +11,7 @@ import torch
 
 import facts
 import source_variants
-from convmixer_kernels.backends import cuda_device
+from convmixer_kernels.backends.cuda import device as cuda_device
 from phases.context import ROOT, Visit, tool
 
 sys.path.append(str(ROOT / "csrc" / "build_tools"))
@@ -22,8 +22,8 @@ import toolchain
 SOURCES = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "build" / "programs"
 _PROBE = (
-    "import torch; from convmixer_kernels.backends import cuda_device; "
-    "print(cuda_device.unavailable(torch.device('cuda')) or 'available')"
+    "import torch; from convmixer_kernels.backends.cuda import device; "
+    "print(device.unavailable(torch.device('cuda')) or 'available')"
 )
 
 
