@@ -66,7 +66,9 @@ def run_tests(python: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("versions", nargs="+", metavar="VERSION", help="of PyTorch, such as 2.8.0")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where environments stay")
     arguments = parser.parse_args()

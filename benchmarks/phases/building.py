@@ -12,7 +12,7 @@ import torch
 from benchmarks.lib import facts
 from benchmarks.phases import source_variants
 from benchmarks.phases.context import ROOT, Visit, tool
-from convmixer_kernels.backends import cuda_device
+from convmixer_kernels.backends.cuda import device as cuda_device
 
 sys.path.append(str(ROOT / "csrc" / "build_tools"))
 
@@ -22,8 +22,8 @@ import toolchain
 SOURCES = Path(__file__).resolve().parent
 PROGRAMS = ROOT / "build" / "programs"
 _PROBE = (
-    "import torch; from convmixer_kernels.backends import cuda_device; "
-    "print(cuda_device.unavailable(torch.device('cuda')) or 'available')"
+    "import torch; from convmixer_kernels.backends.cuda import device; "
+    "print(device.unavailable(torch.device('cuda')) or 'available')"
 )
 
 

@@ -4,7 +4,7 @@ Each of the two has an operator for statistics of the batch ("training") and one
 statistics ("frozen"), and one for the backward pass of both. Besides their output they return what
 the backward pass reads: the values before the activation, from which it computes the activation
 again, and the normalisation. The steps that implementations provide, and their tables per channel
-(moments, normalisation, sums), are described in `backends/reference_batch_norm.py`; batches of no
+(moments, normalisation, sums), are described in `backends/reference/batch_norm.py`; batches of no
 images do not reach them.
 """
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from convmixer_kernels.backends.cuda_device import KERNEL_SIZES
+from convmixer_kernels.backends.cuda.device import KERNEL_SIZES
 
 from .steps import OPERATIONS, Case
 

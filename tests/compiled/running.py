@@ -10,7 +10,8 @@ from types import ModuleType
 import torch
 
 from convmixer_kernels import architectures, emulated_gpu
-from convmixer_kernels.backends import cuda, cuda_device
+from convmixer_kernels.backends import cuda
+from convmixer_kernels.backends.cuda import device as cuda_device
 
 from .steps import Case, Results, largest_error, prepare
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_kernels import layout
-from convmixer_kernels.backends import reference_batch_norm as reference
+from convmixer_kernels.backends.reference import batch_norm as reference
 from tests.helpers import strided
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

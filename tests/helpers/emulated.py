@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from convmixer_kernels import architectures, emulated_gpu
-from convmixer_kernels.backends import cuda_device
+from convmixer_kernels.backends.cuda import device as cuda_device
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:

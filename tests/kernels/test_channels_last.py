@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convmixer_kernels import depthwise_conv2d, layout
-from convmixer_kernels.backends import cuda, cuda_device
+from convmixer_kernels.backends import cuda
+from convmixer_kernels.backends.cuda import device as cuda_device
 from tests.helpers import emulated, oracle, strided
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, check, label, random_case, run
 from tests.helpers.strided import channels_last

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels.backends import cuda, cuda_fused
-from convmixer_kernels.backends import reference_batch_norm as steps
+from convmixer_kernels.backends import cuda
+from convmixer_kernels.backends.cuda import batch_norm as cuda_fused
+from convmixer_kernels.backends.reference import batch_norm as steps
 from tests.helpers import emulated, strided
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import build_information, devices, dispatch
-from convmixer_kernels.backends import cuda, cuda_device
+from convmixer_kernels.backends import cuda
+from convmixer_kernels.backends.cuda import device as cuda_device
 from tests.helpers import emulated, strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, check, random_case
 

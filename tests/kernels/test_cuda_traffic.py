@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import layout, ops
-from convmixer_kernels.backends import cuda_device
+from convmixer_kernels.backends.cuda import device as cuda_device
 from tests.helpers import emulated
 
 FP16 = torch.float16

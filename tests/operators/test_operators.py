@@ -22,7 +22,7 @@ from convmixer_kernels import (
     ops,
     preference,
 )
-from convmixer_kernels.backends import cuda_device
+from convmixer_kernels.backends.cuda import device as cuda_device
 from tests.helpers.depthwise_cases import DEVICE, FP16, KERNELS, random_case, run
 from tests.helpers.strided import channels_last, channels_outermost
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convmixer_kernels import derivatives, layout
 from convmixer_kernels.arguments import BatchNorm
-from convmixer_kernels.backends.reference_batch_norm import (
+from convmixer_kernels.backends.reference.batch_norm import (
     batch_normalisation,
     forward_moments,
     forward_normalised,

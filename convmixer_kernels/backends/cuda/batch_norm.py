@@ -1,6 +1,6 @@
 """Convolution fused with activation, batch normalisation and residual, on the CUDA kernels.
 
-The steps are those of `reference_batch_norm`, which spells out what each computes and what its
+The steps are those of `reference.batch_norm`, which spells out what each computes and what its
 tables hold. For whole planes (8x8, 16x16, 32x32 on 16-byte boundaries) the convolution emits the
 moments of its activation, and one kernel is the backward pass; any other input takes the same steps
 in passes of their own.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import layout
-from convmixer_kernels.backends import cuda_convolution as convolution
-from convmixer_kernels.backends.cuda_device import (
+from convmixer_kernels.backends.cuda import convolution
+from convmixer_kernels.backends.cuda.device import (
     Located,
     address,
     current,

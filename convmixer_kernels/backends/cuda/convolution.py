@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import layout
-from convmixer_kernels.backends.cuda_device import (
+from convmixer_kernels.backends.cuda.device import (
     address,
     current,
     located,

@@ -7,9 +7,7 @@ kernels take CPU tensors, on an emulated GPU (for tests: many thousands of times
 
 from __future__ import annotations
 
-from convmixer_kernels.backends.cuda_convolution import forward, input_gradient, weight_gradient
-from convmixer_kernels.backends.cuda_device import KERNEL_SIZES, unavailable, unsupported
-from convmixer_kernels.backends.cuda_fused import (
+from convmixer_kernels.backends.cuda.batch_norm import (
     batch_normalisation,
     forward_moments,
     forward_normalised,
@@ -20,6 +18,8 @@ from convmixer_kernels.backends.cuda_fused import (
     running_normalisation,
     value_gradient,
 )
+from convmixer_kernels.backends.cuda.convolution import forward, input_gradient, weight_gradient
+from convmixer_kernels.backends.cuda.device import KERNEL_SIZES, unavailable, unsupported
 
 __all__ = [
     "KERNEL_SIZES",
