@@ -12,10 +12,12 @@ class Chip(NamedTuple):
     Args:
         multiprocessors: how many blocks of threads run at a time, at least.
         shared_bytes: the most dynamic shared memory that a block may have.
+        capability: ten times the compute capability, such as 90.
     """
 
     multiprocessors: int
     shared_bytes: int
+    capability: int
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-// The Python module. Raw addresses and sizes come in; what Python must check, it has checked.
-// Arguments are positional: pybind11 takes six times as long for the same as keywords.
+// The Python module. It takes raw addresses and sizes, which convmixer_kernels has checked. Arguments are
+// positional, since pybind11 takes six times as long for keywords.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,53 +9,60 @@
 #include <stdexcept>
 #include <utility>
 
+#include "core/filter_sizes.h"
 #include "host/dispatch.h"
-#include "host/dispatch_fused.h"
+#include "host/elementwise_plan.h"
+#include "host/launch.h"
 
 namespace {
 
 using namespace depthwise;
 
-// ---- what comes in -------------------------------------------------------------------------------
+// ---- arguments -----------------------------------------------------------------------------------
 
-// Device, stream, element type, and of the chip: multiprocessors and shared memory of a block.
-using Place = std::array<intptr_t, 5>;
+// Device, stream, element type, and the members of Chip.
+using LaunchContext = std::array<intptr_t, 6>;
 using Sizes = std::array<int, 4>;  // images, channels, height, width
 
-cudaStream_t stream_of(const Place& place) { return reinterpret_cast<cudaStream_t>(place[1]); }
-Type type_of(const Place& place) { return Type(place[2]); }
-Chip chip_of(const Place& place) { return {int(place[3]), int(place[4])}; }
+cudaStream_t stream_of(const LaunchContext& context) {
+  return reinterpret_cast<cudaStream_t>(context[1]);
+}
+ElementType type_of(const LaunchContext& context) { return ElementType(context[2]); }
+Chip chip_of(const LaunchContext& context) {
+  return {int(context[3]), int(context[4]), int(context[5])};
+}
 
 Shape shape_of(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3]}; }
 
-// A tensor is its address, 0 for none, and the strides that its layout leaves free.
-template <class Layout>
-using Tensor = std::pair<uintptr_t, std::array<ptrdiff_t, sizeof(Layout) / sizeof(ptrdiff_t)>>;
+// The address of a tensor, 0 for none, and its strides.
+template <class AnyStrides>
+using Tensor = std::pair<uintptr_t, std::array<ptrdiff_t, sizeof(AnyStrides) / sizeof(ptrdiff_t)>>;
 
-template <class Layout>
-void* data(const Tensor<Layout>& tensor) {
+template <class AnyStrides>
+void* data(const Tensor<AnyStrides>& tensor) {
   if (tensor.first % 2 != 0)
     throw std::invalid_argument("a tensor of 16-bit elements begins at an odd address");
   return reinterpret_cast<void*>(tensor.first);
 }
-template <class Layout>
-Layout strides(const Tensor<Layout>& tensor) {
-  return std::bit_cast<Layout>(tensor.second);
+template <class AnyStrides>
+AnyStrides strides(const Tensor<AnyStrides>& tensor) {
+  return std::bit_cast<AnyStrides>(tensor.second);
 }
 void* bytes(uintptr_t address) { return reinterpret_cast<void*>(address); }
 float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
 // ---- errors --------------------------------------------------------------------------------------
 
-// The module brings its own CUDA runtime, which must be told of PyTorch's current device.
-void use_device(const Place& place) {
-  const cudaError_t status = cudaSetDevice(int(place[0]));
+// Makes a device the current one: the module brings its own CUDA runtime, which does not know
+// PyTorch's.
+void use_device(const LaunchContext& context) {
+  const cudaError_t status = cudaSetDevice(int(context[0]));
   if (status != cudaSuccess)
-    throw std::runtime_error("cannot use CUDA device " + std::to_string(place[0]) + ": " +
+    throw std::runtime_error("cannot use CUDA device " + std::to_string(context[0]) + ": " +
                              cudaGetErrorString(status));
 }
 
-// Why a device does not take the kernels, or nothing if it does.
+// Gives the reason why a device does not take the kernels, or an empty text if it does.
 std::string refusal(int device) {
   cudaError_t status = cudaSetDevice(device);
   if (status == cudaSuccess) status = find_kernels();
@@ -75,60 +82,61 @@ void check(cudaError_t status, const char* operation, const Shape& shape, int fi
   throw std::runtime_error(text.str());
 }
 
-template <class Layout>
-constexpr bool channels_last = std::is_same_v<Layout, PixelStrides>;
+template <class AnyStrides>
+constexpr bool channels_last = std::is_same_v<AnyStrides, PixelStrides>;
 
-// The name of an operation as it stands in messages.
-template <class Layout>
+// The name of an operation in messages.
+template <class AnyStrides>
 const char* named(const char* planes, const char* pixels) {
-  return channels_last<Layout> ? pixels : planes;
+  return channels_last<AnyStrides> ? pixels : planes;
 }
 
 // ---- convolutions --------------------------------------------------------------------------------
 
-template <class Layout>
-void forward_at(const Place& place, const Sizes& sizes, int filter_size, bool flipped,
-                const Tensor<Layout>& input, uintptr_t weight, uintptr_t bias,
-                const Tensor<Layout>& output) {
-  ForwardArgumentsOf<Layout> p{};
-  p.input = data<Layout>(input);
+template <class AnyStrides>
+void forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size, bool flipped,
+                const Tensor<AnyStrides>& input, uintptr_t weight, uintptr_t bias,
+                const Tensor<AnyStrides>& output) {
+  ForwardArgumentsOf<AnyStrides> p{};
+  p.input = data<AnyStrides>(input);
   p.weight = bytes(weight);
   p.bias = floats(bias);
-  p.output = data<Layout>(output);
+  p.output = data<AnyStrides>(output);
   p.shape = shape_of(sizes);
-  p.input_strides = strides<Layout>(input);
-  p.output_strides = strides<Layout>(output);
+  p.input_strides = strides<AnyStrides>(input);
+  p.output_strides = strides<AnyStrides>(output);
   p.filter_size = filter_size;
   p.flipped = flipped;
-  use_device(place);
-  check(forward(p, type_of(place), chip_of(place), stream_of(place)),
-        flipped ? named<Layout>("input gradient", "channels-last input gradient")
-                : named<Layout>("forward pass", "channels-last forward pass"),
+  use_device(context);
+  check(forward(p, type_of(context), chip_of(context), stream_of(context)),
+        flipped ? named<AnyStrides>("input gradient", "channels-last input gradient")
+                : named<AnyStrides>("forward pass", "channels-last forward pass"),
         p.shape, filter_size);
 }
 
-int shares(const Place& place, const Sizes& sizes, int filter_size) {
-  return weight_gradient_shares(shape_of(sizes), filter_size, chip_of(place));
+int splits(const LaunchContext& context, const Sizes& sizes, int filter_size) {
+  return weight_gradient_splits(shape_of(sizes), filter_size, chip_of(context));
 }
-int shares_channels_last(const Place& place, const Sizes& sizes, int filter_size) {
-  return channels_last_weight_gradient_shares(shape_of(sizes), filter_size, chip_of(place));
+int splits_channels_last(const LaunchContext& context, const Sizes& sizes, int filter_size) {
+  return channels_last_weight_gradient_splits(shape_of(sizes), filter_size, chip_of(context));
 }
 
-template <class Layout>
-void weight_gradient_at(const Place& place, const Sizes& sizes, int filter_size,
-                        const Tensor<Layout>& input, const Tensor<Layout>& output_gradient,
+template <class AnyStrides>
+void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
+                        const Tensor<AnyStrides>& input, const Tensor<AnyStrides>& output_gradient,
                         uintptr_t weight_sums, uintptr_t bias_sums, uintptr_t workspace) {
-  WeightGradientArgumentsOf<Layout> p{};
-  p.input = data<Layout>(input);
-  p.output_gradient = data<Layout>(output_gradient);
+  WeightGradientArgumentsOf<AnyStrides> p{};
+  p.input = data<AnyStrides>(input);
+  p.output_gradient = data<AnyStrides>(output_gradient);
   p.shape = shape_of(sizes);
-  p.input_strides = strides<Layout>(input);
-  p.gradient_strides = strides<Layout>(output_gradient);
+  p.input_strides = strides<AnyStrides>(input);
+  p.gradient_strides = strides<AnyStrides>(output_gradient);
   p.filter_size = filter_size;
-  use_device(place);
-  check(weight_gradient(p, type_of(place), chip_of(place), floats(weight_sums), floats(bias_sums),
-                        floats(workspace), stream_of(place)),
-        named<Layout>("weight gradient", "channels-last weight gradient"), p.shape, filter_size);
+  use_device(context);
+  check(weight_gradient(p, type_of(context), chip_of(context), floats(weight_sums),
+                        floats(bias_sums), floats(workspace), stream_of(context)),
+        named<AnyStrides>("weight gradient", "channels-last weight gradient"), p.shape,
+        filter_size);
 }
 
 // ---- fused operations ----------------------------------------------------------------------------
@@ -137,37 +145,38 @@ Normalisation normalisation_of(uintptr_t rows, const Sizes& sizes) {
   return {floats(rows), sizes[1]};
 }
 
-template <class Layout>
-void fused_forward_at(const Place& place, const Sizes& sizes, int filter_size, bool flipped,
-                      const Tensor<Layout>& input, uintptr_t weight, uintptr_t bias,
-                      const Tensor<Layout>& output, uintptr_t normalisation, int activation,
-                      bool residual, uintptr_t added) {
-  FusedForwardArgumentsOf<Layout> p{};
-  p.input = data<Layout>(input);
+template <class AnyStrides>
+void fused_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
+                      bool flipped, const Tensor<AnyStrides>& input, uintptr_t weight,
+                      uintptr_t bias, const Tensor<AnyStrides>& output, uintptr_t normalisation,
+                      int activation, bool residual, uintptr_t added) {
+  FusedForwardArgumentsOf<AnyStrides> p{};
+  p.input = data<AnyStrides>(input);
   p.weight = bytes(weight);
   p.bias = floats(bias);
-  p.output = data<Layout>(output);
+  p.output = data<AnyStrides>(output);
   p.shape = shape_of(sizes);
-  p.input_strides = strides<Layout>(input);
-  p.output_strides = strides<Layout>(output);
+  p.input_strides = strides<AnyStrides>(input);
+  p.output_strides = strides<AnyStrides>(output);
   p.filter_size = filter_size;
   p.flipped = flipped;
   p.normalisation = normalisation_of(normalisation, sizes);
   p.activation = Activation(activation);
   p.residual = residual;
   p.added = bytes(added);
-  use_device(place);
-  check(fused_forward(p, type_of(place), chip_of(place), stream_of(place)),
-        named<Layout>("fused forward pass", "channels-last fused forward pass"), p.shape,
+  use_device(context);
+  check(fused_forward(p, type_of(context), chip_of(context), stream_of(context)),
+        named<AnyStrides>("fused forward pass", "channels-last fused forward pass"), p.shape,
         filter_size);
 }
 
-int shares_of_whole_planes(const Place& place, const Sizes& sizes, int filter_size, bool backward) {
-  return whole_plane_shares(shape_of(sizes), filter_size, backward ? Pass::backward : Pass::forward,
-                            chip_of(place));
+int splits_of_whole_planes(const LaunchContext& context, const Sizes& sizes, int filter_size,
+                           bool backward) {
+  return whole_plane_splits(shape_of(sizes), filter_size, backward ? Pass::backward : Pass::forward,
+                            chip_of(context));
 }
 
-void moments_forward_at(const Place& place, const Sizes& sizes, int filter_size,
+void moments_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
                         const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
                         const Tensor<Strides>& output, int activation, uintptr_t moments,
                         uintptr_t merged) {
@@ -182,12 +191,12 @@ void moments_forward_at(const Place& place, const Sizes& sizes, int filter_size,
   p.filter_size = filter_size;
   p.activation = Activation(activation);
   p.moments = floats(moments);
-  use_device(place);
-  check(moments_forward(p, type_of(place), chip_of(place), floats(merged), stream_of(place)),
+  use_device(context);
+  check(moments_forward(p, type_of(context), chip_of(context), floats(merged), stream_of(context)),
         "forward pass with statistics", p.shape, filter_size);
 }
 
-void backward_at(const Place& place, const Sizes& sizes, int filter_size,
+void backward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
                  const Tensor<Strides>& input, const Tensor<Strides>& value,
                  const Tensor<Strides>& output_gradient, uintptr_t weight, uintptr_t normalisation,
                  uintptr_t gradient_sums, int activation, bool residual,
@@ -211,17 +220,16 @@ void backward_at(const Place& place, const Sizes& sizes, int filter_size,
   p.activation = Activation(activation);
   p.filter_size = filter_size;
   p.residual = residual;
-  use_device(place);
-  check(backward(p, type_of(place), chip_of(place), floats(weight_gradient), floats(bias_gradient),
-                 floats(workspace), stream_of(place)),
+  use_device(context);
+  check(backward(p, type_of(context), chip_of(context), floats(weight_gradient),
+                 floats(bias_gradient), floats(workspace), stream_of(context)),
         "fused backward pass", p.shape, filter_size);
 }
 
-// Places in planes (images and channels have free strides) or pixels; see StreamArguments. Tensors
-// are the value, the other one and the output.
-StreamArguments stream_arguments(const Sizes& sizes, bool last, const Tensor<Steps>& value,
-                                 const Tensor<Steps>& other, const Tensor<Steps>& output,
-                                 int activation) {
+// Counts images as the outer index of planes, and pixels as that of channels-last tensors.
+ElementwiseArguments elementwise_arguments(const Sizes& sizes, bool last,
+                                           const Tensor<Steps>& value, const Tensor<Steps>& other,
+                                           const Tensor<Steps>& output, int activation) {
   const int64_t pixels = int64_t(sizes[2]) * sizes[3], outer = last ? sizes[0] * pixels : sizes[0];
   if (outer > most_outer || pixels > INT32_MAX) {
     std::ostringstream text;
@@ -229,7 +237,7 @@ StreamArguments stream_arguments(const Sizes& sizes, bool last, const Tensor<Ste
          << " pixels; split the batch";
     throw std::invalid_argument(text.str());
   }
-  StreamArguments p{};
+  ElementwiseArguments p{};
   p.value = data<Steps>(value);
   p.other = data<Steps>(other);
   p.output = data<Steps>(output);
@@ -243,30 +251,32 @@ StreamArguments stream_arguments(const Sizes& sizes, bool last, const Tensor<Ste
   return p;
 }
 
-int shares_of_stream(const Place& place, const Sizes& sizes, bool last, const Tensor<Steps>& value,
-                     const Tensor<Steps>& other, const Tensor<Steps>& output) {
-  return stream_shares(stream_arguments(sizes, last, value, other, output, 0), last,
-                       chip_of(place));
+int splits_of_elementwise_pass(const LaunchContext& context, const Sizes& sizes, bool last,
+                               const Tensor<Steps>& value, const Tensor<Steps>& other,
+                               const Tensor<Steps>& output) {
+  return elementwise_splits(elementwise_arguments(sizes, last, value, other, output, 0), last,
+                            chip_of(context));
 }
 
-void stream_at(int which, const Place& place, const Sizes& sizes, bool last,
-               const Tensor<Steps>& value, const Tensor<Steps>& other, const Tensor<Steps>& output,
-               int activation, uintptr_t bias, uintptr_t normalisation, uintptr_t gradient_sums,
-               uintptr_t sums, uintptr_t merged) {
-  StreamArguments p = stream_arguments(sizes, last, value, other, output, activation);
+void elementwise_at(int pass, const LaunchContext& context, const Sizes& sizes, bool last,
+                    const Tensor<Steps>& value, const Tensor<Steps>& other,
+                    const Tensor<Steps>& output, int activation, uintptr_t bias,
+                    uintptr_t normalisation, uintptr_t gradient_sums, uintptr_t sums,
+                    uintptr_t merged) {
+  ElementwiseArguments p = elementwise_arguments(sizes, last, value, other, output, activation);
   p.bias = floats(bias);
   p.normalisation = normalisation_of(normalisation, sizes);
   p.gradient_sums = floats(gradient_sums);
   p.sums = floats(sums);
-  use_device(place);
+  use_device(context);
   static constexpr const char* names[] = {"statistics", "normalisation", "gradient sums",
                                           "gradient of the activation"};
-  check(stream(Stream(which), p, type_of(place), last, chip_of(place), floats(merged),
-               stream_of(place)),
-        names[which], shape_of(sizes));
+  check(elementwise(ElementwisePass(pass), p, type_of(context), last, chip_of(context),
+                    floats(merged), stream_of(context)),
+        names[pass], shape_of(sizes));
 }
 
-void normalisation_at(const Place& place, uintptr_t moments, int parts, int channels,
+void normalisation_at(const LaunchContext& context, uintptr_t moments, int parts, int channels,
                       uintptr_t gamma, uintptr_t beta, uintptr_t running_mean,
                       uintptr_t running_variance, float momentum, float epsilon, uintptr_t to) {
   NormalisationArguments p{};
@@ -280,8 +290,8 @@ void normalisation_at(const Place& place, uintptr_t moments, int parts, int chan
   p.momentum = momentum;
   p.epsilon = epsilon;
   p.normalisation = floats(to);
-  use_device(place);
-  check(normalisation(p, stream_of(place)), "normalisation", {1, channels, 1, 1});
+  use_device(context);
+  check(launch_normalisation(p, stream_of(context)), "normalisation", {1, channels, 1, 1});
 }
 
 }  // namespace
@@ -290,23 +300,27 @@ PYBIND11_MODULE(_cuda, extension) {
   extension.doc() =
       "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
   const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
+  extension.attr("filter_sizes") = std::to_array(filter_sizes);
+  extension.attr("element_types") = std::to_array(element_types);
+  extension.attr("activations") = std::to_array(activations);
   extension.def("refusal", &refusal);
+
   extension.def("forward", &forward_at<Strides>, without_gil);
   extension.def("forward_channels_last", &forward_at<PixelStrides>, without_gil);
-  extension.def("weight_gradient_shares", &shares);
-  extension.def("weight_gradient_shares_channels_last", &shares_channels_last);
+  extension.def("weight_gradient_shares", &splits);
+  extension.def("weight_gradient_shares_channels_last", &splits_channels_last);
   extension.def("weight_gradient", &weight_gradient_at<Strides>, without_gil);
   extension.def("weight_gradient_channels_last", &weight_gradient_at<PixelStrides>, without_gil);
 
   extension.def("fused_forward", &fused_forward_at<Strides>, without_gil);
   extension.def("fused_forward_channels_last", &fused_forward_at<PixelStrides>, without_gil);
-  extension.def("whole_plane_shares", &shares_of_whole_planes);
+  extension.def("whole_plane_shares", &splits_of_whole_planes);
   extension.def("whole_planes",
                 [](int height, int width) { return whole_planes({1, 1, height, width}); });
   extension.def("moments_forward", &moments_forward_at, without_gil);
   extension.def("backward_gives_weight_gradient", &backward_gives_weight_gradient);
   extension.def("backward", &backward_at, without_gil);
-  extension.def("stream_shares", &shares_of_stream);
-  extension.def("stream", &stream_at, without_gil);
+  extension.def("stream_shares", &splits_of_elementwise_pass);
+  extension.def("stream", &elementwise_at, without_gil);
   extension.def("normalisation", &normalisation_at, without_gil);
 }

@@ -1,38 +1,29 @@
 // The launchers of one family with their kernels, for one or two filter sizes. The build compiles this
-// file once for each family named below and each pair of sizes in core/filter_sizes.h, with
+// file once for each family that is named below and each pair of odd sizes in core/filter_sizes.h,
+// with, for example,
 //   -DFORWARD -DFIRST_SIZE=7 -DSECOND_SIZE=9
 #if defined(FORWARD)
-#include "host/launch_fused.cuh"
-#define INSTANTIATE(size)                                                                          \
-  template cudaError_t launch_forward<size>(const ForwardArguments&, Type, const Plan&,            \
-                                            cudaStream_t);                                         \
-  template cudaError_t launch_fused_forward<size>(const FusedForwardArguments&, Type, const Plan&, \
-                                                  cudaStream_t);                                   \
-  template cudaError_t launch_moments_forward<size>(const MomentsForwardArguments&, Type,          \
-                                                    const Plan&, cudaStream_t);
+#include "kernels/forward.cuh"
+#define INSTANTIATE(size)              \
+  LAUNCHER(launch_forward<size>)       \
+  LAUNCHER(launch_fused_forward<size>) \
+  LAUNCHER(launch_moments_forward<size>)
 #elif defined(WEIGHT_GRADIENT)
-#include "host/launch.cuh"
-#define INSTANTIATE(size)                                                                 \
-  template cudaError_t launch_weight_gradient<size>(const WeightGradientArguments&, Type, \
-                                                    const Plan&, cudaStream_t);
+#include "kernels/weight_gradient.cuh"
+#define INSTANTIATE(size) LAUNCHER(launch_weight_gradient<size>)
 #elif defined(BACKWARD)
-#include "host/launch_fused.cuh"
-#define INSTANTIATE(size)                                                                 \
-  template cudaError_t launch_backward<size>(const BackwardArguments&, Type, const Plan&, \
-                                             cudaStream_t);
+#include "kernels/backward.cuh"
+#define INSTANTIATE(size) LAUNCHER(launch_backward<size>)
 #elif defined(FORWARD_CHANNELS_LAST)
-#include "host/launch_fused_channels_last.cuh"
-#define INSTANTIATE(size)                                                                      \
-  template cudaError_t launch_forward_channels_last<size>(const ChannelsLastForwardArguments&, \
-                                                          Type, const Plan&, cudaStream_t);    \
-  template cudaError_t launch_fused_forward_channels_last<size>(                               \
-      const ChannelsLastFusedForwardArguments&, Type, const Plan&, cudaStream_t);
+#include "kernels/forward_channels_last.cuh"
+#define INSTANTIATE(size)                      \
+  LAUNCHER(launch_forward_channels_last<size>) \
+  LAUNCHER(launch_fused_forward_channels_last<size>)
 #elif defined(WEIGHT_GRADIENT_CHANNELS_LAST)
-#include "host/launch_channels_last.cuh"
-#define INSTANTIATE(size)                                          \
-  template cudaError_t launch_weight_gradient_channels_last<size>( \
-      const ChannelsLastWeightGradientArguments&, Type, const Plan&, cudaStream_t);
+#include "kernels/weight_gradient_channels_last.cuh"
+#define INSTANTIATE(size) LAUNCHER(launch_weight_gradient_channels_last<size>)
 #endif
+#define LAUNCHER(name) template decltype(name) name;
 
 namespace depthwise {
 

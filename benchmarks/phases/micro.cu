@@ -1,16 +1,16 @@
 // Small measurements behind choices of the planner. Prints one line of JSON for each:
 //   mma      clocks of a multiprocessor's quarter for each mma.sync, m16n8k8 and m16n8k16;
 //   copy     a copy through shared memory by cp.async, by stages of 2 KB a warp and warps;
-//   forward  the kernel of k = 9 and 15, by warps of a multiprocessor and shares of a channel's items;
-//   channels_last  the kernel of k = 9 and 15, by shares.
+//   forward  the kernel of k = 9 and 15, by warps of a multiprocessor and splits of a channel's items;
+//   channels_last  the kernel of k = 9 and 15, by splits.
 // A program that is compiled from altered headers times their choice with the same code.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-#include "host/launch.cuh"
-#include "host/launch_channels_last.cuh"
+#include "kernels/forward.cuh"
+#include "kernels/forward_channels_last.cuh"
 
 namespace {
 
@@ -168,10 +168,10 @@ Strides plane_strides() { return {ptrdiff_t(channels) * plane * plane, ptrdiff_t
 
 // More shared memory than the kernel needs leaves room for fewer blocks.
 template <int Size>
-void forward(const Tensors& tensors, size_t spare_bytes, int shares) {
-  using Layout = ForwardLayout<Size, 2, 4>;
+void forward(const Tensors& tensors, size_t spare_bytes, int splits) {
+  using Block = ForwardBlock<Size, 2, 4>;
   const auto kernel = depthwise_forward<__half, Size, 2, 4, true>;
-  const size_t bytes = Layout::template shared_bytes<__half>(most_warps, jobs) + spare_bytes;
+  const size_t bytes = Block::template shared_bytes<__half>(most_warps, mma_rows) + spare_bytes;
   CHECK(device::allow_shared_memory(reinterpret_cast<const void*>(kernel)));
   int blocks = 0;
   CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * most_warps, bytes));
@@ -180,8 +180,8 @@ void forward(const Tensors& tensors, size_t spare_bytes, int shares) {
   p.shape = {images, channels, plane, plane};
   p.filter_size = Size;
   p.input_strides = p.output_strides = plane_strides();
-  const Tiling tiling = whole_tiling(jobs, images);
-  const dim3 grid(unsigned(channels / most_warps), unsigned(shares));
+  const Tiling tiling = whole_tiling(mma_rows, images);
+  const dim3 grid(unsigned(channels / most_warps), unsigned(splits));
   const double took = microseconds([&](int i) {
     p.input = tensors.input[i];
     p.output = tensors.output[i];
@@ -189,9 +189,9 @@ void forward(const Tensors& tensors, size_t spare_bytes, int shares) {
                          8, 8));
   });
   std::printf(
-      "{\"name\": \"forward\", \"kernel_size\": %d, \"warps\": %d, \"shares\": %d, "
+      "{\"name\": \"forward\", \"kernel_size\": %d, \"warps\": %d, \"splits\": %d, "
       "\"microseconds\": %.1f}\n",
-      Size, most_warps * blocks, shares, took);
+      Size, most_warps * blocks, splits, took);
 }
 
 template <int Size>
@@ -202,20 +202,20 @@ void channels_last(const Tensors& tensors, int factor) {
   p.filter_size = Size;
   p.input_strides = p.output_strides = {ptrdiff_t(plane) * plane * channels,
                                         ptrdiff_t(plane) * channels, ptrdiff_t(channels)};
-  const Chip chip{multiprocessors(), 227 * 1024};
+  const Chip chip{multiprocessors(), 227 * 1024, 90};
   Plan chosen = channels_last_plan(p.shape, Size, Pass::forward, chip);
-  chosen.shares = std::clamp(chosen.shares * factor / 2, 1, images);
-  using Layout = ChannelsLastForwardLayout<Size, 2, 4>;
+  chosen.splits = std::clamp(chosen.splits * factor / 2, 1, images);
+  using Block = ChannelsLastForwardBlock<Size, 2, 4>;
   const double took = microseconds([&](int i) {
     p.input = tensors.input[i];
     p.output = tensors.output[i];
-    CHECK((launch_by_sections<Layout, __half>(depthwise_forward_channels_last<__half, Size, 2, 4>,
-                                              chosen, cudaStream_t(0), p, true, true)));
+    CHECK((launch_by_sections<Block, __half>(depthwise_forward_channels_last<__half, Size, 2, 4>,
+                                             chosen, cudaStream_t(0), p, true, true)));
   });
   std::printf(
-      "{\"name\": \"channels_last\", \"kernel_size\": %d, \"channels\": %d, \"shares\": %d, "
+      "{\"name\": \"channels_last\", \"kernel_size\": %d, \"channels\": %d, \"splits\": %d, "
       "\"microseconds\": %.1f}\n",
-      Size, Layout::channels, chosen.shares, took);
+      Size, Block::channels, chosen.splits, took);
 }
 
 }  // namespace
@@ -234,8 +234,8 @@ int main() {
     copy<4>(tensors, blocks);
   }
   for (const size_t spare : {size_t(0), size_t(36), size_t(76), size_t(180)})
-    for (const int shares : {1, 2, 4, 8}) forward<9>(tensors, spare << 10, shares);
-  for (const int shares : {1, 2, 4, 8}) forward<15>(tensors, 0, shares);
+    for (const int splits : {1, 2, 4, 8}) forward<9>(tensors, spare << 10, splits);
+  for (const int splits : {1, 2, 4, 8}) forward<15>(tensors, 0, splits);
   for (const int factor : {1, 2, 4}) {  // halves of the planner's number
     channels_last<9>(tensors, factor);
     channels_last<11>(tensors, factor);

@@ -26,13 +26,13 @@ class Variant:
 VARIANTS = (
     Variant(
         "8 channels a block",
-        "host/plan.h",
+        "host/tuning/common.h",
         "return pass == Pass::forward && room ? 16 : 8;",
         "return room ? 8 : 8;",
     ),
     Variant(
         "registers for 3 blocks",
-        "host/plan.h",
+        "host/tuning/common.h",
         "return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;",
         "return size > 9 && (whole || tiles > 4) && tiles > 4 ? 2 : 3;",
     ),
@@ -46,8 +46,9 @@ def write(variant: Variant, csrc: Path, folder: Path) -> Path:
         ValueError: the sources do not hold the choice as it is written down here.
     """
     copied = folder / variant.label.replace(" ", "_")
-    rooms = (csrc / room for room in ("core", "host", "kernels"))
-    for source in (csrc / "arguments.h", *(source for room in rooms for source in room.iterdir())):
+    rooms = (csrc / room for room in ("core", "host", "host/tuning", "kernels"))
+    sources = (path for room in rooms for path in room.iterdir() if path.is_file())
+    for source in (csrc / "arguments.h", *sources):
         name = source.relative_to(csrc)
         content = source.read_text()
         if name == Path(variant.file):

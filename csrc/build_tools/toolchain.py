@@ -1,7 +1,8 @@
-"""What this machine offers for compiling CUDA. It runs before anything has been installed."""
+"""Find the tools for compiling CUDA on this machine. This runs before anything has been installed."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -27,6 +28,8 @@ SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
 ALL_ARCHITECTURES = (80, 90, 100, 120)
 # For a GPU that is not known: PTX, which the driver of every supported GPU compiles.
 UNKNOWN_GPU = [f"{OLDEST_ARCHITECTURE}-virtual"]
+# The compilers that were seen to work, a line each.
+PROBED = Path(__file__).resolve().parents[2] / "build" / "probed_compilers.txt"
 
 _PROBE = """
 #include <concepts>
@@ -65,7 +68,7 @@ def build_wanted() -> bool | None:
 
 
 def build_requirements() -> list[str]:
-    """What an isolated build must install from PyPI, nvcc included if this machine has none."""
+    """The packages that an isolated build installs: nvcc too, if this machine has none."""
     if build_wanted() is False:
         return []
     try:
@@ -246,12 +249,23 @@ def _inspect(nvcc: Path) -> Toolkit | str:
     headers = next((Path(found) for found in re.findall(r'"-I([^"]+)"', folders)), None)
     if headers is None:
         return f"{nvcc} comes without headers"
-    if problem := _compile_problem(nvcc):
+    if problem := _compile_problem(nvcc, release[3]):
         return f"{nvcc} cannot compile C++20 with {_host_compiler()}: {problem}"
     return Toolkit(nvcc, release[3], _host_compiler(), runtime.resolve(), headers.resolve())
 
 
-def _compile_problem(nvcc: Path) -> str | None:
+def _compile_problem(nvcc: Path, version: str) -> str | None:
+    """The reason why an nvcc cannot compile C++20 with the host compiler; None if it can.
+
+    Compilers that can are remembered in `PROBED`: the probe takes two seconds, and every process
+    that uses the emulated GPU asks.
+    """
+    host = Path(shutil.which(_host_compiler()) or _host_compiler()).resolve()
+    parts = (nvcc.resolve(), nvcc.stat().st_mtime_ns, version, host, host.stat().st_mtime_ns)
+    compilers = " ".join(map(str, parts))
+    with contextlib.suppress(OSError):
+        if compilers in PROBED.read_text().splitlines():
+            return None
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cu")
         source.write_text(_PROBE)
@@ -260,6 +274,10 @@ def _compile_problem(nvcc: Path) -> str | None:
             *("-c", str(source), "-o", str(source.with_suffix(".o"))),
         )
     if result.returncode == 0:
+        with contextlib.suppress(OSError):
+            PROBED.parent.mkdir(exist_ok=True)
+            with PROBED.open("a") as file:
+                file.write(f"{compilers}\n")
         return None
     lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()]
     return next((line for line in lines if "error" in line or "fatal" in line), lines[0])

@@ -1,5 +1,5 @@
-// Activations and their derivatives. A value comes less a pivot, since what follows, statistics or a
-// normalisation, begins with that difference. NaN stays NaN, as in PyTorch.
+// Activations and their derivatives. Both functions subtract a pivot from the activation, since
+// statistics and normalisations begin with that difference. NaN stays NaN, as in PyTorch.
 #pragma once
 #include "arguments.h"
 #include "core/device.h"
@@ -7,15 +7,15 @@
 namespace depthwise {
 
 struct Slope {
-  float less;   // activation(x) - pivot
+  float value;  // activation(x) - pivot
   float slope;  // activation'(x)
 };
 
 // x Phi(x) = max(x, 0) - |x| Phi(-|x|): nothing cancels, and there is no division. In the lower tail,
 // log2 Phi(-t) is nearly a parabola. The polynomial was fitted on [0, 5.8] by the largest error in
 // units in the last place of a half: GELU is off by 0.01 of them at most, and by 1e-6. It takes one
-// instruction of the special function unit, of which a multiprocessor starts half a warp a clock
-// where it starts four warps of others; erff takes 27 to 32 instructions.
+// instruction of the special function unit, which starts half a warp a clock, against four warps of
+// other instructions; erff takes 27 to 32 instructions.
 struct Gelu {
   // Phi(-t), 0 <= t <= 8.
   __device__ __forceinline__ static float tail(float t) {
@@ -28,10 +28,10 @@ struct Gelu {
     p = fmaf(p, t, -1.00000536f);
     return device::exp2(p);
   }
-  // Beyond 8 nothing is left of the tail; without a limit, infinity times 0 would be NaN.
+  // The tail is zero beyond 8; without a limit, infinity times 0 would be NaN.
   __device__ __forceinline__ static float limited(float x) { return fminf(fabsf(x), 8.f); }
 
-  __device__ __forceinline__ static float less(float x, float pivot) {
+  __device__ __forceinline__ static float minus(float x, float pivot) {
     const float t = limited(x);
     return fmaf(-t, tail(t), device::maximum(x, 0.f) - pivot);
   }
@@ -44,28 +44,24 @@ struct Gelu {
   }
 };
 
-struct Relu {
-  __device__ __forceinline__ static float less(float x, float pivot) {
-    return device::maximum(x, 0.f) - pivot;
+// max(x, floor): ReLU with floor 0, the identity with floor -infinity. One type for both, so that kernels
+// hold their epilogue twice instead of three times.
+struct Floor {
+  float floor;
+
+  __device__ __forceinline__ float minus(float x, float pivot) const {
+    return device::maximum(x, floor) - pivot;
   }
-  __device__ __forceinline__ static Slope with_slope(float x, float pivot) {
-    return {less(x, pivot), x > 0 ? 1.f : 0.f};
+  __device__ __forceinline__ Slope with_slope(float x, float pivot) const {
+    return {minus(x, pivot), x > floor ? 1.f : 0.f};
   }
 };
 
-struct Identity {
-  __device__ __forceinline__ static float less(float x, float pivot) { return x - pivot; }
-  __device__ __forceinline__ static Slope with_slope(float x, float pivot) {
-    return {x - pivot, 1.f};
-  }
-};
-
-// Calls `run` with the activation as a type: one branch around a loop instead of one in it.
+// Calls `run` with the activation as an object: one branch around a loop instead of one in it.
 template <class Run>
 __device__ __forceinline__ void with_activation(Activation activation, Run run) {
   if (activation == Activation::gelu) run(Gelu());
-  else if (activation == Activation::relu) run(Relu());
-  else run(Identity());
+  else run(Floor{activation == Activation::relu ? 0.f : -INFINITY});
 }
 
 }  // namespace depthwise

@@ -1,7 +1,7 @@
-// What the kernels take from the machine: every PTX instruction, and shared memory.
+// Every PTX instruction that the kernels use, and their shared memory.
 //
-// A "lane" is a thread's place in its warp. Where a function says "the whole warp", all 32 lanes
-// must call it together. Instructions are those of the PTX ISA, sections "Warp Level Matrix
+// A "lane" is the number of a thread in its warp. Functions for "the whole warp" must be called by all
+// 32 lanes together. Instructions are those of the PTX ISA, sections "Warp Level Matrix
 // Multiply-Accumulate Instructions" and "Data Movement and Conversion Instructions"; compute capability
 // 8.0 or newer.
 #pragma once
@@ -10,7 +10,6 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 namespace device {
@@ -67,7 +66,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row)
                  : "memory");
 }
 
-// ldmatrix.x2 (.trans): the same for two matrices; the addresses of lanes 16 to 31 are not used.
+// ldmatrix.x2 (.trans): loads two matrices in the same way; the addresses of lanes 16 to 31 are not
+// used.
 template <bool Transposed>
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[2], const void* row) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -83,8 +83,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[2], const void* row)
                  : "memory");
 }
 
-// st.shared.v4: each lane stores 16 bytes on a 16-byte boundary in one piece, which the compiler is
-// free not to do for an assignment.
+// st.shared.v4: each lane stores 16 bytes on a 16-byte boundary in one piece. The compiler may split
+// an assignment.
 __device__ __forceinline__ void store_shared(void* to, uint4 value) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(value.x), "r"(value.y),
@@ -92,7 +92,7 @@ __device__ __forceinline__ void store_shared(void* to, uint4 value) {
                : "memory");
 }
 
-// st.shared.v2: the same for 8 bytes on an 8-byte boundary.
+// st.shared.v2: each lane stores 8 bytes on an 8-byte boundary in one piece.
 __device__ __forceinline__ void store_shared(void* to, uint2 value) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(value.x), "r"(value.y) : "memory");
@@ -127,38 +127,6 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(MayRemain) : "memory");
 }
 
-// ld.global.nc: one load of sizeof(T) bytes (2, 4, 8 or 16, aligned to it) from global memory that
-// nobody writes while the kernel runs.
-template <class T>
-__device__ __forceinline__ T load_global(const T* from) {
-  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
-  T value;
-  const auto load = [&](const auto* at) {
-    const auto bits = __ldg(at);
-    memcpy(&value, &bits, sizeof(T));
-  };
-  if constexpr (sizeof(T) == 2) load(reinterpret_cast<const unsigned short*>(from));
-  else if constexpr (sizeof(T) == 4) load(reinterpret_cast<const unsigned int*>(from));
-  else if constexpr (sizeof(T) == 8) load(reinterpret_cast<const uint2*>(from));
-  else load(reinterpret_cast<const uint4*>(from));
-  return value;
-}
-
-// st.global: one store of sizeof(T) bytes (2, 4, 8 or 16, aligned to it) to global memory.
-template <class T>
-__device__ __forceinline__ void store_global(T* to, T value) {
-  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
-  const auto store = [&](auto* at) {
-    std::remove_pointer_t<decltype(at)> bits;
-    memcpy(&bits, &value, sizeof(T));
-    *at = bits;
-  };
-  if constexpr (sizeof(T) == 2) store(reinterpret_cast<unsigned short*>(to));
-  else if constexpr (sizeof(T) == 4) store(reinterpret_cast<unsigned int*>(to));
-  else if constexpr (sizeof(T) == 8) store(reinterpret_cast<uint2*>(to));
-  else store(reinterpret_cast<uint4*>(to));
-}
-
 // ex2.approx.ftz: 2^x within about 2 units in the last place; subnormals count as zero.
 __device__ __forceinline__ float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
@@ -177,16 +145,17 @@ __device__ __forceinline__ float reciprocal(float x) {
   return x;
 }
 
-// The same value, of which the compiler knows nothing: what is computed from it inside a loop stays
-// there instead of taking a register all the way round. No instruction.
-__device__ __forceinline__ int opaque(int x) {
+// Returns x, hidden from the compiler's analysis: an address that is computed from it inside a loop is
+// computed there again each time, instead of once before the loop, from where it would take a register
+// all the way round. It costs no instruction.
+__device__ __forceinline__ int keep_in_loop(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
 
-// Hands out the dynamic shared memory of a block, array by array, each on a 128-byte boundary. All
-// threads of a block take the same arrays in the same order. The launch asks for the sum of the
-// sizes, each rounded up by SharedMemory::bytes.
+// Divides the dynamic shared memory of a block into arrays, each on a 128-byte boundary. All threads of
+// a block take the same arrays in the same order. The launch asks for the sum of the sizes, each rounded
+// up by SharedMemory::bytes.
 class SharedMemory {
  public:
   template <class T>

@@ -1,65 +1,69 @@
-// What happens to a sum between its register and shared memory.
+// The epilogues: from the accumulators in registers to outputs in shared memory.
 #pragma once
 #include "core/activation.cuh"
 #include "core/moments.cuh"
 #include "core/packed16.cuh"
+#include "core/tiles.h"
 #include "core/toeplitz.cuh"
-#include "host/plan.h"
 
 namespace depthwise {
 
-// Writes to shared memory what `make` makes of the sums that `multiply` left, two neighbours at a
-// time; this lane's first job begins at `first`, its second at `second`. `make` is given the two
-// sums, which of the jobs they belong to, and their row and column in it.
-template <class T, int Size, class Layout, bool Shifted = false, int Step, int Tiles, class Make>
-__device__ __forceinline__ void write_sums(T* first, T* second, const float (&sum)[Step][Tiles][4],
-                                           int lane, Make make) {
+// Stores make(low, high, group, row, column) for each pair of neighbouring accumulators, a word of two
+// 16-bit values. `group` is 0 or 1, one of this lane's two row groups, which begin at `first` and
+// `second`; `row` and `column` lie in that row group.
+template <class T, int Size, class Rows, bool Shifted = false, int GroupRows, int Tiles, class Make>
+__device__ __forceinline__ void store_accumulators(T* first, T* second,
+                                                   const float (&accumulator)[GroupRows][Tiles][4],
+                                                   int lane, Make make) {
 #pragma unroll
   for (int q = 0; q < Tiles; ++q) {
     const int column = column_of<Size, Tiles, Shifted>(q, lane);
 #pragma unroll
-    for (int s = 0; s < Step; ++s) {
-      const float (&value)[4] = sum[s][q];
-      *reinterpret_cast<uint32_t*>(first + Layout::at(s, 0) + column) =
+    for (int s = 0; s < GroupRows; ++s) {
+      const float (&value)[4] = accumulator[s][q];
+      *reinterpret_cast<uint32_t*>(first + Rows::at(s, 0) + column) =
           make(value[0], value[1], 0, s, column);
-      *reinterpret_cast<uint32_t*>(second + Layout::at(s, 0) + column) =
+      *reinterpret_cast<uint32_t*>(second + Rows::at(s, 0) + column) =
           make(value[2], value[3], 1, s, column);
     }
   }
 }
 
-// This lane's two jobs in another tile of shared memory, whose values are added to the sums.
-template <class T, class Layout>
+// A residual in shared memory: this lane's two row groups there, whose values are added to the
+// accumulators.
+template <class T, class Rows>
 struct Residual {
-  const T* jobs[2];
+  const T* groups[2];
   bool wanted;
 
-  __device__ __forceinline__ float2 at(int job, int row, int column) const {
+  __device__ __forceinline__ float2 at(int group, int row, int column) const {
     if (!wanted) return make_float2(0.f, 0.f);
-    uint32_t bits;
-    memcpy(&bits, jobs[job] + Layout::at(row, 0) + column, sizeof(bits));
-    return unpack<T>(bits);
+    return unpack<T>(*reinterpret_cast<const uint32_t*>(groups[group] + Rows::at(row, 0) + column));
   }
 };
 
-// Writes the sums plus the residual to shared memory, which may be the place of the residual.
-template <class T, int Size, class Layout, bool Shifted = false, int Step, int Tiles, class Other>
-__device__ __forceinline__ void write_sums_with(const Residual<T, Other>& residual, T* first,
-                                                T* second, const float (&sum)[Step][Tiles][4],
-                                                int lane) {
-  write_sums<T, Size, Layout, Shifted>(first, second, sum, lane,
-                                       [&](float low, float high, int job, int row, int column) {
-                                         const float2 also = residual.at(job, row, column);
-                                         return pack<T>(low + also.x, high + also.y);
-                                       });
+// Stores accumulators plus residual, possibly in the place of the residual.
+template <class T, int Size, class Rows, bool Shifted = false, int GroupRows, int Tiles,
+          class Other>
+__device__ __forceinline__ void store_with_residual(const Residual<T, Other>& residual, T* first,
+                                                    T* second,
+                                                    const float (&accumulator)[GroupRows][Tiles][4],
+                                                    int lane) {
+  store_accumulators<T, Size, Rows, Shifted>(
+      first, second, accumulator, lane, [&](float low, float high, int group, int row, int column) {
+        const float2 other = residual.at(group, row, column);
+        return pack<T>(low + other.x, high + other.y);
+      });
 }
 
-// An epilogue is what a kernel does with the sums of a channel. `of` reads what belongs to the
-// channel; what it gives is called with the sums of one item after the other and told of the end.
-// Where it `adds`, the kernel can also add a tensor to the bare sums. `rows_ahead` is how many input
-// rows `multiply` may load at a time beside it.
+// An epilogue has
+//   of(channel)   which loads the parameters of a channel and returns an object with
+//     store(...)    which is called with the accumulators of each item, and
+//     finish(lane)  which is called after the last one;
+//   adds          whether the kernel may add another tensor to the bare accumulators instead;
+//   rows_ahead    the number of input rows that `multiply` may load at a time beside it.
 
-// The convolution with its bias.
+// Adds the bias.
 struct BiasEpilogue {
   static constexpr bool adds = false;
   static constexpr int rows_ahead(int size, int) { return depthwise::rows_ahead(size); }
@@ -68,14 +72,14 @@ struct BiasEpilogue {
   struct OfChannel {
     float bias;
 
-    template <class T, int Size, class Layout, int Step, int Tiles, class Other>
-    __device__ __forceinline__ void operator()(T* first, T* second,
-                                               const float (&sum)[Step][Tiles][4], const Other&,
-                                               int, int lane) const {
-      write_sums<T, Size, Layout>(first, second, sum, lane,
-                                  [bias = bias](float low, float high, int, int, int) {
-                                    return pack<T>(low + bias, high + bias);
-                                  });
+    template <class T, int Size, class Rows, int GroupRows, int Tiles, class Other>
+    __device__ __forceinline__ void store(T* first, T* second,
+                                          const float (&accumulator)[GroupRows][Tiles][4],
+                                          const Other&, int, int lane) const {
+      store_accumulators<T, Size, Rows>(first, second, accumulator, lane,
+                                        [bias = bias](float low, float high, int, int, int) {
+                                          return pack<T>(low + bias, high + bias);
+                                        });
     }
     __device__ __forceinline__ void finish(int) const {}
   };
@@ -84,9 +88,9 @@ struct BiasEpilogue {
   }
 };
 
-// The same, then activation, normalisation and residual; without a normalisation the sums as they
-// are. What belongs to the channel is read anew for each item: registers are scarcer than reads that
-// hit the cache.
+// Adds the bias, then applies activation, normalisation and residual; without a normalisation, its mean
+// is 0 and its scale 1. The parameters of the channel are loaded again for each item, from the cache:
+// held in registers they would cost more.
 struct FusedEpilogue {
   static constexpr bool adds = true;
   static constexpr int rows_ahead(int size, int tiles) {
@@ -100,26 +104,27 @@ struct FusedEpilogue {
     const FusedEpilogue& all;
     int channel;
 
-    template <class T, int Size, class Layout, int Step, int Tiles, class Other>
-    __device__ __forceinline__ void operator()(T* first, T* second,
-                                               const float (&sum)[Step][Tiles][4],
-                                               const Other& residual, int, int lane) const {
-      const int own = device::opaque(channel);
-      const float bias = all.bias ? __ldg(all.bias + own) : 0.f;
+    template <class T, int Size, class Rows, int GroupRows, int Tiles, class Other>
+    __device__ __forceinline__ void store(T* first, T* second,
+                                          const float (&accumulator)[GroupRows][Tiles][4],
+                                          const Other& residual, int, int lane) const {
+      const int channel_in_loop = device::keep_in_loop(channel);
+      const float bias = all.bias ? __ldg(all.bias + channel_in_loop) : 0.f;
       float mean = 0, scale = 1, shift = 0;
       if (all.normalisation.rows) {
-        mean = __ldg(all.normalisation.mean() + own);
-        scale = __ldg(all.normalisation.scale() + own);
-        shift = __ldg(all.normalisation.shift() + own);
+        mean = __ldg(all.normalisation.mean() + channel_in_loop);
+        scale = __ldg(all.normalisation.scale() + channel_in_loop);
+        shift = __ldg(all.normalisation.shift() + channel_in_loop);
       }
       with_activation(all.activation, [&](auto activate) {
         const auto normalised = [&](float value) {
-          return fmaf(activate.less(value + bias, mean), scale, shift);
+          return fmaf(activate.minus(value + bias, mean), scale, shift);
         };
-        write_sums<T, Size, Layout>(
-            first, second, sum, lane, [&](float low, float high, int job, int row, int column) {
-              const float2 also = residual.at(job, row, column);
-              return pack<T>(normalised(low) + also.x, normalised(high) + also.y);
+        store_accumulators<T, Size, Rows>(
+            first, second, accumulator, lane,
+            [&](float low, float high, int group, int row, int column) {
+              const float2 other = residual.at(group, row, column);
+              return pack<T>(normalised(low) + other.x, normalised(high) + other.y);
             });
       });
     }
@@ -128,15 +133,15 @@ struct FusedEpilogue {
   __device__ __forceinline__ OfChannel of(int channel) const { return {*this, channel}; }
 };
 
-// The convolution with its bias, and the moments of its activation per share: of the rounded values,
-// which are what the normalisation and the backward pass read. In bfloat16 those of the sums
-// themselves would miss the variance by a quarter where a bias is large.
+// Adds the bias, and gathers the moments of the activation of each split. They are those of the rounded
+// values, which normalisation and backward pass read: where a bias is large, those of bfloat16
+// accumulators would miss the variance by a quarter.
 struct MomentsEpilogue {
   static constexpr bool adds = false;
   static constexpr int rows_ahead(int size, int) { return depthwise::rows_ahead(size); }
   const float* bias;
   Activation activation;
-  float* to;  // [share][3][channel]
+  float* moments;  // [split][3][channel]
   Shape shape;
 
   struct OfChannel {
@@ -147,11 +152,11 @@ struct MomentsEpilogue {
     Moments moments;
 
     // Whole planes only.
-    template <class T, int Size, class Layout, int Step, int Tiles, class Other>
-    __device__ __forceinline__ void operator()(T* first, T* second,
-                                               const float (&sum)[Step][Tiles][4], const Other&,
-                                               int number, int lane) {
-      constexpr int groups = 8 * Tiles / Step, images = jobs / groups;
+    template <class T, int Size, class Rows, int GroupRows, int Tiles, class Other>
+    __device__ __forceinline__ void store(T* first, T* second,
+                                          const float (&accumulator)[GroupRows][Tiles][4],
+                                          const Other&, int number, int lane) {
+      constexpr int groups = 8 * Tiles / GroupRows, images = mma_rows / groups;
       bool exists[2] = {true, true};
       if constexpr (images > 1) {
         const int left = shape.images - number * images;
@@ -159,21 +164,21 @@ struct MomentsEpilogue {
       }
       with_activation(activation, [&](auto activate) {
         const float pivot =
-            moments.count == 0 ? activate.less(sum[0][0][0] + bias, 0) : moments.mean;
+            moments.count == 0 ? activate.minus(accumulator[0][0][0] + bias, 0) : moments.mean;
         float total = 0, squares = 0;
-        const auto see = [&](float value) {
-          const float less = activate.less(value, pivot);
-          total += less;
-          squares = fmaf(less, less, squares);
+        const auto gather = [&](float value) {
+          const float difference = activate.minus(value, pivot);
+          total += difference;
+          squares = fmaf(difference, difference, squares);
         };
-        write_sums<T, Size, Layout>(first, second, sum, lane,
-                                    [&](float low, float high, int job, int, int) {
-                                      const uint32_t word = pack<T>(low + bias, high + bias);
-                                      const float2 rounded = unpack<T>(word);
-                                      if (exists[job]) see(rounded.x), see(rounded.y);
-                                      return word;
-                                    });
-        const float count = float(2 * Step * Tiles);
+        store_accumulators<T, Size, Rows>(first, second, accumulator, lane,
+                                          [&](float low, float high, int group, int, int) {
+                                            const uint32_t word = pack<T>(low + bias, high + bias);
+                                            const float2 rounded = unpack<T>(word);
+                                            if (exists[group]) gather(rounded.x), gather(rounded.y);
+                                            return word;
+                                          });
+        const float count = float(2 * GroupRows * Tiles);
         moments.add((exists[0] ? count : 0) + (exists[1] ? count : 0), pivot, total, squares);
       });
     }
@@ -185,7 +190,7 @@ struct MomentsEpilogue {
   __device__ __forceinline__ OfChannel of(int channel) const {
     return {bias ? __ldg(bias + channel) : 0.f,
             activation,
-            to + ptrdiff_t(blockIdx.y) * 3 * shape.channels + channel,
+            moments + ptrdiff_t(blockIdx.y) * 3 * shape.channels + channel,
             shape,
             {}};
   }

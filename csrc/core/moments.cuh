@@ -1,4 +1,4 @@
-// Count, mean and sum of squared deviations of a set of numbers: never a difference of large sums.
+// Count, mean and sum of squared deviations of a set of numbers, without differences of large sums.
 // Merging follows Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
 // sample variances" (1979), equation 1.5.
 #pragma once
@@ -9,8 +9,8 @@ namespace depthwise {
 struct Moments {
   float count = 0, mean = 0, squares = 0;
 
-  // Takes in `more` numbers, given the sums of their differences from `pivot` and of the squares of
-  // these. The pivot is the mean so far or, with nothing so far, any number close to them.
+  // Adds `more` numbers, given the sums of their differences from `pivot` and of the squares of these.
+  // The pivot is the mean so far or, for the first numbers, any number close to them.
   __device__ __forceinline__ void add(float more, float pivot, float sum, float sum_of_squares) {
     if (more == 0) return;
     count += more;
@@ -21,14 +21,15 @@ struct Moments {
 
   __device__ __forceinline__ void merge(const Moments& other) {
     const float total = count + other.count, apart = other.mean - mean;
-    // Exactly 1 for the first set, whose mean is taken over as it is; 0 of 0 counts as 0.
+    // This is exactly 1 if `this` is empty, so that the mean of the other is taken over as it is, and 0
+    // if both are.
     const float part = count == 0 ? fminf(total, 1) : other.count * device::reciprocal(total);
     mean = fmaf(apart, part, mean);
     squares += fmaf(apart * apart, count * part, other.squares);
     count = total;
   }
 
-  // Merges all lanes of a warp, in the same order each time.
+  // Merges all lanes of a warp, always in the same order.
   __device__ __forceinline__ void merge_lanes() {
 #pragma unroll
     for (int by = 16; by > 0; by /= 2)
@@ -36,7 +37,7 @@ struct Moments {
              __shfl_xor_sync(~0u, squares, by)});
   }
 
-  // In tensors of [3][channels].
+  // Both take the address of a channel in a tensor [3][channels].
   __device__ __forceinline__ void write(float* to, ptrdiff_t channels) const {
     to[0] = count, to[channels] = mean, to[2 * channels] = squares;
   }

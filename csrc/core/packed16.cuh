@@ -1,6 +1,11 @@
-// Two 16-bit values in one register, and what is done with them.
+// Conversions between two floats and two 16-bit values in one register.
 #pragma once
-#include "core/device.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 namespace depthwise {
 
@@ -25,7 +30,7 @@ __device__ __forceinline__ float2 unpack(uint32_t bits) {
   else return __bfloat1622float2(both);
 }
 
-// 8, 4, 2 or 1 neighbours, as one access moves them.
+// The bits of 8, 4, 2 or 1 neighbouring elements, which one access moves.
 template <int Elements>
 using Bits = std::conditional_t<
     Elements == 8, uint4,

@@ -1,50 +1,54 @@
-// How pixels of adjacent channels enter and leave shared memory, one item of all the channels of a
-// block at a time.
+// The way of pixels with adjacent channels into shared memory and out of it, one item of all the
+// channels of a block at a time.
 //
-// The core wants planes, memory holds pixels. Between them stand chunks of eight neighbouring pixels
-// of a row, in units of eight channels, 16 bytes:
+// The core takes planes, memory holds pixels. Between them are chunks of eight neighbouring pixels of a
+// row, in units of eight channels, 16 bytes:
 //   memory -> chunks   asynchronous copies of units, while the core works on the item before;
 //   chunks -> planes   matrices of 8 channels x 8 pixels, transposed by ldmatrix;
 //   planes -> memory   the same back, straight from the registers.
-// Where pixels are not whole units on 16-byte boundaries, elements take the same way one by one.
+// Pixels that are not whole units on 16-byte boundaries take the same way element by element.
 //
-// A block stays in one section of the images, so where each chunk belongs is listed once. Every chunk
-// of the section is on the list, also where it lies outside: it is filled with zeros, and every item
-// overwrites what the one before left in the chunks and planes.
+// A block stays in one section of the images, so that the positions of its chunks are listed once. The
+// list has every chunk of the section, also those outside the image: they are filled with zeros, and
+// every item overwrites all the chunks and planes of the item before.
 #pragma once
+#include "core/device.h"
 #include "core/item.cuh"
 #include "core/packed16.cuh"
 
 namespace depthwise {
 
-// What the host works out for a kernel: as constants they take no registers.
+// Sizes that the host computes for a kernel: as parameters they take no registers.
 struct Staged {
   int image;   // elements from image to image in a plane
-  int pitch;   // and from plane to plane
+  int pitch;   // elements from plane to plane
   int chunks;  // of an item
 };
 
-// With several strips the halo is fetched with the rows of an item; else it lies outside the image.
-constexpr int staged_rows(const Tiling& tiling, int step, int pad) {
-  return (step << tiling.groups_log2) + (tiling.strips > 1 ? 2 * pad : 0);
+// Rows of an image to stage. With several row blocks the halo is fetched with the rows of an item; with
+// one, it lies outside the image.
+constexpr int staged_rows(const Tiling& tiling, int group_rows, int pad) {
+  return (group_rows << tiling.groups_log2) + (tiling.row_blocks > 1 ? 2 * pad : 0);
 }
-// ldmatrix takes four chunks at a time.
+// Rounds up to a multiple of four chunks, which ldmatrix takes at a time.
 __host__ __device__ constexpr int padded(int chunks) { return (chunks + 3) / 4 * 4; }
 
-// The planes of a block. The halo below an image is that above the next. Planes lie an odd multiple
-// of 64 bytes apart, and 32 bytes more after eight, so that transposing meets no bank conflict.
-template <int Step, int Columns, int Channels>
+// The planes of a block in shared memory. The halo below an image is that above the next. Planes lie an
+// odd multiple of 64 bytes apart, and 32 bytes more after eight, so that transposing meets no bank
+// conflict.
+template <int GroupRows, int Columns, int Channels>
 struct ChannelPlanes {
-  using Rows = ItemLayout<Step, Columns>;
+  using Rows = ItemRows<GroupRows, Columns>;
   static constexpr int octets = Channels / 8;
   static constexpr int chunk = 64 * octets;  // elements
 
   static constexpr Staged staged(const Tiling& tiling, int tiles, int pad) {
-    const int groups = 1 << tiling.groups_log2, images = jobs / groups;
+    const int groups = 1 << tiling.groups_log2, images = mma_rows / groups;
     const int image = Rows::image(groups, pad);
-    const int last_image = (groups + (2 * pad + Step - 1) / Step) * Rows::group;
+    const int last_image = (groups + (2 * pad + GroupRows - 1) / GroupRows) * Rows::group_pitch;
     const int least = (images - 1) * image + last_image;
-    return {image, (least + 31) / 64 * 64 + 32, images * staged_rows(tiling, Step, pad) * tiles};
+    return {image, (least + 31) / 64 * 64 + 32,
+            images * staged_rows(tiling, GroupRows, pad) * tiles};
   }
   __device__ static constexpr int at(int pitch, int channel) {
     return channel * pitch + channel / 8 * 16;
@@ -55,8 +59,8 @@ struct ChannelPlanes {
   __host__ __device__ static constexpr size_t raw_elements(int chunks) {
     return size_t(padded(chunks) * chunk);
   }
-  // A unit of a raw chunk. Units change places so that the same pixels of four chunks lie in
-  // different banks.
+  // The position of a unit in the raw chunks. Units change places so that the same pixels of four
+  // chunks lie in different banks.
   __device__ static constexpr int unit(int number, int pixel, int octet) {
     const int turn = octets == 2 ? (number & 1) | (number & 2) << 1 : (number & 3) << 1;
     return number * chunk + ((pixel * octets + octet) ^ turn) * 8;
@@ -64,16 +68,16 @@ struct ChannelPlanes {
 };
 
 struct alignas(16) Chunk {
-  ptrdiff_t bytes;   // from the first pixel of the item's first image to its own
-  int plane;         // where it lies in a plane, in elements
-  unsigned present;  // 16 * its image in the item + how many of its pixels exist
+  ptrdiff_t bytes;   // from the first pixel of the item's first image to that of the chunk
+  int plane;         // its position in a plane, in elements
+  unsigned present;  // 16 * its image in the item + the number of its pixels that exist
 };
 
-// Which section and channels belong to a block. Blocks of neighbouring channels are neighbours.
-struct BlockPlace {
+// The section and channels of a block. Blocks of neighbouring channels are neighbours.
+struct BlockPosition {
   int section, channel;
 
-  __device__ __forceinline__ BlockPlace(int block, const Tiling& tiling, int channels_a_block) {
+  __device__ __forceinline__ BlockPosition(int block, const Tiling& tiling, int channels_a_block) {
     const int channel_blocks = int(gridDim.x) / sections(tiling);
     section = block / channel_blocks;
     channel = block % channel_blocks * channels_a_block;
@@ -82,25 +86,25 @@ struct BlockPlace {
 
 // The rows and columns that an item of a section stages.
 struct Section {
-  int first_row;  // where the rows begin in the planes of an image
-  int top, rows;  // which rows of an image they are
-  int left;
-  int first_tile, last_tile;  // the others count as outside
+  int first_row;              // of the rows in the planes in shared memory
+  int top, rows;              // of the image
+  int left;                   // column of the image
+  int first_tile, last_tile;  // the tiles [first, last); the others count as outside
 };
 
-template <int Step, int Tiles>
-__device__ __forceinline__ Section input_section(const Item<Step, Tiles>& item,
+template <int GroupRows, int Tiles>
+__device__ __forceinline__ Section input_section(const Item<GroupRows, Tiles>& item,
                                                  const Tiling& tiling, int pad) {
-  const int rows = Step << tiling.groups_log2;
-  if (tiling.strips == 1) return {pad, 0, rows, item.left(), 0, Tiles};
+  const int rows = GroupRows << tiling.groups_log2;
+  if (tiling.row_blocks == 1) return {pad, 0, rows, item.left(), 0, Tiles};
   return {0, item.top(tiling) - pad, rows + 2 * pad, item.left(), 0, Tiles};
 }
 
-// What an item alone is responsible for, in planes with `pad` rows of halo.
-template <int Step, int Tiles>
-__device__ __forceinline__ Section own_section(const Item<Step, Tiles>& item, const Tiling& tiling,
-                                               int pad) {
-  return {pad,         item.top(tiling),  Step << tiling.groups_log2,
+// The outputs that belong to an item and no other, in planes with `pad` rows of halo.
+template <int GroupRows, int Tiles>
+__device__ __forceinline__ Section output_section(const Item<GroupRows, Tiles>& item,
+                                                  const Tiling& tiling, int pad) {
+  return {pad,         item.top(tiling),  GroupRows << tiling.groups_log2,
           item.left(), item.first_tile(), item.last_tile(tiling)};
 }
 
@@ -130,19 +134,19 @@ __device__ __forceinline__ void clear_together(T* at, size_t elements, int threa
     device::store_shared(at + i, make_uint4(0, 0, 0, 0));
 }
 
-// Brings the chunks of an item to shared memory, with zeros for pixels, images and channels that do
-// not exist. `from` is the first channel of the block in the item's first image, which the copies of
-// what does not exist name.
+// Brings the chunks of an item to shared memory, with zeros for pixels, images and channels that do not
+// exist. `from` is the first channel of the block in the item's first image; copies of pixels that do
+// not exist name that address.
 template <class Planes, int Warps, class T>
 __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int count, const T* from,
                                              ptrdiff_t pixel_stride, int images, int channels,
                                              bool in_units, int thread) {
   constexpr int octets = Planes::octets, step = 32 * Warps / (8 * octets);
   static_assert(step % 4 == 0);
-  // The addresses are worked out anew for each item: between items registers are scarce.
-  const unsigned number = unsigned(device::opaque(thread));
+  // The addresses are computed again for each item: registers are scarce meanwhile.
+  const unsigned number = unsigned(device::keep_in_loop(thread));
   const int pixel = number / octets % 8, octet = number % octets, first = number / (8 * octets);
-  const unsigned missing = 16 * unsigned(min(images, jobs));
+  const unsigned missing = 16 * unsigned(min(images, mma_rows));
   channels -= 8 * octet;
   if (channels <= 0) return;
   const char* const origin = reinterpret_cast<const char*>(from + pixel * pixel_stride + 8 * octet);
@@ -169,8 +173,8 @@ __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int coun
       uint32_t word[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t low = 2 * i < existing ? device::load_global(bits + 2 * i) : 0u;
-        const uint32_t high = 2 * i + 1 < existing ? device::load_global(bits + 2 * i + 1) : 0u;
+        const uint32_t low = 2 * i < existing ? __ldg(bits + 2 * i) : 0u;
+        const uint32_t high = 2 * i + 1 < existing ? __ldg(bits + 2 * i + 1) : 0u;
         word[i] = low | high << 16;
       }
       device::store_shared(to, make_uint4(word[0], word[1], word[2], word[3]));
@@ -178,18 +182,18 @@ __device__ __forceinline__ void fetch_chunks(T* raw, const Chunk* list, int coun
   }
 }
 
-// Transposes chunks into planes, 8 channels of four chunks a warp at a time: those of Octets octets
-// of channels from `first_octet` on. The planes begin at column Shift, 0 or 4.
+// Transposes chunks into planes, 8 channels of four chunks a warp at a time: those of Octets octets of
+// channels from `first_octet` on. The planes begin at column Shift, 0 or 4.
 template <class Planes, int Warps, int Shift, int Octets = Planes::octets, class T>
 __device__ __forceinline__ void chunks_to_planes(T* planes, int pitch, const T* raw,
                                                  const Chunk* list, int count, int thread,
                                                  int first_octet = 0) {
   constexpr int step = Warps / Octets * 4;
   static_assert(Warps % Octets == 0 && (Shift == 0 || Shift == 4));
-  const unsigned number = unsigned(device::opaque(thread));
+  const unsigned number = unsigned(device::keep_in_loop(thread));
   const int warp = number / 32, lane = number % 32;
   const int octet = first_octet + warp % Octets, first = warp / Octets * 4;
-  // Matrix m is pixels 2m and 2m + 1 of four chunks: lane l receives channel l / 4 of chunk l % 4.
+  // Matrix m is pixels 2m and 2m + 1 of four chunks. Lane l receives channel l / 4 of chunk l % 4.
   const T* from = raw + Planes::unit(first + lane % 8 / 2, lane / 8 * 2 + lane % 2, octet);
   T* const plane = planes + Planes::at(pitch, 8 * octet + lane / 4) + Shift;
   list += first + lane % 4;
@@ -221,15 +225,15 @@ __device__ __forceinline__ void planes_to_memory(T* to, const T* planes, int pit
                                                  int thread) {
   constexpr int octets = Planes::octets, at_once = 4 / octets, step = Warps * at_once;
   static_assert(Count % at_once == 0);
-  const unsigned number = unsigned(device::opaque(thread));
+  const unsigned number = unsigned(device::keep_in_loop(thread));
   const int lane = number % 32, first = number / 32 * at_once;
-  // Matrix m is channels 2m and 2m + 1 of every octet of the chunks: lane l receives pixel l / 4 of
+  // Matrix m is channels 2m and 2m + 1 of every octet of the chunks. Lane l receives pixel l / 4 of
   // octet l % octets of chunk l % 4 / octets.
   const int quad = lane % 8 / 2, octet = lane % octets, pixel = lane / 4;
   const T* const plane = planes + Planes::at(pitch, quad % octets * 8 + lane / 8 * 2 + lane % 2);
   const Chunk* load = list + first + quad / octets;
   const Chunk* store = list + first + lane % 4 / octets;
-  const unsigned missing = 16 * unsigned(min(images, jobs));
+  const unsigned missing = 16 * unsigned(min(images, mma_rows));
   channels -= 8 * octet;
   char* const origin = reinterpret_cast<char*>(to + pixel * pixel_stride + 8 * octet);
   const auto each_unit = [&](auto write) {
@@ -244,15 +248,15 @@ __device__ __forceinline__ void planes_to_memory(T* to, const T* planes, int pit
   };
   if (in_units) {
     each_unit([](char* at, const uint32_t (&r)[4]) {
-      device::store_global(reinterpret_cast<uint4*>(at), make_uint4(r[0], r[1], r[2], r[3]));
+      *reinterpret_cast<uint4*>(at) = make_uint4(r[0], r[1], r[2], r[3]);
     });
   } else {
     each_unit([=](char* at, const uint32_t (&r)[4]) {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
         if (i < channels)
-          device::store_global(reinterpret_cast<unsigned short*>(at) + i,
-                               static_cast<unsigned short>(r[i / 2] >> i % 2 * 16));
+          reinterpret_cast<unsigned short*>(at)[i] =
+              static_cast<unsigned short>(r[i / 2] >> i % 2 * 16);
     });
   }
 }

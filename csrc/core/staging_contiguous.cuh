@@ -1,14 +1,15 @@
-// How planes of contiguous rows enter and leave shared memory, one item and one warp at a time.
+// The way of contiguous planes into shared memory and out of it, one item and one warp at a time.
 //
-// Two ways. Whole planes, square and exactly as large as an item (8x8, 16x16, 32x32), move as
-// straight runs of 16 bytes a lane. Any other plane moves row by row, in the widest pieces that its
-// alignment allows, with zeros for what lies outside.
+// Whole planes, square and exactly as large as an item (8x8, 16x16, 32x32), move as straight runs of 16
+// bytes a lane. Any other plane moves row by row, in the widest pieces that its alignment allows, with
+// zeros outside the plane.
 #pragma once
 #include <algorithm>
 #include <bit>
 #include <numeric>
 #include <type_traits>
 
+#include "core/device.h"
 #include "core/item.cuh"
 #include "core/packed16.cuh"
 
@@ -22,10 +23,10 @@ __device__ __forceinline__ void clear(T* at, int elements, int lane) {
     device::store_shared(at + i, make_uint4(0, 0, 0, 0));
 }
 
-// What readers and writers are told alike.
+// The planes of a channel in global memory.
 template <class T>
 struct Planes {
-  T* tensor;  // its first element
+  T* tensor;  // the first element of the tensor
   T* first;   // the plane of image 0
   ptrdiff_t image_stride;
   int alignment;  // in elements, of every row
@@ -33,25 +34,26 @@ struct Planes {
 
 // ---- whole planes --------------------------------------------------------------------------------
 
-// A whole plane moves in chunks of 8 columns, 32 or a divisor of it at a time; where it has fewer, a
+// A whole plane moves in chunks of 8 columns, 32 at a time or as many as it has; where it has fewer, a
 // warp moves several images at a time.
-template <int Step, int Tiles, class Layout>
+template <int GroupRows, int Tiles, class Rows>
 struct WholePlane {
   static constexpr int size = 8 * Tiles;
-  static constexpr int groups = size / Step, images = jobs / groups;
+  static constexpr int groups = size / GroupRows, images = mma_rows / groups;
   static constexpr int chunks = size * Tiles;
   static constexpr int at_once = chunks < 32 ? chunks : 32;
   static constexpr int images_at_once = 32 / at_once;
-  static_assert(groups * images == jobs && 32 % at_once == 0 && at_once / Tiles % Step == 0);
+  static_assert(groups * images == mma_rows && 32 % at_once == 0 &&
+                at_once / Tiles % GroupRows == 0);
 
-  // Of the first chunk of a lane.
+  // The position of the first chunk of a lane.
   int image, in_plane, in_shared;
 
   __device__ __forceinline__ WholePlane(int first_row, int image_pitch, int lane)
       : image(lane / at_once),
         in_plane(lane % at_once * 8),
         in_shared(image * image_pitch +
-                  Layout::at(first_row + lane % at_once / Tiles, lane % Tiles * 8)) {}
+                  Rows::at(first_row + lane % at_once / Tiles, lane % Tiles * 8)) {}
 
   // Calls visit(images on, elements on in the plane, elements on in shared memory), all constants.
   template <class Visit>
@@ -60,23 +62,23 @@ struct WholePlane {
     for (int i = 0; i < images; i += images_at_once)
 #pragma unroll
       for (int c = 0; c < chunks; c += at_once)
-        visit(i, 8 * c, i * image_pitch + c / Tiles / Step * Layout::group);
+        visit(i, 8 * c, i * image_pitch + c / Tiles / GroupRows * Rows::group_pitch);
   }
 };
 
 // ---- any plane -----------------------------------------------------------------------------------
 
-// Calls visit(where a piece lies in the plane, where in shared memory, its row and column) for the
-// pieces of `rows` rows that fall to this lane, in columns [begin, end). `plane` is where the first of
-// these rows begins. As many lanes lie side by side as a row has pieces, rounded up to a power of two:
-// then a lane keeps its column, and its rows follow each other at constant distances.
-template <class Layout, int Tiles, int Piece, class T, class Visit>
+// Calls visit(address in the plane, offset in shared memory, row, column) for each piece of `rows` rows,
+// in columns [begin, end), that this lane moves. `plane` is the address of the first of these rows. As
+// many lanes lie side by side as a row has pieces, rounded up to a power of two: then a lane keeps its
+// column, and its rows follow each other at constant distances.
+template <class Rows, int Tiles, int Piece, class T, class Visit>
 __device__ __forceinline__ void each_piece(T* plane, int width, int first_row, int rows, int begin,
                                            int end, int lane, Visit visit) {
   constexpr int across = std::min(32u, std::bit_ceil(unsigned(8 * Tiles / Piece)));
-  constexpr int down = 32 / across, turn = std::lcm(down, Layout::step);
-  // Or what is worked out from it would stay in registers from item to item.
-  width = device::opaque(width);
+  constexpr int down = 32 / across, turn = std::lcm(down, Rows::group_rows);
+  // Addresses derived from the width would otherwise stay in registers from item to item.
+  width = device::keep_in_loop(width);
 #pragma unroll
   for (int first = 0; first < 8 * Tiles; first += across * Piece) {
     const int column = first + lane % across * Piece;
@@ -84,7 +86,7 @@ __device__ __forceinline__ void each_piece(T* plane, int width, int first_row, i
     int in_shared[turn / down];
 #pragma unroll
     for (int i = 0; i < turn / down; ++i)
-      in_shared[i] = Layout::at(first_row + lane / across + i * down, column);
+      in_shared[i] = Rows::at(first_row + lane / across + i * down, column);
     T* in_plane = plane + ptrdiff_t(lane / across) * width + column;
 #pragma unroll 1
     for (int row = lane / across; row < rows; row += turn)
@@ -92,23 +94,23 @@ __device__ __forceinline__ void each_piece(T* plane, int width, int first_row, i
       for (int i = 0; i < turn / down; ++i) {
         if (row + i * down < rows) visit(in_plane, in_shared[i], row + i * down, column);
         in_plane += down * width;
-        in_shared[i] += turn / Layout::step * Layout::group;
+        in_shared[i] += turn / Rows::group_rows * Rows::group_pitch;
       }
   }
 }
 
-// The part of the planes that an item covers with its halo, and where it goes.
+// The part of the planes that an item covers with its halo, and its position in shared memory.
 struct Span {
   int images;     // of the item
-  int existing;   // of these, since the last item may have more than are left
+  int existing;   // of these images: the last item may have more than the tensor
   int first_row;  // in shared memory
   int rows;       // of an image, from `top` on
   int top, left;  // in the plane
 };
 
-// Brings a span of planes to shared memory at column Shift, `from` and `to` being those of the item's
-// first image. What lies outside becomes zeros, by copies that name the first element of `tensor`.
-template <class Layout, int Tiles, int Shift, int Piece, class T>
+// Brings a span of planes to shared memory at column Shift; `from` and `to` belong to the item's first
+// image. Pieces outside the planes become zeros, by copies that name the first element of `tensor`.
+template <class Rows, int Tiles, int Shift, int Piece, class T>
 __device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* tensor, const T* from,
                                            ptrdiff_t image_stride, const Span& span,
                                            const Shape& shape, int lane) {
@@ -116,7 +118,7 @@ __device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* tensor, co
 #pragma unroll 1
   for (int image = 0; image < span.images; ++image) {
     const int height = image < span.existing ? shape.height : 0;
-    each_piece<Layout, Tiles, Piece>(
+    each_piece<Rows, Tiles, Piece>(
         from, shape.width, span.first_row, span.rows, 0, 8 * Tiles, lane,
         [&](const T* in_plane, int in_shared, int row, int column) {
           const bool inside =
@@ -127,16 +129,16 @@ __device__ __forceinline__ void fetch_rows(T* to, int pitch, const T* tensor, co
   }
 }
 
-// The same for rows that are not aligned to 4 bytes, which no asynchronous copy takes: they go through
-// registers, several pieces of a lane at a time, which wait for memory together.
-template <class Layout, int Tiles, int Shift, class T>
+// Brings a span to shared memory where rows are not aligned to 4 bytes, which no asynchronous copy takes.
+// Elements pass through registers, several pieces of a lane at a time, which wait for memory together.
+template <class Rows, int Tiles, int Shift, class T>
 __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
                                                ptrdiff_t image_stride, const Span& span,
                                                const Shape& shape, int lane) {
   constexpr int piece = 4, per_row = 8 * Tiles / piece;
-  constexpr int at_once = Tiles <= 2 ? 4 : 2;  // more take registers that wide tiles do not have
-  // As in each_piece.
-  const int width = device::opaque(shape.width);
+  constexpr int at_once = Tiles <= 2 ? 4 : 2;  // wide tiles leave no registers for more
+  // The width is hidden from the compiler as in each_piece.
+  const int width = device::keep_in_loop(shape.width);
   int image = 0, row = lane / per_row, column = lane % per_row * piece;
   const auto settle = [&] {
     while (row >= span.rows) row -= span.rows, ++image;
@@ -153,12 +155,10 @@ __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
           from + image * image_stride + ptrdiff_t(y) * width + x);
       uint32_t element[piece];
 #pragma unroll
-      for (int e = 0; e < piece; ++e)
-        element[e] = exists && x + e < width ? device::load_global(source + e) : 0u;
+      for (int e = 0; e < piece; ++e) element[e] = exists && x + e < width ? __ldg(source + e) : 0u;
       bits[i] = make_uint2(element[0] | element[1] << 16, element[2] | element[3] << 16);
-      target[i] = image < span.images
-                      ? image * pitch + Layout::at(span.first_row + row, Shift + column)
-                      : -1;
+      target[i] =
+          image < span.images ? image * pitch + Rows::at(span.first_row + row, Shift + column) : -1;
       row += 32 / per_row;
       column += 32 % per_row * piece;
       if (column >= 8 * Tiles) column -= 8 * Tiles, ++row;
@@ -171,52 +171,50 @@ __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
 }
 
 // Brings an item of planes to shared memory at column Shift, with Pad rows of halo above and below.
-template <class Layout, int Pad, int Shift, int Step, int Tiles, class T>
+template <class Rows, int Pad, int Shift, int GroupRows, int Tiles, class T>
 __device__ __forceinline__ void fetch_item(T* to, const Planes<const T>& planes,
-                                           const Item<Step, Tiles>& item, const Shape& shape,
+                                           const Item<GroupRows, Tiles>& item, const Shape& shape,
                                            const Tiling& tiling, int pitch, int lane) {
-  // Each of the ways below would keep its addresses in registers of its own.
-  lane = device::opaque(lane);
-  const bool one_strip = tiling.strips == 1;
-  // Values derived from it would stay in registers from item to item.
-  const int images = device::opaque(jobs >> tiling.groups_log2);
+  // Each kind of fetch below would otherwise keep addresses in registers from item to item.
+  lane = device::keep_in_loop(lane);
+  const bool one_row_block = tiling.row_blocks == 1;
+  // Values derived from this number would stay in registers from item to item.
+  const int images = device::keep_in_loop(mma_rows >> tiling.groups_log2);
   const Span span{images,
                   min(images, shape.images - item.image()),
-                  one_strip ? Pad : 0,
-                  one_strip ? shape.height : (Step << tiling.groups_log2) + 2 * Pad,
-                  one_strip ? 0 : item.top(tiling) - Pad,
+                  one_row_block ? Pad : 0,
+                  one_row_block ? shape.height : (GroupRows << tiling.groups_log2) + 2 * Pad,
+                  one_row_block ? 0 : item.top(tiling) - Pad,
                   item.left()};
   const T* const from = planes.first + item.image() * planes.image_stride;
   const auto fetch = [&](auto piece) {
-    fetch_rows<Layout, Tiles, Shift, decltype(piece)::value>(
-        to, pitch, planes.tensor, from, planes.image_stride, span, shape, lane);
+    fetch_rows<Rows, Tiles, Shift, decltype(piece)::value>(to, pitch, planes.tensor, from,
+                                                           planes.image_stride, span, shape, lane);
   };
   using std::integral_constant;
   constexpr int widest = Shift % 8 == 0 ? 8 : 4;
   if (planes.alignment >= widest) fetch(integral_constant<int, widest>());
   else if (widest > 4 && planes.alignment == 4) fetch(integral_constant<int, 4>());
   else if (planes.alignment == 2) fetch(integral_constant<int, 2>());
-  else
-    fetch_elements<Layout, Tiles, Shift>(to, pitch, from, planes.image_stride, span, shape, lane);
+  else fetch_elements<Rows, Tiles, Shift>(to, pitch, from, planes.image_stride, span, shape, lane);
 }
 
 // Writes the outputs of an item to the planes.
-template <class Layout, int Piece, int Step, int Tiles, class T>
+template <class Rows, int Piece, int GroupRows, int Tiles, class T>
 __device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, const T* from,
-                                           const Item<Step, Tiles>& item, const Shape& shape,
+                                           const Item<GroupRows, Tiles>& item, const Shape& shape,
                                            const Tiling& tiling, int pitch, int lane) {
   using Value = Bits<Piece>;
-  const int images = min(jobs >> tiling.groups_log2, shape.images - item.image());
-  const int top = item.top(tiling), rows = min(Step << tiling.groups_log2, shape.height - top);
+  const int images = min(mma_rows >> tiling.groups_log2, shape.images - item.image());
+  const int top = item.top(tiling), rows = min(GroupRows << tiling.groups_log2, shape.height - top);
   const int first = 8 * item.first_tile();
   const int end = min(8 * item.last_tile(tiling), shape.width - item.left());
   T* to = planes + item.image() * image_stride + ptrdiff_t(top) * shape.width + item.left();
 #pragma unroll 1
   for (int image = 0; image < images; ++image) {
-    each_piece<Layout, Tiles, Piece>(
+    each_piece<Rows, Tiles, Piece>(
         to, shape.width, 0, rows, first, end, lane, [&](T* in_plane, int in_shared, int, int) {
-          device::store_global(reinterpret_cast<Value*>(in_plane),
-                               *reinterpret_cast<const Value*>(from + in_shared));
+          *reinterpret_cast<Value*>(in_plane) = *reinterpret_cast<const Value*>(from + in_shared);
         });
     to += image_stride, from += pitch;
   }
@@ -224,10 +222,10 @@ __device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, co
 
 // ---- readers and writers -------------------------------------------------------------------------
 
-// Brings one item after another to shared memory. Pad rows of halo lie above and below, and the
-// planes begin at column Shift there. Whatever no copy overwrites must be zero before: halo rows
-// where one strip covers the plane, columns beside it.
-template <class T, int Step, int Tiles, class Layout, int Pad, int Shift, bool Whole>
+// Brings one item after another to shared memory. Pad rows of halo lie above and below, and the planes
+// begin at column Shift there. Rows and columns that no copy overwrites must be zero before: halo rows
+// where one row block covers the plane, columns beside it.
+template <class T, int GroupRows, int Tiles, class Rows, int Pad, int Shift, bool Whole>
 class Reader {
  public:
   __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
@@ -239,7 +237,7 @@ class Reader {
         pitch_(image_pitch) {}
 
   __device__ __forceinline__ void fetch_next(T* to, int lane) {
-    fetch_item<Layout, Pad, Shift>(to, planes_, item_, shape_, tiling_, pitch_, lane);
+    fetch_item<Rows, Pad, Shift>(to, planes_, item_, shape_, tiling_, pitch_, lane);
     item_.advance(tiling_);
   }
 
@@ -247,14 +245,14 @@ class Reader {
   const Planes<const T>& planes_;
   const Shape& shape_;
   const Tiling& tiling_;
-  Item<Step, Tiles> item_;
+  Item<GroupRows, Tiles> item_;
   int pitch_;
 };
 
-template <class T, int Step, int Tiles, class Layout, int Pad, int Shift>
-class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
-  using Plane = WholePlane<Step, Tiles, Layout>;
-  static constexpr int pitch = Layout::image(Plane::groups, 2 * Pad);
+template <class T, int GroupRows, int Tiles, class Rows, int Pad, int Shift>
+class Reader<T, GroupRows, Tiles, Rows, Pad, Shift, true> {
+  using Plane = WholePlane<GroupRows, Tiles, Rows>;
+  static constexpr int pitch = Rows::image(Plane::groups, 2 * Pad);
 
  public:
   __device__ __forceinline__ Reader(const Planes<const T>& planes, int first_item,
@@ -292,9 +290,9 @@ class Reader<T, Step, Tiles, Layout, Pad, Shift, true> {
   int in_shared_, left_;
 };
 
-// Writes one finished item after another to memory. `fetch_added` brings the item of another tensor
-// of the same strides, `added` its first element, to the place of the item that is written next.
-template <class T, int Step, int Tiles, class Layout, bool Whole>
+// Writes one finished item after another to memory. `fetch_added` brings the next item of another
+// tensor with the same strides, whose first element is `added`, to shared memory.
+template <class T, int GroupRows, int Tiles, class Rows, bool Whole>
 class Writer {
  public:
   __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
@@ -308,14 +306,14 @@ class Writer {
   __device__ __forceinline__ void fetch_added(T* to, const T* added, int lane) const {
     const Planes<const T> planes{added, added + (planes_.first - planes_.tensor),
                                  planes_.image_stride, planes_.alignment};
-    fetch_item<Layout, 0, 0>(to, planes, item_, shape_, tiling_, pitch_, lane);
+    fetch_item<Rows, 0, 0>(to, planes, item_, shape_, tiling_, pitch_, lane);
   }
 
   __device__ __forceinline__ void store_next(const T* from, int lane) {
-    lane = device::opaque(lane);
+    lane = device::keep_in_loop(lane);
     const auto store = [&](auto piece) {
-      store_rows<Layout, decltype(piece)::value>(planes_.first, planes_.image_stride, from, item_,
-                                                 shape_, tiling_, pitch_, lane);
+      store_rows<Rows, decltype(piece)::value>(planes_.first, planes_.image_stride, from, item_,
+                                               shape_, tiling_, pitch_, lane);
     };
     using std::integral_constant;
     if (planes_.alignment == 8) store(integral_constant<int, 8>());
@@ -329,14 +327,14 @@ class Writer {
   const Planes<T>& planes_;
   const Shape& shape_;
   const Tiling& tiling_;
-  Item<Step, Tiles> item_;
+  Item<GroupRows, Tiles> item_;
   int pitch_;
 };
 
-template <class T, int Step, int Tiles, class Layout>
-class Writer<T, Step, Tiles, Layout, true> {
-  using Plane = WholePlane<Step, Tiles, Layout>;
-  static constexpr int pitch = Layout::image(Plane::groups, 0);
+template <class T, int GroupRows, int Tiles, class Rows>
+class Writer<T, GroupRows, Tiles, Rows, true> {
+  using Plane = WholePlane<GroupRows, Tiles, Rows>;
+  static constexpr int pitch = Rows::image(Plane::groups, 0);
 
  public:
   __device__ __forceinline__ Writer(const Planes<T>& planes, int first_item, const Shape& shape,
@@ -361,8 +359,8 @@ class Writer<T, Step, Tiles, Layout, true> {
   __device__ __forceinline__ void store_next(const T* from, int) {
     Plane::each_chunk(pitch, [&](int image, int in_plane, int in_shared) {
       if (Plane::images > 1 && image >= left_) return;
-      device::store_global(reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane),
-                           *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared));
+      *reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane) =
+          *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared);
     });
     to_ += Plane::images * stride_;
     left_ -= Plane::images;

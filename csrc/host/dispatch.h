@@ -1,4 +1,5 @@
-// The entrance for callers that know only run-time values: from sizes and a type to a launch.
+// From sizes and types that are known at run time to launches. Functions that take splits or give
+// gradients throw std::invalid_argument for a shape that is too large or a filter size without kernels.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -7,25 +8,49 @@
 
 namespace depthwise {
 
-// Whether the current device and its driver take the kernels of this build.
-cudaError_t find_kernels();
+cudaError_t forward(const ForwardArguments&, ElementType, const Chip&, cudaStream_t);
+cudaError_t forward(const ChannelsLastForwardArguments&, ElementType, const Chip&, cudaStream_t);
 
-cudaError_t forward(const ForwardArguments&, Type, const Chip&, cudaStream_t);
+cudaError_t fused_forward(const FusedForwardArguments&, ElementType, const Chip&, cudaStream_t);
+cudaError_t fused_forward(const ChannelsLastFusedForwardArguments&, ElementType, const Chip&,
+                          cudaStream_t);
 
-// How many shares of the items weight_gradient sums apart. With more than one it needs room for the
-// sums of each, shares * channels * (size * size + 1) floats. Throws std::invalid_argument where the
-// shape is too large.
-int weight_gradient_shares(const Shape&, int filter_size, const Chip&);
+// ---- gradients of the filter ----------------------------------------------------------------------
+//
+// Each split of the items is summed apart. The results are weight_gradient [channel][size][size] and,
+// unless null, bias_gradient [channel]. With more than one split, `workspace` is room for the sums of
+// all: splits * channels * (size * size + 1) floats.
 
-// The results are weight_gradient [channel][size][size] and, unless null, bias_gradient [channel].
-cudaError_t weight_gradient(WeightGradientArguments, Type, const Chip&, float* weight_gradient,
-                            float* bias_gradient, float* workspace, cudaStream_t);
-
-// The same for channels-last tensors.
-cudaError_t forward(const ChannelsLastForwardArguments&, Type, const Chip&, cudaStream_t);
-int channels_last_weight_gradient_shares(const Shape&, int filter_size, const Chip&);
-cudaError_t weight_gradient(ChannelsLastWeightGradientArguments, Type, const Chip&,
+int weight_gradient_splits(const Shape&, int filter_size, const Chip&);
+int channels_last_weight_gradient_splits(const Shape&, int filter_size, const Chip&);
+cudaError_t weight_gradient(WeightGradientArguments, ElementType, const Chip&,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t);
+cudaError_t weight_gradient(ChannelsLastWeightGradientArguments, ElementType, const Chip&,
+                            float* weight_gradient, float* bias_gradient, float* workspace,
+                            cudaStream_t);
+
+// ---- whole planes on 16-byte boundaries -----------------------------------------------------------
+
+int whole_plane_splits(const Shape&, int filter_size, Pass, const Chip&);
+
+// The moments [3][channel] of the activation go to `merged`; `p.moments` is room for those of the
+// splits.
+cudaError_t moments_forward(const MomentsForwardArguments& p, ElementType, const Chip&,
+                            float* merged, cudaStream_t);
+
+// Tells whether one kernel gives the input gradient and those of weight and bias.
+bool backward_gives_weight_gradient(int filter_size);
+
+// The gradients of weight and bias as above; weight_gradient may be null.
+cudaError_t backward(BackwardArguments, ElementType, const Chip&, float* weight_gradient,
+                     float* bias_gradient, float* workspace, cudaStream_t);
+
+// ---- elementwise passes and statistics ------------------------------------------------------------
+
+int elementwise_splits(const ElementwiseArguments&, bool channels_last, const Chip&);
+// The sums of a pass go to `merged`; `p.sums` is room for those of the splits, or null.
+cudaError_t elementwise(ElementwisePass, const ElementwiseArguments& p, ElementType,
+                        bool channels_last, const Chip&, float* merged, cudaStream_t);
 
 }  // namespace depthwise

@@ -5,7 +5,7 @@
 namespace ptx {
 namespace {
 
-// What nobody has written is a number that nobody expects.
+// Memory that nobody has written holds a number that nobody expects.
 constexpr uint32_t unwritten = 0xbad1bad1;
 
 uint32_t special_value(Special special, const Block& block, const Warp& warp, unsigned lane) {

@@ -1,4 +1,4 @@
-// What kernels asked of the machine, for tests of traffic and of bank conflicts.
+// Counts of the accesses and instructions of kernels, for tests of traffic and of bank conflicts.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// As much of the CUDA runtime as the extension asks for. The extension is linked with this file in
+// The part of the CUDA runtime that the extension calls. The extension is linked with this file in
 // place of CUDA's own library, so that its kernels run on the interpreter of PTX.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>

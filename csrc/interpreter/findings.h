@@ -1,4 +1,4 @@
-// What a kernel can do wrong without stopping, and the list of where it did.
+// Errors of a kernel that do not stop it, and the list of those that were found.
 #pragma once
 #include <map>
 #include <string>

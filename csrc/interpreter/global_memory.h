@@ -9,7 +9,7 @@
 
 namespace ptx {
 
-// As many zeros as asked for, of which only those that are accessed take memory: tensors may lie
+// A number of zeros, of which only those that are accessed take memory: tensors may lie
 // gigabytes apart.
 class Stamps {
  public:

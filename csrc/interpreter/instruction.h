@@ -17,7 +17,7 @@ struct Instruction;
 // Executes an instruction for the lanes of the mask, of which there is at least one.
 using Execute = void (*)(Warp& warp, const Instruction& instruction, LaneMask lanes);
 
-// Where the values of an operand lie: from `at` bytes on in the registers of the warp, or, if it is
+// The position of the values of an operand: from `at` bytes on in the registers of the warp, or, if it is
 // negative, from ~at on in the constants of the program. While a kernel is decoded, a register is
 // its number.
 struct Operand {
@@ -28,7 +28,7 @@ struct Operand {
   bool is_register() const { return at >= 0 && exists(); }
 };
 
-// How an instruction takes part in the control flow of its warp.
+// The part of an instruction in the control flow of its warp.
 enum class Flow : uint8_t {
   straight,  // the lanes execute it and go on
   branch,    // to Instruction::target
@@ -62,7 +62,7 @@ struct Instruction {
   int64_t second_offset = 0;
 };
 
-// Where an instruction stands.
+// The position of an instruction in its text.
 struct Location {
   int line = 0;  // of the PTX
   int source_file = 0;

@@ -76,14 +76,14 @@ void forbid_all();
 void launch(const std::string& kernel, Size3 grid, Size3 block, uint32_t dynamic_shared_bytes,
             const void* const* arguments);
 
-// As above, with the bytes of each argument; throws Refusal if their number or a size is wrong.
+// Launches as above, with the bytes of each argument; throws Refusal if their number or a size is wrong.
 void launch(const std::string& kernel, Size3 grid, Size3 block, uint32_t dynamic_shared_bytes,
             const std::vector<std::string>& arguments);
 
 Settings settings();
 void set_settings(const Settings& settings);
 
-// What was found or counted since the last call.
+// Return the findings or counts since the last call.
 std::vector<Finding> take_findings();
 Counters take_counters();
 

@@ -11,7 +11,7 @@
 namespace ptx {
 namespace {
 
-// What each lane reads or writes: up to 16 bytes.
+// The bytes that each lane reads or writes, up to 16.
 struct alignas(16) LaneData {
   uint8_t bytes[16];
 };

@@ -23,14 +23,15 @@ const uint8_t* readable_global(Warp& warp, const Instruction& in, unsigned lane,
 uint8_t* writable_global(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                          uint32_t bytes);
 
-// How many pieces of memory, of so many bytes each, lie under the aligned accesses of some lanes.
+// The number of pieces of memory, of so many bytes each, that lie under the aligned accesses of some lanes.
 unsigned count_pieces(const Row<uint64_t>& addresses, LaneMask lanes, unsigned bytes);
 // A sector is what global memory moves at least.
 constexpr unsigned sector_bytes = 32;
 
 // ---- shared -------------------------------------------------------------------------------------
 
-// As above. `whole_warp`: the lanes act together, as ldmatrix does.
+// The shared memory behind an address, or null as above. `whole_warp`: all lanes act together, as in
+// ldmatrix.
 const uint8_t* readable_shared(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                                uint32_t bytes, bool whole_warp);
 
@@ -38,7 +39,7 @@ const uint8_t* readable_shared(Warp& warp, const Instruction& in, unsigned lane,
 void write_shared(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                   const uint8_t* data, uint32_t bytes, bool whole_warp);
 
-// Whether the address can be accessed at all; reports if not.
+// Tells whether the address can be accessed at all; reports if not.
 bool is_valid_shared(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                      uint32_t bytes);
 

@@ -26,7 +26,7 @@ struct Parameter {
   uint32_t offset = 0;
 };
 
-// What all kernels of a text share.
+// The parts of a text that belong to all its kernels.
 struct Module {
   std::string file;
   std::map<int, std::string> source_files;  // by their numbers in .loc, without folders

@@ -93,7 +93,7 @@ void step_back(const Instruction& in, RegisterSet& needed) {
   for_registers_read(in, [&](int32_t r) { needed.insert(r); });
 }
 
-// What is needed at the end of each stretch.
+// The registers that are needed at the end of each stretch.
 std::vector<RegisterSet> needed_at_ends(const std::vector<Instruction>& code,
                                         const std::vector<Stretch>& stretches, size_t registers) {
   std::vector<RegisterSet> at_end(stretches.size(), RegisterSet(registers));

@@ -1,4 +1,4 @@
-// What a test may vary about the machine that a launch runs on.
+// The properties of the machine that a test may vary from launch to launch.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +7,7 @@ namespace ptx {
 // When an asynchronous copy takes place: in the wait for its group, at once, or either by chance.
 enum class Copies { late, early, random };
 
-// Which warp of a block, and which lanes of a diverged warp, run next.
+// The choice of the warp of a block, and of the lanes of a diverged warp, that run next.
 enum class Order { forward, reverse, random };
 
 // The sum of a matrix product: bits beyond a float are cut off, or it is rounded to the nearest.

@@ -6,7 +6,7 @@
 
 namespace ptx {
 
-// What is wrong with an access to shared memory. Bits, since one access can be wrong in two ways.
+// Errors of an access to shared memory. They are bits, since one access can be wrong in two ways.
 enum Hazard : uint32_t {
   no_hazard = 0,
   uninitialised = 1,

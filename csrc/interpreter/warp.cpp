@@ -143,7 +143,7 @@ void Warp::step(size_t index_of_group) {
   }
 }
 
-// Whether the group must wait for lanes that are elsewhere.
+// Tells whether the group must wait for lanes that are elsewhere.
 bool Warp::wait_for_members(LaneGroup& group, const Instruction& in, LaneMask lanes) {
   LaneMask members = alive;
   if (in.flow == Flow::whole_warp) {

@@ -1,24 +1,25 @@
-// Backward pass of convolution, bias, activation, normalisation and residual in one, for whole planes.
-// The gradient of the convolution's value never leaves shared memory: it is formed there from the
-// output gradient and the saved value, meets the turned filter ("rows as M") and gives the input
-// gradient, then meets the input ("rows as K") and gives the weight gradient. For the latter the
-// roles are changed, since it is the gradient that has a halo there: it takes the place of the
-// input, and the filter comes out turned by half a turn.
+// Backward pass of convolution, bias, activation, normalisation and residual in one kernel, for whole
+// planes. The gradient of the convolution's value stays in shared memory: it is formed there from the
+// output gradient and the saved value, multiplied with the turned filter (output rows as M) to give the
+// input gradient, and with the input (rows as K) to give the weight gradient. For the latter, input and
+// gradient change roles, since it is the gradient that has a halo there; the filter comes out turned by
+// half a turn.
 #pragma once
 #include "core/epilogue.cuh"
 #include "core/gradient_of_value.cuh"
 #include "core/staging_contiguous.cuh"
+#include "host/launch.cuh"
 
 namespace depthwise {
 
-// WithWeight: of a kernel that gives the gradients of weight and bias as well.
-template <int Size, int Step, int Tiles, bool WithWeight>
-struct BackwardLayout {
+// With WithWeight, the kernel also gives the gradients of weight and bias.
+template <int Size, int GroupRows, int Tiles, bool WithWeight>
+struct BackwardBlock {
   static constexpr int pad = Size / 2, stages = 2;
-  using Sums = BandSums<__half, Size, Tiles>;
+  using Sums = DiagonalSums<__half, Size, Tiles>;
   static constexpr int shift = Sums::input_shift;
-  using Haloed = ItemLayout<Step, 8 * Sums::input_chunks>;  // the gradient of the value
-  using Rows = ItemLayout<Step, 8 * Tiles>;                 // what is staged
+  using Haloed = ItemRows<GroupRows, 8 * Sums::input_chunks>;  // the gradient of the value
+  using Rows = ItemRows<GroupRows, 8 * Tiles>;                 // what is staged
 
   __host__ __device__ static constexpr int staged_elements(int groups) {
     return Rows::elements(groups, 0);
@@ -26,7 +27,7 @@ struct BackwardLayout {
   __host__ __device__ static constexpr int stage_elements(int groups) {
     return (WithWeight ? 3 : 2) * staged_elements(groups);
   }
-  // The filter passes through it first, the sums last.
+  // This buffer also serves to load the filter and to store the sums.
   __host__ __device__ static constexpr int haloed_elements(int groups) {
     int most = Haloed::elements(groups, 2 * pad);
     for (const int other :
@@ -41,29 +42,31 @@ struct BackwardLayout {
   }
 };
 
-// Grid: x counts channels by the warps of a block, y shares of the items. All alignments are 16 bytes.
-template <class T, int Size, int Step, int Tiles, bool WithWeight>
-__global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWeight))
+// Grid: x counts channels by the warps of a block, y splits of the items. Everything is aligned to 16
+// bytes.
+template <class T, int Size, int GroupRows, int Tiles, bool WithWeight>
+__global__ void __launch_bounds__(32 * most_warps,
+                                  compiled_tuning.backward_blocks(Size, WithWeight))
     depthwise_backward(BackwardArguments p, Tiling tiling) {
-  using Layout = BackwardLayout<Size, Step, Tiles, WithWeight>;
-  using Haloed = typename Layout::Haloed;
-  using Rows = typename Layout::Rows;
-  using Plane = WholePlane<Step, Tiles, Rows>;
-  using HaloedPlane = WholePlane<Step, Tiles, Haloed>;
-  using Sums = BandSums<T, Size, Tiles>;
-  constexpr int pad = Layout::pad, groups = Plane::groups;
+  using Block = BackwardBlock<Size, GroupRows, Tiles, WithWeight>;
+  using Haloed = typename Block::Haloed;
+  using Rows = typename Block::Rows;
+  using Plane = WholePlane<GroupRows, Tiles, Rows>;
+  using HaloedPlane = WholePlane<GroupRows, Tiles, Haloed>;
+  using Sums = DiagonalSums<T, Size, Tiles>;
+  constexpr int pad = Block::pad, groups = Plane::groups;
   constexpr int ahead = Size <= 9 ? 2 : 1;
-  constexpr int staged_elements = Layout::staged_elements(groups);
-  constexpr int stage_elements = Layout::stage_elements(groups);
-  constexpr int haloed_elements = Layout::haloed_elements(groups);
+  constexpr int staged_elements = Block::staged_elements(groups);
+  constexpr int stage_elements = Block::stage_elements(groups);
+  constexpr int haloed_elements = Block::haloed_elements(groups);
   constexpr int pitch = Rows::image(groups, 0), haloed_pitch = Haloed::image(groups, 2 * pad);
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int warps = int(blockDim.x) / 32;
   tiling = whole_tiling(groups, tiling.items);
 
   device::SharedMemory memory;
-  T* const stages = memory.take<T>(size_t(warps * Layout::stages * stage_elements)) +
-                    warp * Layout::stages * stage_elements;
+  T* const stages = memory.take<T>(size_t(warps * Block::stages * stage_elements)) +
+                    warp * Block::stages * stage_elements;
   T* const haloed = memory.take<T>(size_t(warps * haloed_elements)) + warp * haloed_elements;
 
   const int channel = int(blockIdx.x) * warps + warp;
@@ -76,22 +79,24 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
              p.filter_size, true, reinterpret_cast<unsigned short*>(haloed), lane);
   clear(haloed, haloed_elements, lane);
 
-  // Addresses are worked out anew for each item: those of five tensors would take the registers of a
+  // Addresses are computed again for each item: those of five tensors would take as many registers as a
   // filter.
   const auto fetch = [&](T* to, const void* tensor, const Strides& strides, int number) {
     const Planes<const T> planes{
         static_cast<const T*>(tensor),
-        static_cast<const T*>(tensor) + device::opaque(channel) * strides.channel, strides.image,
-        8};
-    Reader<T, Step, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch,
-                                             device::opaque(lane))
+        static_cast<const T*>(tensor) + device::keep_in_loop(channel) * strides.channel,
+        strides.image, 8};
+    Reader<T, GroupRows, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch,
+                                                  device::keep_in_loop(lane))
         .fetch_next(to, lane);
   };
   const auto store = [&](void* tensor, const Strides& strides, const T* from, int number) {
-    const Planes<T> planes{static_cast<T*>(tensor),
-                           static_cast<T*>(tensor) + device::opaque(channel) * strides.channel,
-                           strides.image, 8};
-    Writer<T, Step, Tiles, Rows, true>(planes, number, p.shape, tiling, pitch, device::opaque(lane))
+    const Planes<T> planes{
+        static_cast<T*>(tensor),
+        static_cast<T*>(tensor) + device::keep_in_loop(channel) * strides.channel, strides.image,
+        8};
+    Writer<T, GroupRows, Tiles, Rows, true>(planes, number, p.shape, tiling, pitch,
+                                            device::keep_in_loop(lane))
         .store_next(from, lane);
   };
 
@@ -109,22 +114,23 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
     if (number < first) continue;
     device::copy_wait<1>();
     __syncwarp();
-    const int mine = device::opaque(lane);
+    const int lane_in_loop = device::keep_in_loop(lane);
     T* const value = stages + stage * stage_elements;
     const T* const gradient = value + staged_elements;
 
-    const int own = device::opaque(channel);
+    const int channel_in_loop = device::keep_in_loop(channel);
     // With device::reciprocal the kernel for size 11 spills.
-    const GradientOfValue of_value(p.normalisation, p.gradient_sums, own,
-                                   1.f / __ldg(p.normalisation.count() + own));
+    const GradientOfValue value_gradient(p.normalisation, p.gradient_sums, channel_in_loop,
+                                         1.f / __ldg(p.normalisation.count() + channel_in_loop));
     with_activation(p.activation, [&](auto activate) {
-      const Plane from(0, pitch, mine);
-      const HaloedPlane to(pad, haloed_pitch, mine);
+      const Plane from(0, pitch, lane_in_loop);
+      const HaloedPlane to(pad, haloed_pitch, lane_in_loop);
       const int left = p.shape.images - number * Plane::images - from.image;
       HaloedPlane::each_chunk(haloed_pitch, [&](int image, int in_plane, int in_shared) {
-        // What an image that does not exist would give is not zero.
+        // The formula does not give zero for an image that does not exist.
         const bool exists = Plane::images == 1 || image < left;
-        const int at = from.in_shared + image * pitch + in_plane / 8 / Tiles / Step * Rows::group;
+        const int at =
+            from.in_shared + image * pitch + in_plane / 8 / Tiles / GroupRows * Rows::group_pitch;
         const uint4 c = *reinterpret_cast<const uint4*>(value + at);
         const uint4 g = *reinterpret_cast<const uint4*>(gradient + at);
         const uint32_t cs[4] = {c.x, c.y, c.z, c.w}, gs[4] = {g.x, g.y, g.z, g.w};
@@ -132,19 +138,19 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float2 v = unpack<T>(cs[i]), d = unpack<T>(gs[i]);
-          const float low = exists ? of_value(activate, v.x, d.x) : 0.f;
-          const float high = exists ? of_value(activate, v.y, d.y) : 0.f;
+          const float low = exists ? value_gradient(activate, v.x, d.x) : 0.f;
+          const float high = exists ? value_gradient(activate, v.y, d.y) : 0.f;
           bias += low, bias += high;
           word[i] = pack<T>(low, high);
         }
-        T* const target = haloed + to.in_shared + in_shared + Layout::shift;
-        if constexpr (Layout::shift % 8 == 0) {
+        T* const target = haloed + to.in_shared + in_shared + Block::shift;
+        if constexpr (Block::shift % 8 == 0) {
           device::store_shared(target, make_uint4(word[0], word[1], word[2], word[3]));
         } else {
           device::store_shared(target, make_uint2(word[0], word[1]));
           device::store_shared(target + 4, make_uint2(word[2], word[3]));
         }
-        // The value has served; its place is the way out of both gradients, one after the other.
+        // The value is not needed any more: both gradients, one after the other, leave from its buffer.
         if (p.value_gradient)
           device::store_shared(value + at, make_uint4(word[0], word[1], word[2], word[3]));
       });
@@ -155,41 +161,74 @@ __global__ void __launch_bounds__(32 * most_warps, backward_blocks(Size, WithWei
       __syncwarp();
     }
 
-    float sum[Step][Tiles][4] = {};
-    multiply<T, Size, Step, Tiles, Haloed, true, ahead>(
-        sum, haloed + Haloed::job(mine % 16, tiling.groups_log2, haloed_pitch) + mine / 16 * 8,
-        bands, mine);
-    const int job = Rows::job(mine / 4, tiling.groups_log2, pitch);
-    const int other_job = Rows::job(mine / 4 + 8, tiling.groups_log2, pitch);
-    const Residual<T, Rows> residual{{gradient + job, gradient + other_job}, p.residual};
-    write_sums_with<T, Size, Rows, Layout::shift != 0>(residual, value + job, value + other_job,
-                                                       sum, mine);
+    float accumulator[GroupRows][Tiles][4] = {};
+    multiply<T, Size, GroupRows, Tiles, Haloed, true, ahead>(
+        accumulator,
+        haloed + Haloed::group_at(lane_in_loop % 16, tiling.groups_log2, haloed_pitch) +
+            lane_in_loop / 16 * 8,
+        bands, lane_in_loop);
+    const int group = Rows::group_at(lane_in_loop / 4, tiling.groups_log2, pitch);
+    const int other_group = Rows::group_at(lane_in_loop / 4 + 8, tiling.groups_log2, pitch);
+    const Residual<T, Rows> residual{{gradient + group, gradient + other_group}, p.residual};
+    store_with_residual<T, Size, Rows, Block::shift != 0>(
+        residual, value + group, value + other_group, accumulator, lane_in_loop);
     __syncwarp();
     store(p.input_gradient, p.input_gradient_strides, value, number);
 
     if constexpr (WithWeight) {
-      uint32_t columns[Step][Tiles][2];
+      uint32_t columns[GroupRows][Tiles][2];
       load_gradient<Rows>(
-          columns, gradient + staged_elements + Rows::job(mine % 16, tiling.groups_log2, pitch),
-          mine);
-      sums.template multiply<Step, ahead, Haloed>(
           columns,
-          haloed + Haloed::job(mine % 8 + mine / 16 * 8, tiling.groups_log2, haloed_pitch) +
-              mine / 8 % 2 * 8,
-          haloed + Haloed::job(mine % 16, tiling.groups_log2, haloed_pitch));
+          gradient + staged_elements + Rows::group_at(lane_in_loop % 16, tiling.groups_log2, pitch),
+          lane_in_loop);
+      sums.template multiply<GroupRows, ahead, Haloed>(
+          columns,
+          haloed +
+              Haloed::group_at(lane_in_loop % 8 + lane_in_loop / 16 * 8, tiling.groups_log2,
+                               haloed_pitch) +
+              lane_in_loop / 8 % 2 * 8,
+          haloed + Haloed::group_at(lane_in_loop % 16, tiling.groups_log2, haloed_pitch));
     }
-    // The next item overwrites what was read.
+    // The next item overwrites this stage.
     __syncwarp();
   }
   if constexpr (WithWeight) {
-    const ptrdiff_t plane = ptrdiff_t(blockIdx.y) * p.shape.channels + channel;
-    sums.template store<true>(p.weight_sums + plane * p.filter_size * p.filter_size, p.filter_size,
-                              reinterpret_cast<float*>(haloed), lane);
+    const ptrdiff_t sum_number = ptrdiff_t(blockIdx.y) * p.shape.channels + channel;
+    sums.template store<true>(p.weight_sums + sum_number * p.filter_size * p.filter_size,
+                              p.filter_size, reinterpret_cast<float*>(haloed), lane);
   }
 #pragma unroll
   for (int by = 16; by > 0; by /= 2) bias += __shfl_xor_sync(~0u, bias, by);
   if (p.bias_sums && lane == 0)
     p.bias_sums[ptrdiff_t(blockIdx.y) * p.shape.channels + channel] = bias;
+}
+
+template <int Size>
+cudaError_t launch_backward(const BackwardArguments& p, ElementType type, const Plan& plan,
+                            cudaStream_t stream) {
+  const std::pair<const void*, const Strides&> tensors[] = {
+      {p.input, p.input_strides},
+      {p.value, p.value_strides},
+      {p.output_gradient, p.output_gradient_strides},
+      {p.input_gradient, p.input_gradient_strides},
+      {p.value_gradient, p.value_gradient_strides}};
+  int least = 8;
+  for (const auto& [tensor, strides] : tensors)
+    if (tensor != nullptr)
+      least = std::min(least, alignment(uintptr_t(tensor), p.shape.width, strides));
+  const auto launch = [&](auto element, auto group_rows, auto tiles, auto with_weight) {
+    using T = decltype(element);
+    return launch_by_channels<BackwardBlock<Size, group_rows, tiles, with_weight>, T>(
+        depthwise_backward<T, Size, group_rows, tiles, with_weight>, plan, stream, p);
+  };
+  return with_whole_planes(type, p.shape, plan.tile, least,
+                           [&](auto element, auto group_rows, auto tiles) {
+                             if (p.input == nullptr)
+                               return launch(element, group_rows, tiles, std::false_type());
+                             if constexpr (backward_with_weight(Size))
+                               return launch(element, group_rows, tiles, std::true_type());
+                             else return cudaErrorInvalidValue;
+                           });
 }
 
 }  // namespace depthwise

@@ -1,17 +1,19 @@
-// Forward pass and input gradient of contiguous planes: "rows as M". Each warp owns a channel and
-// works through a share of its items with the bands in registers, without a barrier beyond the warp.
+// Forward pass and input gradient of contiguous planes. Output rows are M of the mma. Each warp owns a
+// channel and works through a split of its items with the bands in registers, without a barrier wider
+// than the warp.
 #pragma once
 #include "core/epilogue.cuh"
 #include "core/staging_contiguous.cuh"
+#include "host/launch.cuh"
 
 namespace depthwise {
 
-template <int Size, int Step, int Tiles>
-struct ForwardLayout {
+template <int Size, int GroupRows, int Tiles>
+struct ForwardBlock {
   static constexpr int pad = Size / 2, stages = 2;
-  using Rows = ItemLayout<Step, 8 * Tiles>;
+  using Rows = ItemRows<GroupRows, 8 * Tiles>;
 
-  // Rows of a job's outputs in the input, below the halo.
+  // The rows of the outputs in the planes of the input, below the halo.
   struct Inner {
     __device__ static constexpr int at(int row, int column) { return Rows::at(pad + row, column); }
   };
@@ -19,7 +21,7 @@ struct ForwardLayout {
   __host__ __device__ static constexpr int input_elements(int groups) {
     return stages * Rows::elements(groups, 2 * pad);
   }
-  // The filter passes through the output buffer first.
+  // The buffer of the outputs also serves to load the filter.
   __host__ __device__ static constexpr int output_elements(int groups) {
     const int output = Rows::elements(groups, 0);
     const int filter = (Bands<__half, Size, Tiles>::scratch_elements + 7) / 8 * 8;
@@ -32,25 +34,25 @@ struct ForwardLayout {
   }
 };
 
-// What a warp does, between the places where kernels differ: `epilogue` takes the sums, `residual`
-// says whether it gets to see the input beside them. Given `added`, a tensor of the output's strides,
-// the sums plus that tensor are written instead.
-template <class T, int Size, int Step, int Tiles, bool Whole, class Epilogue>
+// The common body of the forward kernels, which differ in their epilogue: one warp convolves one channel.
+// With `residual`, the epilogue also gets the input. `added` is null or a tensor with the output's
+// strides: then the accumulators plus that tensor are written, without the epilogue.
+template <class T, int Size, int GroupRows, int Tiles, bool Whole, class Epilogue>
 __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tiling tiling,
                                                  int input_alignment, int output_alignment,
                                                  Epilogue& epilogue, bool residual,
                                                  const void* added) {
-  using Layout = ForwardLayout<Size, Step, Tiles>;
-  using Rows = typename Layout::Rows;
-  constexpr int pad = Layout::pad, ahead = Epilogue::rows_ahead(Size, Tiles);
+  using Block = ForwardBlock<Size, GroupRows, Tiles>;
+  using Rows = typename Block::Rows;
+  constexpr int pad = Block::pad, ahead = Epilogue::rows_ahead(Size, Tiles);
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int warps = int(blockDim.x) / 32;
-  if constexpr (Whole) tiling = whole_tiling(8 * Tiles / Step, tiling.items);
+  if constexpr (Whole) tiling = whole_tiling(8 * Tiles / GroupRows, tiling.items);
   const int groups = 1 << tiling.groups_log2;
   const int input_pitch = Rows::image(groups, 2 * pad), output_pitch = Rows::image(groups, 0);
   const int stage_elements = Rows::elements(groups, 2 * pad);
-  const int input_elements = Layout::input_elements(groups);
-  const int output_elements = Layout::output_elements(groups);
+  const int input_elements = Block::input_elements(groups);
+  const int output_elements = Block::output_elements(groups);
 
   device::SharedMemory memory;
   T* const input = memory.take<T>(size_t(warps * input_elements)) + warp * input_elements;
@@ -65,10 +67,10 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
   Bands<T, Size, Tiles> bands;
   bands.load(static_cast<const T*>(p.weight) + ptrdiff_t(channel) * p.filter_size * p.filter_size,
              p.filter_size, p.flipped, reinterpret_cast<unsigned short*>(output), lane);
-  auto take = epilogue.of(channel);
-  const int rows = Rows::job(lane % 16, tiling.groups_log2, input_pitch) + lane / 16 * 8;
-  T* const first_job = output + Rows::job(lane / 4, tiling.groups_log2, output_pitch);
-  T* const second_job = output + Rows::job(lane / 4 + 8, tiling.groups_log2, output_pitch);
+  auto channel_epilogue = epilogue.of(channel);
+  const int rows = Rows::group_at(lane % 16, tiling.groups_log2, input_pitch) + lane / 16 * 8;
+  T* const first_group = output + Rows::group_at(lane / 4, tiling.groups_log2, output_pitch);
+  T* const second_group = output + Rows::group_at(lane / 4 + 8, tiling.groups_log2, output_pitch);
 
   const Planes<const T> source{static_cast<const T*>(p.input),
                                static_cast<const T*>(p.input) + channel * p.input_strides.channel,
@@ -76,15 +78,16 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
   const Planes<T> target{static_cast<T*>(p.output),
                          static_cast<T*>(p.output) + channel * p.output_strides.channel,
                          p.output_strides.image, output_alignment};
-  Reader<T, Step, Tiles, Rows, pad, 0, Whole> reader(source, first, p.shape, tiling, input_pitch);
-  Writer<T, Step, Tiles, Rows, Whole> writer(target, first, p.shape, tiling, output_pitch);
-  // Below low planes nothing to be added is ever fetched.
+  Reader<T, GroupRows, Tiles, Rows, pad, 0, Whole> reader(source, first, p.shape, tiling,
+                                                          input_pitch);
+  Writer<T, GroupRows, Tiles, Rows, Whole> writer(target, first, p.shape, tiling, output_pitch);
+  // Rows below low planes are never fetched.
   if constexpr (Epilogue::adds) clear(output, output_elements, lane);
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if constexpr (Epilogue::adds) {
       if (added && number >= first) {
-        // The outputs of the item before leave from the same place.
+        // The outputs of the item before leave from the same buffer.
         __syncwarp();
         writer.fetch_added(output, static_cast<const T*>(added), lane);
       }
@@ -95,56 +98,109 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
     if (number < first) continue;
     device::copy_wait<Epilogue::adds ? 2 : 1>();
     __syncwarp();
-    const T* const here = input + stage * stage_elements;
-    float sum[Step][Tiles][4] = {};
-    multiply<T, Size, Step, Tiles, Rows, false, ahead>(sum, here + rows, bands, lane);
-    const Residual<T, typename Layout::Inner> own{
-        {here + Rows::job(lane / 4, tiling.groups_log2, input_pitch),
-         here + Rows::job(lane / 4 + 8, tiling.groups_log2, input_pitch)},
+    const T* const staged = input + stage * stage_elements;
+    float accumulator[GroupRows][Tiles][4] = {};
+    multiply<T, Size, GroupRows, Tiles, Rows, false, ahead>(accumulator, staged + rows, bands,
+                                                            lane);
+    const Residual<T, typename Block::Inner> input_groups{
+        {staged + Rows::group_at(lane / 4, tiling.groups_log2, input_pitch),
+         staged + Rows::group_at(lane / 4 + 8, tiling.groups_log2, input_pitch)},
         residual};
     if (!Epilogue::adds || added == nullptr) {
-      take.template operator()<T, Size, Rows>(first_job, second_job, sum, own, number, lane);
+      channel_epilogue.template store<T, Size, Rows>(first_group, second_group, accumulator,
+                                                     input_groups, number, lane);
     } else if constexpr (Epilogue::adds) {
       device::copy_wait<1>();
       __syncwarp();
-      write_sums_with<T, Size, Rows>(Residual<T, Rows>{{first_job, second_job}, true}, first_job,
-                                     second_job, sum, lane);
+      store_with_residual<T, Size, Rows>(Residual<T, Rows>{{first_group, second_group}, true},
+                                         first_group, second_group, accumulator, lane);
     }
     __syncwarp();
     writer.store_next(output, lane);
   }
-  take.finish(lane);
+  channel_epilogue.finish(lane);
 }
 
-// Grid: x counts channels by the warps of a block, y shares of the items. With Whole, planes are
-// those of WholePlane and everything is aligned to 16 bytes.
-template <class T, int Size, int Step, int Tiles, bool Whole>
-__global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, Whole))
+// Grid of all forward kernels: x counts channels by the warps of a block, y splits of the items. With
+// Whole, planes are those of WholePlane and everything is aligned to 16 bytes.
+template <class T, int Size, int GroupRows, int Tiles, bool Whole>
+__global__ void __launch_bounds__(32 * most_warps,
+                                  compiled_tuning.forward_blocks(Size, Tiles, Whole))
     depthwise_forward(ForwardArguments p, Tiling tiling, int input_alignment,
                       int output_alignment) {
   BiasEpilogue epilogue{p.bias};
-  convolve_channel<T, Size, Step, Tiles, Whole>(p, tiling, input_alignment, output_alignment,
-                                                epilogue, false, nullptr);
+  convolve_channel<T, Size, GroupRows, Tiles, Whole>(p, tiling, input_alignment, output_alignment,
+                                                     epilogue, false, nullptr);
 }
 
-// The same with activation, normalisation and residual.
-template <class T, int Size, int Step, int Tiles, bool Whole>
-__global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, Whole))
+// Forward pass with activation, normalisation and residual.
+template <class T, int Size, int GroupRows, int Tiles, bool Whole>
+__global__ void __launch_bounds__(32 * most_warps,
+                                  compiled_tuning.forward_blocks(Size, Tiles, Whole))
     depthwise_forward_fused(FusedForwardArguments p, Tiling tiling, int input_alignment,
                             int output_alignment) {
   FusedEpilogue epilogue{p.bias, p.normalisation, p.activation};
-  convolve_channel<T, Size, Step, Tiles, Whole>(p, tiling, input_alignment, output_alignment,
-                                                epilogue, p.residual, p.added);
+  convolve_channel<T, Size, GroupRows, Tiles, Whole>(p, tiling, input_alignment, output_alignment,
+                                                     epilogue, p.residual, p.added);
 }
 
-// The same with the moments of what it writes.
-template <class T, int Size, int Step, int Tiles>
-__global__ void __launch_bounds__(32 * most_warps, forward_blocks(Size, Tiles, true))
+// Forward pass with the moments of its activation.
+template <class T, int Size, int GroupRows, int Tiles>
+__global__ void __launch_bounds__(32 * most_warps,
+                                  compiled_tuning.forward_blocks(Size, Tiles, true))
     depthwise_forward_moments(MomentsForwardArguments p, Tiling tiling, int input_alignment,
                               int output_alignment) {
   MomentsEpilogue epilogue{p.bias, p.activation, p.moments, p.shape};
-  convolve_channel<T, Size, Step, Tiles, true>(p, tiling, input_alignment, output_alignment,
-                                               epilogue, false, nullptr);
+  convolve_channel<T, Size, GroupRows, Tiles, true>(p, tiling, input_alignment, output_alignment,
+                                                    epilogue, false, nullptr);
+}
+
+// ---- launchers -----------------------------------------------------------------------------------
+
+template <int Size>
+cudaError_t launch_forward(const ForwardArguments& p, ElementType type, const Plan& plan,
+                           cudaStream_t stream) {
+  const int width = p.shape.width;
+  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
+  const int output = alignment(uintptr_t(p.output), width, p.output_strides);
+  return with_planes(type, plan.tile, move_whole(p.shape, input, output),
+                     [&](auto element, auto group_rows, auto tiles, auto whole) {
+                       using T = decltype(element);
+                       return launch_by_channels<ForwardBlock<Size, group_rows, tiles>, T>(
+                           depthwise_forward<T, Size, group_rows, tiles, whole>, plan, stream, p,
+                           input, output);
+                     });
+}
+
+template <int Size>
+cudaError_t launch_fused_forward(const FusedForwardArguments& p, ElementType type, const Plan& plan,
+                                 cudaStream_t stream) {
+  const int width = p.shape.width;
+  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
+  // The tensor that is added has the output's strides, and moves in the same pieces.
+  const int output = alignment(uintptr_t(p.output) | uintptr_t(p.added), width, p.output_strides);
+  return with_planes(type, plan.tile, move_whole(p.shape, input, output),
+                     [&](auto element, auto group_rows, auto tiles, auto whole) {
+                       using T = decltype(element);
+                       return launch_by_channels<ForwardBlock<Size, group_rows, tiles>, T>(
+                           depthwise_forward_fused<T, Size, group_rows, tiles, whole>, plan, stream,
+                           p, input, output);
+                     });
+}
+
+template <int Size>
+cudaError_t launch_moments_forward(const MomentsForwardArguments& p, ElementType type,
+                                   const Plan& plan, cudaStream_t stream) {
+  const int width = p.shape.width;
+  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
+  const int output = alignment(uintptr_t(p.output), width, p.output_strides);
+  return with_whole_planes(type, p.shape, plan.tile, std::min(input, output),
+                           [&](auto element, auto group_rows, auto tiles) {
+                             using T = decltype(element);
+                             return launch_by_channels<ForwardBlock<Size, group_rows, tiles>, T>(
+                                 depthwise_forward_moments<T, Size, group_rows, tiles>, plan,
+                                 stream, p, input, output);
+                           });
 }
 
 }  // namespace depthwise

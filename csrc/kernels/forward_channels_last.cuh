@@ -1,25 +1,26 @@
-// Forward pass and input gradient of channels-last tensors: the core and the epilogue of
-// forward.cuh between the staging of staging_channels_last.cuh. A block owns some
-// channels and a section of the images, and works through a share of these; each warp has channels
-// of its own, their bands in registers. Sums take the place of the input in its planes.
+// Forward pass and input gradient of channels-last tensors: the core and the epilogues of forward.cuh,
+// between the staging of staging_channels_last.cuh. A block owns some channels and a section of the
+// images, and works through a split of these; each warp has channels of its own, their bands in
+// registers. Outputs take the place of the input in its planes.
 #pragma once
 #include "core/epilogue.cuh"
 #include "core/staging_channels_last.cuh"
+#include "host/launch.cuh"
 
 namespace depthwise {
 
-template <int Size, int Step, int Tiles>
-struct ChannelsLastForwardLayout {
+template <int Size, int GroupRows, int Tiles>
+struct ChannelsLastForwardBlock {
   static constexpr int pad = Size / 2;
   static constexpr int channels = block_channels(Size, Tiles, Pass::forward);
   static constexpr int warps = block_warps(Size, Tiles, Pass::forward);
-  static constexpr int output_chunks = jobs * Step * Tiles;
+  static constexpr int output_chunks = mma_rows * GroupRows * Tiles;
   static constexpr size_t most_shared_bytes =
-      channels_last_shared_limit({Step, Tiles}, Pass::forward);
-  using Planes = ChannelPlanes<Step, 8 * Tiles, channels>;
+      channels_last_shared_limit({GroupRows, Tiles}, Pass::forward);
+  using Planes = ChannelPlanes<GroupRows, 8 * Tiles, channels>;
   using Rows = typename Planes::Rows;
 
-  // Rows of a job's outputs, behind the halo.
+  // The rows of the outputs in the planes, below the halo.
   struct Outputs {
     __device__ static constexpr int at(int row, int column) { return Rows::at(pad + row, column); }
   };
@@ -38,36 +39,36 @@ struct ChannelsLastForwardLayout {
   }
 };
 
-// What a block does, between the places where kernels differ: `epilogue` takes the sums, `residual`
-// says whether it gets to see the input beside them. Given `added`, a tensor of the output's strides,
-// it sees that tensor instead.
-template <class T, int Size, int Step, int Tiles, class Epilogue>
+// The common body of the forward kernels, which differ in their epilogue. With `residual`, the epilogue
+// also gets the input. `added` is null or a tensor with the output's strides, which the epilogue gets
+// instead.
+template <class T, int Size, int GroupRows, int Tiles, class Epilogue>
 __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArguments& p,
                                                   const Tiling& tiling, const Staged& staged,
                                                   bool input_in_units, bool output_in_units,
                                                   const Epilogue& epilogue, bool residual,
                                                   const void* added) {
-  using Layout = ChannelsLastForwardLayout<Size, Step, Tiles>;
-  using Planes = typename Layout::Planes;
-  using Rows = typename Layout::Rows;
-  using Outputs = typename Layout::Outputs;
-  constexpr int pad = Layout::pad, warps = Layout::warps, per_warp = Layout::channels / warps;
+  using Block = ChannelsLastForwardBlock<Size, GroupRows, Tiles>;
+  using Planes = typename Block::Planes;
+  using Rows = typename Block::Rows;
+  using Outputs = typename Block::Outputs;
+  constexpr int pad = Block::pad, warps = Block::warps, per_warp = Block::channels / warps;
   constexpr int ahead = Epilogue::rows_ahead(Size, Tiles);
-  const int thread = int(threadIdx.x), images = jobs >> tiling.groups_log2;
+  const int thread = int(threadIdx.x), images = mma_rows >> tiling.groups_log2;
 
   device::SharedMemory memory;
   T* const planes = memory.take<T>(Planes::elements(staged.pitch));
   T* const raw = memory.take<T>(Planes::raw_elements(staged.chunks));
   Chunk* const input_list = memory.take<Chunk>(size_t(staged.chunks));
-  Chunk* const output_list = memory.take<Chunk>(size_t(Layout::output_chunks));
+  Chunk* const output_list = memory.take<Chunk>(size_t(Block::output_chunks));
 
-  const auto [section, channel] = BlockPlace(int(blockIdx.x), tiling, Layout::channels);
+  const auto [section, channel] = BlockPosition(int(blockIdx.x), tiling, Block::channels);
   const int channels = p.shape.channels - channel;
   const int image_tiles = int(divide_up(p.shape.images, images));
   const int first = int(int64_t(image_tiles) * blockIdx.y / gridDim.y);
   const int last = int(int64_t(image_tiles) * (blockIdx.y + 1) / gridDim.y);
 
-  // The filters pass through the planes of their channels.
+  // The planes also serve to load the filters of their channels.
   Bands<T, Size, Tiles> bands[per_warp];
 #pragma unroll
   for (int i = 0; i < per_warp; ++i) {
@@ -81,11 +82,11 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
   __syncthreads();
   clear_together(planes, Planes::elements(staged.pitch), thread);
   clear_together(raw, Planes::raw_elements(staged.chunks), thread);
-  const Item<Step, Tiles> item(section, tiling);
+  const Item<GroupRows, Tiles> item(section, tiling);
   list_chunks<Planes, Tiles>(input_list, input_section(item, tiling, pad), staged, p.shape,
                              p.input_strides, thread);
-  list_chunks<Planes, Tiles>(output_list, own_section(item, tiling, pad),
-                             {staged.image, staged.pitch, Layout::output_chunks}, p.shape,
+  list_chunks<Planes, Tiles>(output_list, output_section(item, tiling, pad),
+                             {staged.image, staged.pitch, Block::output_chunks}, p.shape,
                              p.output_strides, thread);
   __syncthreads();
 
@@ -98,13 +99,13 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
           p.input_strides.pixel, p.shape.images - image, channels, input_in_units, thread);
     device::copy_commit();
   };
-  // `added` comes into the chunks of the input, once these are in the planes, and from there into the
-  // planes of some channels, once the input there has met its filters. It is added to the sums in
-  // registers: they are rounded once.
+  // `added` is fetched into the chunks once the input has moved on to the planes, and moves into the
+  // planes of some channels once the input there has been multiplied. It is added to the accumulators,
+  // which are rounded once.
   const auto fetch_added = [&](int number) {
     const int image = number * images;
     fetch_chunks<Planes, warps>(
-        raw, output_list, Layout::output_chunks,
+        raw, output_list, Block::output_chunks,
         static_cast<const T*>(added) + image * p.output_strides.image + channel,
         p.output_strides.pixel, p.shape.images - image, channels, output_in_units, thread);
     device::copy_commit();
@@ -113,7 +114,7 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
     device::copy_wait<0>();
     __syncthreads();
     chunks_to_planes<Planes, warps, 0, Planes::octets / per_warp>(
-        planes, staged.pitch, raw, output_list, Layout::output_chunks, thread, octet);
+        planes, staged.pitch, raw, output_list, Block::output_chunks, thread, octet);
     __syncthreads();
   };
   fetch(first);
@@ -128,18 +129,19 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
     else if constexpr (Epilogue::adds) fetch_added(number);
 #pragma unroll
     for (int i = 0; i < per_warp; ++i) {
-      const unsigned mine = unsigned(device::opaque(thread));
-      const int lane = int(mine % 32), c = int(mine / 32) + i * warps;
+      const unsigned thread_in_loop = unsigned(device::keep_in_loop(thread));
+      const int lane = int(thread_in_loop % 32), c = int(thread_in_loop / 32) + i * warps;
       const bool exists = c < channels;
       if (!Epilogue::adds && !exists) continue;
       T* const plane = planes + Planes::at(staged.pitch, c);
-      // Read anew for each item: registers are scarcer than reads that hit the cache.
-      const auto take = epilogue.of(channel + c);
+      // The parameters are loaded again for each item, from the cache: registers are scarcer.
+      const auto channel_epilogue = epilogue.of(channel + c);
       load_no_further();
-      float sum[Step][Tiles][4] = {};
+      float accumulator[GroupRows][Tiles][4] = {};
       if (exists)
-        multiply<T, Size, Step, Tiles, Rows, false, ahead>(
-            sum, plane + Rows::job(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
+        multiply<T, Size, GroupRows, Tiles, Rows, false, ahead>(
+            accumulator,
+            plane + Rows::group_at(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
             bands[i], lane);
       __syncwarp();
       if constexpr (Epilogue::adds) {
@@ -149,48 +151,78 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
         }
         if (!exists) continue;
       }
-      const int job = lane / 4;
-      T* const first_job = plane + Rows::job(job, tiling.groups_log2, staged.image);
-      T* const second_job = plane + Rows::job(job + 8, tiling.groups_log2, staged.image);
-      // Each sum takes the place of its residual.
-      take.template operator()<T, Size, Outputs>(
-          first_job, second_job, sum,
-          Residual<T, Outputs>{{first_job, second_job}, residual || added}, number, lane);
+      T* const first_group = plane + Rows::group_at(lane / 4, tiling.groups_log2, staged.image);
+      T* const second_group =
+          plane + Rows::group_at(lane / 4 + 8, tiling.groups_log2, staged.image);
+      // Each output takes the place of its residual.
+      channel_epilogue.template store<T, Size, Outputs>(
+          first_group, second_group, accumulator,
+          Residual<T, Outputs>{{first_group, second_group}, residual || added}, number, lane);
     }
     __syncthreads();
     const int image = number * images;
-    planes_to_memory<Planes, warps, Layout::output_chunks>(
+    planes_to_memory<Planes, warps, Block::output_chunks>(
         static_cast<T*>(p.output) + image * p.output_strides.image + channel, planes, staged.pitch,
         output_list, p.output_strides.pixel, p.shape.images - image, channels, output_in_units,
         thread);
   }
 }
 
-// Grid: x counts channels by those of a block, within the sections; y shares of the images.
-template <class T, int Size, int Step, int Tiles>
+// Grid of both kernels: x counts sections, and in these channels by those of a block; y counts splits of
+// the images.
+template <class T, int Size, int GroupRows, int Tiles>
 __global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
-                                  blocks_resident(Size, Tiles, Pass::forward))
+                                  compiled_tuning.channels_last_forward_blocks(Size, Tiles))
     depthwise_forward_channels_last(ChannelsLastForwardArguments p, Tiling tiling, Staged staged,
                                     bool input_in_units, bool output_in_units) {
-  convolve_channels<T, Size, Step, Tiles>(p, tiling, staged, input_in_units, output_in_units,
-                                          BiasEpilogue{p.bias}, false, nullptr);
+  convolve_channels<T, Size, GroupRows, Tiles>(p, tiling, staged, input_in_units, output_in_units,
+                                               BiasEpilogue{p.bias}, false, nullptr);
 }
 
-// Where the plain kernel needs all of 128 registers, what the fused one adds finds no room in them.
-constexpr int fused_blocks_resident(int size, int tiles) {
-  return size == 15 && tiles == 4 ? 1 : blocks_resident(size, tiles, Pass::forward);
-}
-
-// The same with activation, normalisation and residual.
-template <class T, int Size, int Step, int Tiles>
+// Forward pass with activation, normalisation and residual.
+template <class T, int Size, int GroupRows, int Tiles>
 __global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
-                                  fused_blocks_resident(Size, Tiles))
+                                  compiled_tuning.channels_last_fused_forward_blocks(Size, Tiles))
     depthwise_forward_fused_channels_last(ChannelsLastFusedForwardArguments p, Tiling tiling,
                                           Staged staged, bool input_in_units,
                                           bool output_in_units) {
-  convolve_channels<T, Size, Step, Tiles>(p, tiling, staged, input_in_units, output_in_units,
-                                          FusedEpilogue{p.bias, p.normalisation, p.activation},
-                                          p.residual, p.added);
+  convolve_channels<T, Size, GroupRows, Tiles>(p, tiling, staged, input_in_units, output_in_units,
+                                               FusedEpilogue{p.bias, p.normalisation, p.activation},
+                                               p.residual, p.added);
+}
+
+// ---- launchers -----------------------------------------------------------------------------------
+
+template <int Size>
+cudaError_t launch_forward_channels_last(const ChannelsLastForwardArguments& p, ElementType type,
+                                         const Plan& plan, cudaStream_t stream) {
+  const int channels = p.shape.channels;
+  const bool input = in_units(uintptr_t(p.input), channels, p.input_strides);
+  const bool output = in_units(uintptr_t(p.output), channels, p.output_strides);
+  return with_channels_last<Size, Pass::forward>(
+      type, plan.tile, [&](auto element, auto group_rows, auto tiles) {
+        using T = decltype(element);
+        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles>, T>(
+            depthwise_forward_channels_last<T, Size, group_rows, tiles>, plan, stream, p, input,
+            output);
+      });
+}
+
+template <int Size>
+cudaError_t launch_fused_forward_channels_last(const ChannelsLastFusedForwardArguments& p,
+                                               ElementType type, const Plan& plan,
+                                               cudaStream_t stream) {
+  const int channels = p.shape.channels;
+  const bool input = in_units(uintptr_t(p.input), channels, p.input_strides);
+  const bool output =
+      in_units(uintptr_t(p.output) | uintptr_t(p.added), channels, p.output_strides);
+  return with_channels_last<Size, Pass::forward>(
+      type, plan.tile, [&](auto element, auto group_rows, auto tiles) {
+        using T = decltype(element);
+        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles>, T>(
+            depthwise_forward_fused_channels_last<T, Size, group_rows, tiles>, plan, stream, p,
+            input, output);
+      });
 }
 
 }  // namespace depthwise

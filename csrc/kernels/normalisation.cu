@@ -1,49 +1,11 @@
+// From the moments of splits, or running statistics, to the normalisation of each channel.
+#include "core/moments.cuh"
+#include "core/tiles.h"
 #include "host/kernel_launch.h"
-#include "host/launch_fused.h"
-#include "kernels/elementwise.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 namespace {
-
-template <Stream stream, class T, int Vector, bool ChannelsLast>
-constexpr auto* stream_kernel() {
-  if constexpr (stream == Stream::moments) return activation_moments<T, Vector, ChannelsLast>;
-  else if constexpr (stream == Stream::normalise)
-    return normalise_activation<T, Vector, ChannelsLast>;
-  else if constexpr (stream == Stream::sum_gradients) return sum_gradients<T, Vector, ChannelsLast>;
-  else return value_gradient<T, Vector, ChannelsLast>;
-}
-
-// Room for what the threads of a block have found out, where they meet in shared memory.
-template <Stream stream, int Vector, bool ChannelsLast>
-constexpr size_t stream_shared_bytes(const StreamArguments& p) {
-  if (!ChannelsLast || p.sums == nullptr) return 0;
-  constexpr size_t found = stream == Stream::moments         ? sizeof(Moments)
-                           : stream == Stream::sum_gradients ? sizeof(Totals<2>)
-                                                             : sizeof(Totals<1>);
-  return device::SharedMemory::bytes<char>(found * stream_threads(true) *
-                                           StreamPlace<Vector, ChannelsLast>::slots);
-}
-
-template <Stream stream, class T>
-cudaError_t launch_for(const StreamArguments& p, bool channels_last, const StreamPlan& plan,
-                       cudaStream_t on) {
-  using std::integral_constant;
-  const dim3 grid(unsigned(plan.blocks), unsigned(plan.shares));
-  const auto launch = [&](auto vector, auto last) {
-    constexpr int Vector = decltype(vector)::value;
-    constexpr bool ChannelsLast = decltype(last)::value;
-    return device::launch(stream_kernel<stream, T, Vector, ChannelsLast>(), grid,
-                          unsigned(stream_threads(ChannelsLast)),
-                          stream_shared_bytes<stream, Vector, ChannelsLast>(p), on, p);
-  };
-  if (channels_last)
-    return plan.vector == 8 ? launch(integral_constant<int, 8>(), std::true_type())
-                            : launch(integral_constant<int, 1>(), std::true_type());
-  if (plan.vector == 8) return launch(integral_constant<int, 8>(), std::false_type());
-  if (plan.vector == 4) return launch(integral_constant<int, 4>(), std::false_type());
-  return launch(integral_constant<int, 1>(), std::false_type());
-}
 
 constexpr int channel_threads = 128;
 
@@ -51,7 +13,7 @@ unsigned channel_blocks(int channels) { return unsigned(divide_up(channels, chan
 
 __device__ __forceinline__ Moments merged(const float* moments, int parts, int channels,
                                           int channel) {
-  // Several are on their way from memory at a time; beyond the last they are empty.
+  // Several are on their way from memory at a time; those beyond the last part are empty.
   constexpr int at_once = 8;
   Moments all;
   for (int first = 0; first < parts; first += at_once) {
@@ -66,7 +28,7 @@ __device__ __forceinline__ Moments merged(const float* moments, int parts, int c
   return all;
 }
 
-// A thread a channel, as in the next.
+// One thread per channel, here and in `batch_normalisation`.
 __global__ void __launch_bounds__(channel_threads)
     merge_moments(const float* moments, int parts, int channels, float* to) {
   const int channel = int(blockIdx.x) * channel_threads + int(threadIdx.x);
@@ -101,23 +63,6 @@ __global__ void __launch_bounds__(channel_threads) batch_normalisation(Normalisa
 }
 
 }  // namespace
-
-cudaError_t launch_stream(Stream stream, const StreamArguments& p, Type type, bool channels_last,
-                          const StreamPlan& plan, cudaStream_t on) {
-  const auto launch = [&](auto constant) {
-    constexpr Stream which = decltype(constant)::value;
-    return type == Type::half ? launch_for<which, __half>(p, channels_last, plan, on)
-                              : launch_for<which, __nv_bfloat16>(p, channels_last, plan, on);
-  };
-  using std::integral_constant;
-  switch (stream) {
-    case Stream::moments: return launch(integral_constant<Stream, Stream::moments>());
-    case Stream::normalise: return launch(integral_constant<Stream, Stream::normalise>());
-    case Stream::sum_gradients: return launch(integral_constant<Stream, Stream::sum_gradients>());
-    case Stream::value_gradient: return launch(integral_constant<Stream, Stream::value_gradient>());
-  }
-  return cudaErrorInvalidValue;
-}
 
 cudaError_t launch_merge_moments(const float* moments, int parts, int channels, float* merged,
                                  cudaStream_t stream) {

@@ -1,20 +1,21 @@
-// Weight and bias gradient of contiguous planes: "rows as K". Each warp owns a channel and keeps its
-// sums in registers over a share of the items; a second kernel adds the shares in order, so the
-// result does not change from run to run.
+// Weight and bias gradient of contiguous planes. Output rows are K of the mma. Each warp owns a channel
+// and keeps its sums in registers over a split of the items; a second kernel adds the splits in order,
+// so that the result is the same in every run.
 #pragma once
 #include "core/staging_contiguous.cuh"
 #include "core/toeplitz.cuh"
+#include "host/launch.cuh"
 
 namespace depthwise {
 
-template <int Size, int Step, int Tiles>
-struct WeightGradientLayout {
+template <int Size, int GroupRows, int Tiles>
+struct WeightGradientBlock {
   static constexpr int stages = 2;
-  using Sums = BandSums<__half, Size, Tiles>;
-  using Input = ItemLayout<Step, 8 * Sums::input_chunks>;
-  using Gradient = ItemLayout<Step, 8 * Tiles>;
+  using Sums = DiagonalSums<__half, Size, Tiles>;
+  using Input = ItemRows<GroupRows, 8 * Sums::input_chunks>;
+  using Gradient = ItemRows<GroupRows, 8 * Tiles>;
 
-  // The sums pass through the input's buffer last.
+  // The buffer of the input also serves to store the sums.
   __host__ __device__ static constexpr int input_elements(int groups) {
     const int staged = stages * Input::elements(groups, Size - 1),
               scratch = 2 * Sums::scratch_floats;
@@ -30,29 +31,31 @@ struct WeightGradientLayout {
   }
 };
 
-// Grid: x counts channels by the warps of a block, y shares of the items. Whole as in
-// depthwise_forward.
-template <class T, int Size, int Step, int Tiles, bool Whole>
-__global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, Tiles))
+// Grid: x counts channels by the warps of a block, y splits of the items. With Whole, planes are those of
+// WholePlane and everything is aligned to 16 bytes.
+template <class T, int Size, int GroupRows, int Tiles, bool Whole>
+__global__ void __launch_bounds__(32 * most_warps,
+                                  compiled_tuning.weight_gradient_blocks(Size, Tiles))
     depthwise_weight_gradient(WeightGradientArguments p, Tiling tiling, int input_alignment,
                               int gradient_alignment) {
-  using Layout = WeightGradientLayout<Size, Step, Tiles>;
-  using Input = typename Layout::Input;
-  using Gradient = typename Layout::Gradient;
-  using Sums = BandSums<T, Size, Tiles>;
+  using Block = WeightGradientBlock<Size, GroupRows, Tiles>;
+  using Input = typename Block::Input;
+  using Gradient = typename Block::Gradient;
+  using Sums = DiagonalSums<T, Size, Tiles>;
   constexpr int pad = Size / 2;
-  constexpr bool spare = Whole && Size <= 9;  // registers, for addresses and rows loaded early
-  constexpr int ahead = spare ? 4 : Tiles > 4 ? 1 : 2;
+  // Addresses and rows that are loaded early find registers in these kernels only.
+  constexpr bool has_registers = Whole && Size <= 9;
+  constexpr int ahead = has_registers ? 4 : Tiles > 4 ? 1 : 2;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int warps = int(blockDim.x) / 32;
-  if constexpr (Whole) tiling = whole_tiling(8 * Tiles / Step, tiling.items);
+  if constexpr (Whole) tiling = whole_tiling(8 * Tiles / GroupRows, tiling.items);
   const int groups = 1 << tiling.groups_log2;
   const int input_pitch = Input::image(groups, 2 * pad);
   const int gradient_pitch = Gradient::image(groups, 0);
   const int input_stage = Input::elements(groups, 2 * pad);
   const int gradient_stage = Gradient::elements(groups, 0);
-  const int input_elements = Layout::input_elements(groups);
-  const int gradient_elements = Layout::gradient_elements(groups);
+  const int input_elements = Block::input_elements(groups);
+  const int gradient_elements = Block::gradient_elements(groups);
 
   device::SharedMemory memory;
   T* const input = memory.take<T>(size_t(warps * input_elements)) + warp * input_elements;
@@ -74,10 +77,10 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
       static_cast<const T*>(p.output_gradient),
       static_cast<const T*>(p.output_gradient) + channel * p.gradient_strides.channel,
       p.gradient_strides.image, gradient_alignment};
-  Reader<T, Step, Tiles, Input, pad, Sums::input_shift, Whole> x_reader(x, first, p.shape, tiling,
-                                                                        input_pitch);
-  Reader<T, Step, Tiles, Gradient, 0, 0, Whole> dy_reader(dy, first, p.shape, tiling,
-                                                          gradient_pitch);
+  Reader<T, GroupRows, Tiles, Input, pad, Sums::input_shift, Whole> x_reader(x, first, p.shape,
+                                                                             tiling, input_pitch);
+  Reader<T, GroupRows, Tiles, Gradient, 0, 0, Whole> dy_reader(dy, first, p.shape, tiling,
+                                                               gradient_pitch);
 
   Sums sums;
   BiasSum<T> bias_sum;
@@ -90,18 +93,19 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
     if (number < first) continue;
     device::copy_wait<1>();
     __syncwarp();
-    const int mine = spare ? lane : device::opaque(lane);
-    uint32_t columns[Step][Tiles][2];
-    load_gradient<Gradient>(columns,
-                            gradient + stage * gradient_stage +
-                                Gradient::job(mine % 16, tiling.groups_log2, gradient_pitch),
-                            mine);
+    const int lane_in_loop = has_registers ? lane : device::keep_in_loop(lane);
+    uint32_t columns[GroupRows][Tiles][2];
+    load_gradient<Gradient>(
+        columns,
+        gradient + stage * gradient_stage +
+            Gradient::group_at(lane_in_loop % 16, tiling.groups_log2, gradient_pitch),
+        lane_in_loop);
     if constexpr (!Whole) {
-      // Tiles at the seam of two windows belong to one of them.
-      if (tiling.windows > 1) {
-        const Item<Step, Tiles> item(number, tiling);
+      // Tiles at the seam of two column blocks belong to one of them.
+      if (tiling.column_blocks > 1) {
+        const Item<GroupRows, Tiles> item(number, tiling);
 #pragma unroll
-        for (int s = 0; s < Step; ++s) {
+        for (int s = 0; s < GroupRows; ++s) {
           if (item.first_tile() > 0) columns[s][0][0] = columns[s][0][1] = 0;
           if (item.last_tile(tiling) < Tiles)
             columns[s][Tiles - 1][0] = columns[s][Tiles - 1][1] = 0;
@@ -109,23 +113,40 @@ __global__ void __launch_bounds__(32 * most_warps, weight_gradient_blocks(Size, 
       }
     }
     if (p.bias_sums) bias_sum.add(columns);
-    const T* const here = input + stage * input_stage;
-    sums.template multiply<Step, ahead, Input>(
+    const T* const staged = input + stage * input_stage;
+    sums.template multiply<GroupRows, ahead, Input>(
         columns,
-        here + Input::job(mine % 8 + mine / 16 * 8, tiling.groups_log2, input_pitch) +
-            mine / 8 % 2 * 8,
-        here + Input::job(mine % 16, tiling.groups_log2, input_pitch));
-    // The next item overwrites what was read.
+        staged +
+            Input::group_at(lane_in_loop % 8 + lane_in_loop / 16 * 8, tiling.groups_log2,
+                            input_pitch) +
+            lane_in_loop / 8 % 2 * 8,
+        staged + Input::group_at(lane_in_loop % 16, tiling.groups_log2, input_pitch));
+    // The next item overwrites this stage.
     __syncwarp();
   }
 
-  const ptrdiff_t plane = ptrdiff_t(blockIdx.y) * p.shape.channels + channel;
-  sums.store(p.weight_sums + plane * p.filter_size * p.filter_size, p.filter_size,
+  const ptrdiff_t sum_number = ptrdiff_t(blockIdx.y) * p.shape.channels + channel;
+  sums.store(p.weight_sums + sum_number * p.filter_size * p.filter_size, p.filter_size,
              reinterpret_cast<float*>(input), lane);
   if (p.bias_sums) {
     const float total = bias_sum.total();
-    if (lane == 0) p.bias_sums[plane] = total;
+    if (lane == 0) p.bias_sums[sum_number] = total;
   }
+}
+
+template <int Size>
+cudaError_t launch_weight_gradient(const WeightGradientArguments& p, ElementType type,
+                                   const Plan& plan, cudaStream_t stream) {
+  const int width = p.shape.width;
+  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
+  const int gradient = alignment(uintptr_t(p.output_gradient), width, p.gradient_strides);
+  return with_planes(type, plan.tile, move_whole(p.shape, input, gradient),
+                     [&](auto element, auto group_rows, auto tiles, auto whole) {
+                       using T = decltype(element);
+                       return launch_by_channels<WeightGradientBlock<Size, group_rows, tiles>, T>(
+                           depthwise_weight_gradient<T, Size, group_rows, tiles, whole>, plan,
+                           stream, p, input, gradient);
+                     });
 }
 
 }  // namespace depthwise

@@ -48,7 +48,10 @@ def gpu_of(case: Case) -> Iterator[ModuleType]:
         return
     shared_bytes = architectures.find(case.capability).shared_bytes
     before = cuda_device.EMULATED_CHIP
-    cuda_device.EMULATED_CHIP = architectures.Chip(case.multiprocessors, shared_bytes)
+    major, minor = case.capability
+    cuda_device.EMULATED_CHIP = architectures.Chip(
+        case.multiprocessors, shared_bytes, 10 * major + minor
+    )
     try:
         yield cuda
     finally:

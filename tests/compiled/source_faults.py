@@ -22,13 +22,10 @@ PIXELS_STAGING = "core/staging_channels_last.cuh"
 PIXELS_FORWARD = "kernels/forward_channels_last.cuh"
 HALO = ("item.top(tiling) - pad", "item.top(tiling)")
 # Kernels are compiled for bfloat16 alone, which takes half the time.
-OTHER_TYPE = {
-    "host/launch.cuh": ("launch(__half(), step, tiles, is_whole)", "cudaErrorInvalidValue"),
-    "host/launch_channels_last.cuh": ("launch(__half(), step, tiles)", "cudaErrorInvalidValue"),
-}
+OTHER_TYPE = ("host/launch.cuh", "launch(__half())", "cudaErrorInvalidValue")
 
 
-# Several strips and windows; several images in an item, one of them missing; channels left over.
+# Several row and column blocks; several images in an item, one of them missing; channels left over.
 PLANES = ((2, 2, 40, 44), (5, 3, 7, 7), (9, 2, 14, 14), (2, 2, 20, 70))
 PIXELS = ((2, 8, 40, 44), (5, 24, 7, 7), (1, 11, 18, 20), (3, 3, 5, 5), (1, 8, 20, 70))
 VALUES = ((9, 3, 16, 16), (19, 2, 5, 7), (4, 9, 5, 1))
@@ -95,7 +92,7 @@ FAULTS = [
     ),
     *_of(
         *("forward_moments", WHOLE, "contiguous", "forward"),
-        ("moments of missing images", "core/epilogue.cuh", "if (exists[job]) see", "see"),
+        ("moments of missing images", "core/epilogue.cuh", "if (exists[group]) gather", "gather"),
     ),
     *_of(
         *("fused_backward", PLANES, "contiguous", "forward"),
@@ -107,21 +104,21 @@ FAULTS = [
         ("filter not turned back", "kernels/backward.cuh", "store<true>", "store<false>"),
     ),
     *_of(
-        *("statistics", VALUES, "contiguous", "batch_norm"),
+        *("statistics", VALUES, "contiguous", "elementwise"),
         (
             "planes not followed",
-            "kernels/elementwise.cuh",
+            "kernels/elementwise.cu",
             "inner -= inner_count, ++outer",
             "++outer",
         ),
     ),
     *_of(
-        *("statistics", VALUES, "channels_last", "batch_norm"),
+        *("statistics", VALUES, "channels_last", "elementwise"),
         (
             "a lane left out",
-            "kernels/elementwise.cuh",
-            "lane < Place::lanes",
-            "lane < Place::lanes - 1",
+            "kernels/elementwise.cu",
+            "lane < Position::lanes",
+            "lane < Position::lanes - 1",
         ),
     ),
 ]
@@ -137,8 +134,8 @@ def notice(fault: SourceFault) -> str:
         csrc = Path(folder, "csrc")
         ignored = shutil.ignore_patterns("build_tools", "interpreter")
         shutil.copytree(emulated_gpu.CSRC, csrc, ignore=ignored)
-        for file, (text, replacement) in OTHER_TYPE.items():
-            _change(csrc / file, text, replacement)
+        file, text, replacement = OTHER_TYPE
+        _change(csrc / file, text, replacement)
         _change(csrc / fault.file, fault.text, fault.replacement)
         changed = Path(folder, "changed.ptx")
         unit = _unit(fault)

@@ -17,9 +17,10 @@ def use(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    """Gives a block the shared memory of an architecture: kernels are chosen for it."""
+    """Choose kernels for an architecture and give a block as much shared memory as it has."""
     shared_bytes = architectures.find(capability).shared_bytes
-    chip = cuda_device.EMULATED_CHIP._replace(shared_bytes=shared_bytes)
+    number = 10 * capability[0] + capability[1]
+    chip = cuda_device.EMULATED_CHIP._replace(shared_bytes=shared_bytes, capability=number)
     monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
     use(monkeypatch, shared_bytes_per_block=shared_bytes)
 

@@ -1,4 +1,4 @@
-"""The planner of the CUDA kernels, tested on its own in C++, and the GPUs that it knows."""
+"""The planner of the CUDA kernels, tested on its own in C++, its tables, and the GPUs that it knows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import cuda_build
 import toolchain
-from convmixer_kernels import architectures
+from convmixer_kernels import architectures, emulated_gpu
+from convmixer_kernels.backends import cuda_device, cuda_fused
 
 SANITIZERS = (
     *("-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
@@ -23,6 +25,29 @@ def test_items_tile_every_plane() -> None:
     program = cuda_build.build_program(toolchain.find_toolkit(), SOURCE, "-O0", *SANITIZERS)
     result = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "every plane is tiled\n"), result.stderr
+
+
+def test_python_has_the_tables_of_the_extension() -> None:
+    extension = emulated_gpu.extension()
+    assert tuple(extension.filter_sizes) == cuda_device.KERNEL_SIZES
+    assert tuple(extension.filter_sizes) == tuple(cuda_build.filter_sizes())
+    types = {getattr(torch, name): number for number, name in enumerate(extension.element_types)}
+    assert types == cuda_device._TYPES
+    activations = {name: number for number, name in enumerate(extension.activations)}
+    assert activations == cuda_fused._ACTIVATIONS
+
+
+def test_every_odd_filter_size_is_compiled_once_for_each_family() -> None:
+    units = cuda_build.cuda_units()
+    families = {unit.macros[0] for unit in units if unit.macros}
+    assert families == {
+        *("FORWARD", "WEIGHT_GRADIENT", "BACKWARD"),
+        *("FORWARD_CHANNELS_LAST", "WEIGHT_GRADIENT_CHANNELS_LAST"),
+    }
+    odd_sizes = [size for size in cuda_build.filter_sizes() if size % 2]
+    for family in families:
+        macros = [macro for unit in units if family in unit.macros for macro in unit.macros[1:]]
+        assert sorted(int(macro.partition("=")[2]) for macro in macros) == odd_sizes
 
 
 @pytest.mark.parametrize(

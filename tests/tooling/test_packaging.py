@@ -39,6 +39,7 @@ esac
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with a host compiler and nothing of CUDA; gives the one folder on its PATH."""
+    monkeypatch.setattr(toolchain, "PROBED", tmp_path / "probed.txt")
     for name in (*(f"CONVMIXER_KERNELS_{each}" for each in VARIABLES), "CXX", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("CUDA_HOME", raising=False)
@@ -131,6 +132,21 @@ def test_an_unusable_nvcc_counts_as_missing(
     good = nvcc(tmp_path / "good")
     monkeypatch.setenv("CUDA_PATH", str(tmp_path / "good"))
     assert toolchain.find_toolkit().nvcc == good
+
+
+def test_a_compiler_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later processes rely on the first, until the compiler is another."""
+    tried = tmp_path / "tried"
+    found = nvcc(tmp_path / "cuda", compile=f"echo x >> '{tried}'")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    for _ in range(2):
+        toolchain._inspect.cache_clear()
+        assert toolchain.find_toolkit().nvcc == found
+    assert tried.read_text() == "x\n"
+    os.utime(found, ns=(0, 0))
+    toolchain._inspect.cache_clear()
+    toolchain.find_toolkit()
+    assert tried.read_text() == "x\nx\n"
 
 
 def test_no_nvcc_anywhere() -> None:

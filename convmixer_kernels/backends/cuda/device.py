@@ -17,11 +17,11 @@ KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1}
 # A small one, so that tests have several items for a warp, with the shared memory of sm_90.
 EMULATED_CHIP = architectures.Chip(
-    multiprocessors=1, shared_bytes=architectures.find((9, 0)).shared_bytes
+    multiprocessors=1, shared_bytes=architectures.find((9, 0)).shared_bytes, capability=90
 )
 
 # As csrc/bindings.cpp takes them.
-Place = tuple[int, int, int, int, int]
+Place = tuple[int, int, int, int, int, int]
 Located = tuple[int, tuple[int, ...]]
 
 
@@ -135,7 +135,9 @@ def _refusal(index: int) -> str | None:
 
 @functools.cache
 def _chip(index: int) -> architectures.Chip:
+    major, minor = devices.capability(index)
     return architectures.Chip(
         devices.multiprocessors(index),
-        architectures.find(devices.capability(index)).shared_bytes,
+        architectures.find((major, minor)).shared_bytes,
+        10 * major + minor,
     )

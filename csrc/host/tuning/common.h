@@ -1,0 +1,84 @@
+// The choices that can be tuned for a GPU generation, and the values that hold for all. Kernels are
+// compiled with the launch bounds of their generation, and the planner counts waves of blocks by them.
+#pragma once
+#include <cstddef>
+
+namespace depthwise {
+
+enum class Pass { forward, weight_gradient, backward };
+
+// One kernel gives the gradients of input and weight up to this size. In registers it holds bands,
+// input gradient and weight sums, 18 + 32 + 36 at size 9; at size 13, 39 + 32 + 80 leave no room for
+// what is on its way, and the weight gradient takes a pass of its own.
+constexpr bool backward_with_weight(int size) { return size <= 11; }
+
+// ---- channels last: what a block is --------------------------------------------------------------
+
+// Channels of a block: 16, which fill a sector of memory, 32 bytes, where shared memory and registers
+// have room for them.
+constexpr int block_channels(int size, int tiles, Pass pass) {
+  const bool room = tiles <= 4 && size <= (tiles == 3 ? 9 : 11);
+  return pass == Pass::forward && room ? 16 : 8;
+}
+
+// Warps of a block: one a channel, or one for two channels where registers hold both filters.
+constexpr int block_warps(int size, int tiles, Pass pass) {
+  return size <= 9 ? 8 : block_channels(size, tiles, pass);
+}
+
+// ---- blocks that a multiprocessor runs at a time --------------------------------------------------
+//
+// Registers decide.
+
+namespace common {
+
+// Accumulators and bands alone are 32 + 18 at size 9 and 32 + 45 at size 15.
+constexpr int forward_blocks(int size, int tiles, bool whole) {
+  return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;
+}
+
+// With 3, 6 and 7 tiles, 168 registers do not hold the sums of larger sizes and what is on its way.
+constexpr int weight_gradient_blocks(int size, int tiles) {
+  return size >= 9 && (tiles == 3 || tiles > 4) ? 2 : 3;
+}
+
+constexpr int backward_blocks(int size, bool with_weight) {
+  return size > 9 ? 2 : with_weight ? 3 : 4;
+}
+
+// Two wherever 128 registers are enough, as the compilers' reports say.
+constexpr int channels_last_forward_blocks(int size, int tiles) {
+  return size <= 9 || (size >= 13 && tiles <= 2) || (size == 15 && tiles == 4) ? 2 : 1;
+}
+
+// One block for size 15 and 4 tiles: the plain kernel needs all of 128 registers there.
+constexpr int channels_last_fused_forward_blocks(int size, int tiles) {
+  return size == 15 && tiles == 4 ? 1 : channels_last_forward_blocks(size, tiles);
+}
+
+constexpr int channels_last_weight_gradient_blocks(int size, int tiles) {
+  return size < 9 || (size == 9 && tiles != 3) ? 2 : 1;
+}
+
+}  // namespace common
+
+// The choices for one generation. A file of the generation names those that differ.
+struct Tuning {
+  int capability;  // the least compute capability, ten times it: 80 for 8.0
+
+  int (*forward_blocks)(int size, int tiles, bool whole) = common::forward_blocks;
+  int (*weight_gradient_blocks)(int size, int tiles) = common::weight_gradient_blocks;
+  int (*backward_blocks)(int size, bool with_weight) = common::backward_blocks;
+  int (*channels_last_forward_blocks)(int size, int tiles) = common::channels_last_forward_blocks;
+  int (*channels_last_fused_forward_blocks)(int size,
+                                            int tiles) = common::channels_last_fused_forward_blocks;
+  int (*channels_last_weight_gradient_blocks)(int size, int tiles) =
+      common::channels_last_weight_gradient_blocks;
+
+  // Elementwise passes, 80 registers a thread for planes, where four vectors of two tensors are on
+  // their way, and 128 for channels last, where a thread also keeps the parameters of eight channels.
+  int elementwise_blocks = 6;
+  int channels_last_elementwise_blocks = 2;
+};
+
+}  // namespace depthwise
