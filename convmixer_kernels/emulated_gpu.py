@@ -109,9 +109,10 @@ def permit(tensor: Tensor, writable: bool) -> None:
 
 @functools.cache
 def _defaults() -> dict[str, object]:
-    # A copy that reads nothing still names an address, which a GPU was reported to touch.
+    # A copy that reads nothing still names an address, which a GPU was reported to touch. Kernels
+    # write each result once.
     values: dict[str, object] = interpreter().settings()
-    return values | {"check_absent_copies": True}
+    return values | {"check_absent_copies": True, "find_rewrites": True}
 
 
 @functools.cache

@@ -57,7 +57,8 @@ void set(const std::optional<std::string>& copies, const std::optional<std::stri
          const std::optional<std::string>& lane_order, std::optional<uint64_t> seed,
          const std::optional<std::string>& matrix_sum, std::optional<int> approximation_error,
          std::optional<bool> random_approximation, std::optional<bool> find_races,
-         std::optional<bool> check_absent_copies, std::optional<uint32_t> shared_bytes_per_block) {
+         std::optional<bool> find_rewrites, std::optional<bool> check_absent_copies,
+         std::optional<uint32_t> shared_bytes_per_block) {
   ptx::Settings settings = ptx::settings();
   assign("copies", copies_names, copies, settings.copies);
   assign("warp_order", order_names, warp_order, settings.warp_order);
@@ -67,6 +68,7 @@ void set(const std::optional<std::string>& copies, const std::optional<std::stri
   assign(approximation_error, settings.approximation_error);
   assign(random_approximation, settings.random_approximation);
   assign(find_races, settings.find_races);
+  assign(find_rewrites, settings.find_rewrites);
   assign(check_absent_copies, settings.check_absent_copies);
   assign(shared_bytes_per_block, settings.shared_bytes_per_block);
   ptx::set_settings(settings);
@@ -83,6 +85,7 @@ py::dict settings() {
   values["approximation_error"] = now.approximation_error;
   values["random_approximation"] = now.random_approximation;
   values["find_races"] = now.find_races;
+  values["find_rewrites"] = now.find_rewrites;
   values["check_absent_copies"] = now.check_absent_copies;
   values["shared_bytes_per_block"] = now.shared_bytes_per_block;
   return values;
@@ -174,7 +177,7 @@ PYBIND11_MODULE(_interpreter, module) {
              py::arg("seed") = py::none(), py::arg("matrix_sum") = py::none(),
              py::arg("approximation_error") = py::none(),
              py::arg("random_approximation") = py::none(), py::arg("find_races") = py::none(),
-             py::arg("check_absent_copies") = py::none(),
+             py::arg("find_rewrites") = py::none(), py::arg("check_absent_copies") = py::none(),
              py::arg("shared_bytes_per_block") = py::none());
   module.def("settings", &settings);
   module.def("take_findings", &ptx::take_findings);

@@ -5,8 +5,8 @@
 namespace ptx {
 namespace {
 
-// Memory that nobody has written holds a number that nobody expects.
-constexpr uint32_t unwritten = 0xbad1bad1;
+// What nobody has written is no number in any format, and no address.
+constexpr uint32_t unwritten = 0x7fff7fff;
 
 uint32_t special_value(Special special, const Block& block, const Warp& warp, unsigned lane) {
   const Size3 size = block.launch.block_size, grid = block.launch.grid;

@@ -16,6 +16,7 @@ constexpr const char* global_write_out_of_bounds = "global write out of bounds";
 constexpr const char* write_to_read_only = "write to read-only memory";
 constexpr const char* misaligned_global = "misaligned global access";
 constexpr const char* written_by_two_warps = "global memory written by two warps";
+constexpr const char* written_twice = "global memory written twice";
 constexpr const char* written_after_read = "global memory written after another warp read it";
 constexpr const char* read_after_written = "global memory read after another warp wrote it";
 constexpr const char* cached_read_of_written = "ld.global.nc of what the kernel wrote";

@@ -116,6 +116,7 @@ GlobalMemory::Others GlobalMemory::note_write(Buffer& buffer, uint64_t address, 
     uint32_t& writer = buffer.writers[i];
     const uint32_t reader = buffer.readers[i];
     others.written |= writer > several_ && writer != stamp;
+    others.written_by_self |= writer == stamp;
     others.read |= reader >= several_ && reader != stamp;
     writer = stamp;
   }

@@ -67,6 +67,8 @@ uint8_t* writable_global(Warp& warp, const Instruction& in, unsigned lane, uint6
   if (launch.settings.find_races) {
     const auto others = launch.global.note_write(*buffer, address, bytes, warp.block->stamp(warp));
     if (others.written) warp.report(in, lane, kind::written_by_two_warps, hexadecimal(address));
+    if (others.written_by_self && launch.settings.find_rewrites)
+      warp.report(in, lane, kind::written_twice, hexadecimal(address));
     if (others.read) warp.report(in, lane, kind::written_after_read, hexadecimal(address));
   }
   return reinterpret_cast<uint8_t*>(address);

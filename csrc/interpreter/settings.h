@@ -24,6 +24,9 @@ struct Settings {
   int approximation_error = 0;
   bool random_approximation = false;
   bool find_races = true;
+  // If set, global memory that a launch writes twice is reported even where one warp does, which is
+  // ordered but wasted. Needs find_races.
+  bool find_rewrites = false;
   // If set, a cp.async that reads nothing (source size 0) must still name permitted memory.
   bool check_absent_copies = false;
   uint32_t shared_bytes_per_block = 227 << 10;  // compute capability 9.0

@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import random
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from convmixer_kernels import emulated_gpu
 
+from .fault_cases import FAMILIES
+from .ptx_module import Module, module_of
 from .running import SETTINGS, gpu_of, run
 from .steps import Case, prepare
 
-Shape = tuple[int, int, int, int]
-_PLANES = ((3, 2, 20, 44), (5, 9, 50, 41), (1, 5, 70, 48), (40, 2, 9, 44))
-_WHOLE = ((9, 5, 16, 16), (40, 9, 16, 16))
-_PIXELS = ((2, 16, 20, 44), (3, 11, 50, 41), (1, 40, 70, 47), (40, 8, 9, 44))
-_VALUES = ((9, 3, 16, 16), (19, 9, 32, 24), (3, 5, 7, 9))
-
-
-def _cases(operation: str, shapes: Iterable[Shape], layout: str = "contiguous") -> tuple[Case, ...]:
-    """The first in one share of the images, the others in several."""
-    return tuple(
-        Case(operation, shape, 9, torch.bfloat16, layout, multiprocessors=7 if number else 1)
-        for number, shape in enumerate(shapes)
-    )
-
-
-# Of each family of kernels the cases of which one must notice a fault; the first one chooses the
-# kernels, the others are for the same ones: other alignments, more items, channels left over.
-FAMILIES = {
-    "forward, whole planes": _cases("forward", _WHOLE),
-    "forward": _cases("forward", _PLANES),
-    "weight gradient": _cases("weight_gradient", _PLANES),
-    "channels_last forward": _cases("forward", _PIXELS, "channels_last"),
-    "channels_last weight gradient": _cases("weight_gradient", _PIXELS, "channels_last"),
-    "fused forward": _cases("forward_normalised", _PLANES),
-    "fused channels_last forward": _cases("forward_normalised", _PIXELS, "channels_last"),
-    "moments forward": _cases("forward_moments", _WHOLE),
-    "backward": _cases("fused_backward", _WHOLE),
-    "batch norm": _cases("statistics", _VALUES),
-    "channels_last batch norm": _cases("statistics", _PIXELS, "channels_last"),
-}
-SECONDS = 5  # of processor time; a kernel with a fault may not end
+SECONDS = 4  # of processor time for a case: a kernel with a fault may not end
 
 
 @dataclass(frozen=True)
@@ -124,13 +95,14 @@ def _shorter_wait(line: str, registers: list[str], pick: random.Random) -> str |
 
 
 def _other_layout(line: str, registers: list[str], pick: random.Random) -> str | None:
-    """Takes matrices transposed, or bfloat16 for float16."""
+    """Takes matrices transposed, or float16 for bfloat16 or the other way round."""
     if line.startswith("ldmatrix"):
         if ".trans" in line:
             return line.replace(".trans", "")
         return re.sub(r"\.shared", ".trans.shared", line, count=1)
     if line.startswith("mma"):
-        return line.replace("bf16.bf16", "f16.f16")
+        other = "f16.f16" if ".bf16." in line else "bf16.bf16"
+        return re.sub(r"b?f16\.b?f16", other, line, count=1)
     return None
 
 
@@ -152,82 +124,24 @@ KINDS: dict[str, Callable[[str, list[str], random.Random], str | None]] = {
 # ---- planting ------------------------------------------------------------------------------------
 
 
-class Module:
-    """A file of PTX, one of whose kernels can be changed and loaded again."""
-
-    def __init__(self, file: str) -> None:
-        with open(file) as text:
-            self.file, self.lines = file, text.read().split("\n")
-        entries = [number for number, line in enumerate(self.lines) if ".entry " in line]
-        self._head = self.lines[: entries[0]]
-        self._spans = {}
-        for first, after in zip(entries, [*entries[1:], len(self.lines)], strict=True):
-            name = re.search(r"\.entry (\w+)\(", self.lines[first])
-            assert name is not None
-            end = next(n for n in range(first, after) if self.lines[n] == "}")
-            self._spans[name[1]] = first, end + 1
-        self._files = [line for line in self.lines if line.startswith(".file")]
-        self._without_extra_barriers()
-
-    def _without_extra_barriers(self) -> None:
-        """Leaves out the barriers that only keep ptxas from loading early.
-
-        They would stand in for the others. So would the one that ends Bands::load: each kernel has
-        another one before it writes there.
-        """
-        source = (emulated_gpu.CSRC / "core" / "toeplitz.cuh").read_text().split("\n")
-        early = next(n for n, line in enumerate(source, 1) if "void load_no_further()" in line)
-        bands = max(n for n, line in enumerate(source[: early - 1], 1) if "__syncwarp" in line)
-        file = next((f.split()[1] for f in self._files if f.endswith('toeplitz.cuh"')), None)
-        inlined = tuple(f"inlined_at {file} {at} " for at in (early, bands))
-        place = ""
-        for number, line in enumerate(self.lines):
-            if line.startswith(".loc"):
-                place = line + " "
-            elif line.startswith("bar.warp.sync") and any(each in place for each in inlined):
-                self.lines[number] = ""
-
-    def instructions(self, kernel: str) -> Iterator[tuple[int, str]]:
-        """Number, from 1, and text of each line of a kernel."""
-        first, end = self._spans[kernel]
-        for number in range(first, end):
-            yield number + 1, self.lines[number].strip()
-
-    def changed(self, fault: Fault) -> str:
-        """A module of the kernel alone, with the fault."""
-        first, end = self._spans[fault.kernel]
-        body = self.lines[first:end]
-        body[fault.line - 1 - first] = fault.after
-        return "\n".join([*self._head, *body, *self._files, ""])
-
-
 def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, Module]]:
-    """Faults at instructions that the case of a family executes, some of each kind, at random."""
-    case = FAMILIES[family][0]
-    interpreter = emulated_gpu.interpreter()
-    before = {each.name: each.launches for each in interpreter.kernels()}
-    step, _ = prepare(case)
-    with gpu_of(case) as backend:
-        step(backend)
-    kernels = [each for each in interpreter.kernels() if each.launches > before.get(each.name, 0)]
+    """Faults at instructions that a case of the family executes, some of each kind, at random."""
     pick = random.Random(f"{family} {seed}")
     possible: dict[str, list[tuple[Fault, Module]]] = {kind: [] for kind in KINDS}
-    for kernel in kernels:
-        module = Module(emulated_gpu.files()[kernel.name])
-        idle = {each.line for each in interpreter.unexecuted(kernel.name)}
+    kernels = _kernels(FAMILIES[family][0])
+    for kernel, lines in _executed(FAMILIES[family], kernels).items():
+        module = module_of(kernel)
+        lines -= module.without_effect(kernel)
         registers: list[str] = []
-        choices = _choices_of_divisions(module, kernel.name)
-        for number, line in module.instructions(kernel.name):
+        for number, line in module.instructions(kernel):
             # Inline assembly may stand in braces.
-            if (
-                not re.match(r"(?:@|\{ )?!?%?\w[\w.]*\s*.*;(?: ?\})?$", line)
-                or number in idle | choices
-            ):
+            is_instruction = re.match(r"(?:@|\{ )?!?%?\w[\w.]*\s*.*;(?: ?\})?$", line)
+            if not is_instruction or number not in lines:
                 continue
             for kind, plant in KINDS.items():
                 after = plant(line, registers, pick)
-                if after is not None:
-                    fault = Fault(family, kernel.name, kind, number, line, after)
+                if after not in (None, line):
+                    fault = Fault(family, kernel, kind, number, line, after)
                     possible[kind].append((fault, module))
             if target := re.match(r"[\w.]+\s+(%\w+),", line):
                 registers.append(target[1])
@@ -238,24 +152,77 @@ def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, M
     ]
 
 
-def _choices_of_divisions(module: Module, kernel: str) -> set[int]:
-    """Lines that choose between divisions of 32 and of 64 bits, either of which is right."""
-    lines, high = set(), ""
-    for number, line in module.instructions(kernel):
-        if found := re.match(
-            r"(?:and\.b64 (%rd\d+), .*, -4294967296|setp\.\S+ (%p\d+), (%rd\d+), 0);", line
-        ):
-            if found[1] or found[3] == high:
-                high = found[1] or found[2]
-                lines.add(number)
-        elif high and re.match(rf"@!?{high} bra", line):
-            lines.add(number)
-    return lines
+def _kernels(case: Case) -> list[str]:
+    """The names of the kernels that a case launches."""
+    interpreter = emulated_gpu.interpreter()
+    before = {each.name: each.launches for each in interpreter.kernels()}
+    step, _ = prepare(case)
+    with gpu_of(case) as backend:
+        step(backend)
+    return [each.name for each in interpreter.kernels() if each.launches > before.get(each.name, 0)]
+
+
+def _executed(cases: tuple[Case, ...], kernels: list[str]) -> dict[str, set[int]]:
+    """Of each kernel the lines that some case executes.
+
+    Raises:
+        RuntimeError: a case shows a problem without any fault.
+    """
+
+    def count() -> str:
+        # Counts of executions begin anew with the loading of a kernel.
+        for kernel in kernels:
+            interpreter.load(modules[kernel].file, modules[kernel].alone(kernel))
+        for case in cases:
+            if problems := run(case, SETTINGS[:1]).problems:
+                return f"{case}: {problems[0]}"
+        return json.dumps([[each.line for each in interpreter.unexecuted(k)] for k in kernels])
+
+    interpreter = emulated_gpu.interpreter()
+    modules = {kernel: module_of(kernel) for kernel in kernels}
+    for case in cases:
+        _load_kernels(case)
+    result = _in_a_process_of_its_own(count)
+    if not result.startswith("["):
+        raise RuntimeError(f"there is a fault before any is planted: {result}")
+    executed = {}
+    for kernel, idle in zip(kernels, json.loads(result), strict=True):
+        lines = [number for number, _ in modules[kernel].instructions(kernel)]
+        first = modules[kernel].first_line_alone()
+        executed[kernel] = set(lines) - {lines[0] + line - first for line in idle}
+    return executed
 
 
 def notice(fault: Fault, module: Module) -> str:
     """The first sign of a fault, in a line; empty if there is none."""
-    return in_a_process_of_its_own(FAMILIES[fault.family], module.file, module.changed(fault))
+    changed = module.alone(fault.kernel, fault.line, fault.after)
+    return first_problem(FAMILIES[fault.family], module.file, changed)
+
+
+def makes_a_difference(fault: Fault, module: Module) -> bool:
+    """Whether the changed instruction gives another value than before in some case.
+
+    Instructions that do not write one register, such as branches and stores, count as if they did.
+    """
+    probe = _compared(fault)
+    if not probe:
+        return True
+    changed = module.alone(fault.kernel, fault.line, probe)
+    return bool(first_problem(FAMILIES[fault.family], module.file, changed))
+
+
+def _compared(fault: Fault) -> str:
+    """Both instructions, and an access out of bounds where they give different bits."""
+    found = re.match(r"[a-z][\w.:]*\s+(%(rd|rs|r|f|p)\d+), ", fault.before)
+    if not found or found[1] not in fault.after:
+        return ""
+    register, bits = found[1], {"rd": "b64", "rs": "b16", "p": "pred"}.get(found[2], "b32")
+    differ = "xor.pred" if bits == "pred" else f"setp.ne.{bits}"
+    return (
+        f"{{ .reg .{bits} %before; .reg .pred %differ; .reg .b32 %nowhere; mov.b32 %nowhere, -1; "
+        f"{fault.before.replace(register, '%before', 1)} {fault.after} "
+        f"{differ} %differ, {register}, %before; @%differ ld.shared.u8 %nowhere, [%nowhere]; }}"
+    )
 
 
 @functools.cache
@@ -264,28 +231,38 @@ def _load_kernels(case: Case) -> None:
     run(case, SETTINGS[:1])
 
 
-def in_a_process_of_its_own(cases: tuple[Case, ...], file: str, text: str) -> str:
-    """The first problem that any case shows with the kernels of `text`, in a line.
+def first_problem(cases: tuple[Case, ...], file: str, text: str) -> str:
+    """The first problem that any case shows with the kernels of `text`, in a line."""
 
-    A process of its own runs them, and is ended if a kernel does not end.
-    """
+    def find() -> str:
+        emulated_gpu.interpreter().load(file, text)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        for case in cases:
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            if problems := run(case).problems:
+                return problems[0]
+        return ""
+
     for case in cases:
         _load_kernels(case)
+    return _in_a_process_of_its_own(find).replace("\n", " ")[:300]
+
+
+def _in_a_process_of_its_own(work: Callable[[], str]) -> str:
+    """The result of `work`, or how it failed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            emulated_gpu.interpreter().load(file, text)
-            found = next((problem for case in cases for problem in run(case).problems), "")
+            result = work()
         except BaseException as error:
-            found = f"{type(error).__name__}: {error}"
-        os.write(writer, found.replace("\n", " ")[:300].encode())
+            result = f"{type(error).__name__}: {error}"
+        with os.fdopen(writer, "w") as stream:
+            stream.write(result)
         os._exit(0)
     os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        found = stream.read().decode(errors="replace")
+    with os.fdopen(reader, errors="replace") as stream:
+        result = stream.read()
     _, status = os.waitpid(child, 0)
-    return found if status == 0 else f"ended by signal {os.WTERMSIG(status)}"
+    return result if status == 0 else f"ended by signal {os.WTERMSIG(status)}"

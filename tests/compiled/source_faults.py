@@ -13,7 +13,7 @@ import cuda_build
 import toolchain
 from convmixer_kernels import emulated_gpu
 
-from .faults import in_a_process_of_its_own
+from .faults import first_problem
 from .steps import Case
 
 BF16 = torch.bfloat16
@@ -140,7 +140,7 @@ def notice(fault: SourceFault) -> str:
         changed = Path(folder, "changed.ptx")
         unit = _unit(fault)
         cuda_build.compile_to_ptx(toolchain.find_toolkit(), unit, csrc, changed)
-        return in_a_process_of_its_own(fault.cases, changed.name, changed.read_text())
+        return first_problem(fault.cases, changed.name, changed.read_text())
 
 
 def _unit(fault: SourceFault) -> cuda_build.Unit:

@@ -6,6 +6,7 @@ absolute values that it is a sum of.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -44,12 +45,14 @@ class Case:
     backend: str = "cuda"
     capability: tuple[int, int] = (8, 0)
     multiprocessors: int = 1
+    offset: float = 0.0  # of the bias: values far from 0 against their deviation
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
         gpu = f"{self.backend} sm_{self.capability[0]}{self.capability[1]}"
         sizes = f"{shape} k={self.kernel_size} {str(self.dtype)[6:]} {self.layout}"
-        return f"{gpu} {self.operation} {sizes} {self.activation} {self.multiprocessors} SM"
+        offset = f" +{self.offset:g}" if self.offset else ""
+        return f"{gpu} {self.operation} {sizes} {self.activation} {self.multiprocessors} SM{offset}"
 
 
 class Bound(NamedTuple):
@@ -78,6 +81,7 @@ class Operands:
         )
         self.weight = (self.normal(channels, 1, k, k) / k).to(case.dtype)
         self.bias, self.gamma, self.beta = (self.normal(channels) for _ in range(3))
+        self.bias += case.offset
         self.running_mean, self.running_var = self.normal(channels), self.uniform(channels)
         mean, shift, rstd = (
             0.3 * self.normal(channels),
@@ -110,6 +114,7 @@ def largest_error(result: Tensor, bound: Bound) -> float:
     return errors.max().item() if errors.numel() else 0.0
 
 
+@functools.lru_cache(maxsize=16)
 def prepare(case: Case) -> Step:
     """The step of a case, with its operands made."""
     return OPERATIONS[case.operation](Operands(case))

@@ -227,6 +227,19 @@ def test_warps_that_meet_in_global_memory(first: str, second: str, kind: str, bl
     assert launch(text, memory, threads=64 // blocks, blocks=blocks) == []
 
 
+def test_global_memory_that_a_warp_writes_twice() -> None:
+    store = access("st.global.b32 [%offset64], %x;")
+    again = access("st.global.b32 [%offset64], %x; st.global.b32 [%offset64], %x;")
+    by_two_lanes = access("st.global.b32 [%offset64], %x;", scale=0)
+    for text in (again, by_two_lanes):
+        assert launch(text, Buffer("u32", [0] * 32)) == []
+    interpreter().set(find_rewrites=True)
+    assert launch(store, Buffer("u32", [0] * 32)) == []
+    assert only(launch(again, Buffer("u32", [0] * 32))).count == 32
+    found = only(launch(by_two_lanes, Buffer("u32", [0] * 32)))
+    assert (found.kind, found.count) == ("global memory written twice", 31)
+
+
 def test_read_only_loads_of_what_the_kernel_wrote() -> None:
     body = """
     .reg .b32 %x;
