@@ -44,7 +44,10 @@ def build_extension(toolkit: toolchain.Toolkit, architectures: list[str], output
         "link": f"{ninja_file.quoted(toolkit.host_compiler)} -shared -o $out $in "
         f"{ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
-    ninja_file.run(folder, rules, [*edges, (output, "link", [target for target, _, _ in edges])])
+    with ninja_file.locked(folder):
+        ninja_file.run(
+            folder, rules, [*edges, (output, "link", [target for target, _, _ in edges])]
+        )
 
 
 def build_emulated(toolkit: toolchain.Toolkit) -> Path:
