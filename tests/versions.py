@@ -53,7 +53,13 @@ def python_with(version: str, folder: Path) -> Path:
 
 def run_tests(python: Path) -> str:
     """Return the last line of pytest's output, after its report of failures."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        # Programs that come with packages, such as ninja.
+        "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
     files = [path for name in TESTS for path in ROOT.glob(f"tests/**/{name}")]
     command = [python, "-m", "pytest", "-q", "-rs", *files]
     done = subprocess.run(

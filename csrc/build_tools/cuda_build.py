@@ -76,7 +76,8 @@ def build_extension(toolkit: toolchain.Toolkit, architectures: list[str], output
         f"{ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
     link = Edge(output, "link", [edge.target for edge in edges])
-    ninja_file.run(folder, rules, [*edges, link])
+    with ninja_file.locked(folder):
+        ninja_file.run(folder, rules, [*edges, link])
 
 
 def build_emulated(toolkit: toolchain.Toolkit) -> Path:
