@@ -442,6 +442,12 @@ def test_evaluation_repeats_the_test_of_the_run(run_folder, capsys, tmp_path):
     assert "already holds an evaluation.json" in _failure(capsys, *command)
 
 
+def test_the_folder_of_a_run_means_its_tested_weights(run_folder, capsys):
+    assert main(["evaluate", "--checkpoint", str(run_folder), "--device", "cpu"]) == 0
+    assert f"{run_folder / 'best.pt'}: ConvMixer-" in capsys.readouterr().out
+    assert evaluate(run_folder, silent=True) == evaluate(run_folder / "best.pt", silent=True)
+
+
 def test_other_splits_are_evaluated(run_folder, capsys):
     command = ["evaluate", "--checkpoint", str(run_folder / "last.pt"), "--device", "cpu"]
     assert main([*command, "--split", "validation"]) == 0

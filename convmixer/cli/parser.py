@@ -189,10 +189,16 @@ def _add_evaluate(commands: Commands) -> Parser:
         "evaluate",
         help="top-1, top-5 and confusion of a checkpoint",
         description="Evaluate a checkpoint on the images of its recipe.",
-        usage="convmixer evaluate --checkpoint FILE [--recipe NAME] [--variant NAME] "
+        usage="convmixer evaluate --checkpoint PATH [--recipe NAME] [--variant NAME] "
         "[--data FOLDER] [--split NAME] [--tta] [--out FOLDER] [--FIELD VALUE ...]",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file of weights, or folder of a run",
+    )
     _add_recipe(parser, "for a checkpoint that does not hold its settings")
     parser.add_argument(
         "--variant", metavar="NAME", help="model of the paper that the checkpoint belongs to"
