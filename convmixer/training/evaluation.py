@@ -25,7 +25,7 @@ from convmixer.training.environment import build_model, cpu_threads, device_name
 from convmixer.training.loaders import evaluation_loader, worker_count
 from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
-from convmixer.training.run_folder import RunFolder, prepare_folder, write_json
+from convmixer.training.run_folder import prepare_folder, weights_file, write_json
 from convmixer.training.run_state import read_checkpoint
 from convmixer.training.scoring import augmented_views, score
 
@@ -33,12 +33,6 @@ LARGEST_CONFUSION = 20
 """Confusion is shown for at most this many classes."""
 WITH_AUGMENTATION = "_with_augmentation"
 """The suffix of the names of results with test-time augmentation."""
-
-
-def weights_file(path: Path) -> Path:
-    """Return the tested weights in the folder of a run, or `path` if it is something else."""
-    best = RunFolder(path).best
-    return best if best.is_file() else path
 
 
 def checkpoint_config(
