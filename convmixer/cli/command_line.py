@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from convmixer.cli.parser import build_parser
 from convmixer.errors import (
     LostProcessError,
     ProcessError,
@@ -45,9 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    # The parser imports packages of the extra 'train', and `main` names a missing one.
-    from convmixer.cli.parser import build_parser
-
     parser, commands = build_parser()
     arguments, unknown = parser.parse_known_args(words)
     if unknown:

@@ -15,7 +15,7 @@ from convmixer.paper.ablations import ablate, folder_name
 from convmixer.paper.weight_plots import plot_weights
 from convmixer.terminal import write_line
 from convmixer.training.evaluation import checkpoint_config, evaluate
-from convmixer.training.run_folder import RunFolder
+from convmixer.training.run_folder import RunFolder, weights_file
 from convmixer.training.runs import train, train_seeds
 
 
@@ -98,7 +98,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 def _plot_weights(arguments: argparse.Namespace) -> None:
     pictures = plot_weights(
         arguments.checkpoint,
-        arguments.out or arguments.checkpoint.parent,
+        arguments.out or weights_file(arguments.checkpoint).parent,
         layers=_positive("--layers", arguments.layers),
         seed=arguments.seed,
     )

@@ -144,6 +144,11 @@ def _add_recipe(parser: Parser, help: str) -> None:
     parser.add_argument("--recipe", metavar="NAME", help=f"{help}: {names}, or a .yaml file")
 
 
+def _add_checkpoint(parser: Parser) -> None:
+    help = "file of weights, or folder of a run"
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help=help)
+
+
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """Return the parser and the parsers of its commands by name."""
     parser = Parser(
@@ -189,10 +194,10 @@ def _add_evaluate(commands: Commands) -> Parser:
         "evaluate",
         help="top-1, top-5 and confusion of a checkpoint",
         description="Evaluate a checkpoint on the images of its recipe.",
-        usage="convmixer evaluate --checkpoint FILE [--recipe NAME] [--variant NAME] "
+        usage="convmixer evaluate --checkpoint PATH [--recipe NAME] [--variant NAME] "
         "[--data FOLDER] [--split NAME] [--tta] [--out FOLDER] [--FIELD VALUE ...]",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    _add_checkpoint(parser)
     _add_recipe(parser, "for a checkpoint that does not hold its settings")
     parser.add_argument(
         "--variant", metavar="NAME", help="model of the paper that the checkpoint belongs to"
@@ -240,7 +245,7 @@ def _add_plot_weights(commands: Commands) -> Parser:
         help="pictures of the weights",
         description="Draw the patch embedding and depthwise kernels, as in figures 5 to 7.",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    _add_checkpoint(parser)
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: the folder of the checkpoint"
     )

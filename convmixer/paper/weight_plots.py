@@ -16,6 +16,7 @@ from torch import Tensor
 from convmixer.errors import UsageError
 from convmixer.model.checkpoints import read_weights
 from convmixer.training.plots import new_figure, save_figure
+from convmixer.training.run_folder import weights_file
 
 KERNELS_A_LAYER = 64
 LAYERS_A_ROW = 4
@@ -122,7 +123,8 @@ def plot_weights(
     """Write `patch_embedding.png` and `depthwise_kernels.png` of a checkpoint to `out`.
 
     Args:
-        checkpoint: any file whose format `convmixer.load_checkpoint` takes.
+        checkpoint: any file whose format `convmixer.load_checkpoint` takes, or the folder of a run,
+            whose tested weights are meant.
         out: folder of the pictures.
         layers: number of layers to draw, evenly spaced from the first to the last; all stacked
             depthwise convolutions of a layer are drawn.
@@ -135,7 +137,7 @@ def plot_weights(
         FileNotFoundError: there is no such checkpoint.
         UsageError: the file is damaged or holds no ConvMixer, or one of the pictures exists.
     """
-    out = out.expanduser()
+    checkpoint, out = weights_file(checkpoint), out.expanduser()
     patch_embedding, kernels = out / "patch_embedding.png", out / "depthwise_kernels.png"
     for picture in (patch_embedding, kernels):
         if picture.exists():

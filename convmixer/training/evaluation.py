@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,18 @@ from convmixer.config.fields import from_dict, override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
 from convmixer.data.augmentation import evaluation_transform
-from convmixer.data.sources import load_split
+from convmixer.data.sources import Split, load_split
 from convmixer.errors import UsageError
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.model.variants import get_variant
 from convmixer.terminal import few, printable
 from convmixer.training import plots
-from convmixer.training.distributed import running_processes
+from convmixer.training.distributed import Processes, running_processes
 from convmixer.training.environment import build_model, cpu_threads, device_name
 from convmixer.training.loaders import evaluation_loader, worker_count
 from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
-from convmixer.training.run_folder import prepare_folder, write_json
+from convmixer.training.run_folder import prepare_folder, weights_file, write_json
 from convmixer.training.run_state import read_checkpoint
 from convmixer.training.scoring import augmented_views, score
 
@@ -46,11 +47,18 @@ def checkpoint_config(
     Checkpoints of `convmixer train` hold their settings. For others name a `recipe`, or a `variant`
     of the paper, which means the recipe of its images (imagenet or cifar10) with its architecture.
 
+    Args:
+        checkpoint: a file, or the folder of a run, whose tested weights are meant.
+        recipe: name of a recipe, or path of a .yaml file.
+        variant: one of `convmixer.list_variants()`.
+        overrides: fields to change by their full or last names.
+
     Raises:
         FileNotFoundError: there is no such file.
         UsageError: the settings are neither in the file nor named, or recipe, variant or a field of
             the overrides is unknown.
     """
+    checkpoint = weights_file(checkpoint)
     saved = None if recipe or variant else read_checkpoint(checkpoint).get("config")
     config: Config | None
     if variant is not None:
@@ -84,20 +92,38 @@ def confusion_table(confusion: Tensor, class_names: tuple[str, ...]) -> list[str
     ]
 
 
+def _load_images(config: Config, split: str, processes: Processes) -> Split:
+    """Return the images to evaluate on, in all processes.
+
+    Raises:
+        UsageError: images are missing, or have other classes than the model.
+    """
+    # The main process may have to download the images.
+    with processes.main_first():
+        found = load_split(config.data, config.model.in_chans, split)
+    if len(found.class_names) != config.model.n_classes:
+        raise UsageError(
+            f"the images have {len(found.class_names)} classes ({few(found.class_names)}), the "
+            f"model has {config.model.n_classes}"
+        )
+    return found
+
+
 def evaluate(
-    checkpoint: Path,
-    config: Config,
+    checkpoint: str | os.PathLike[str],
+    config: Config | None = None,
     *,
     split: str = "test",
     test_time_augmentation: bool = False,
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     silent: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and return its scores; accuracies are in percent.
 
     Args:
-        checkpoint: any file that `convmixer.load_checkpoint` takes.
-        config: its settings, see `checkpoint_config`.
+        checkpoint: any file that `convmixer.load_checkpoint` takes, or the folder of a run, whose
+            tested weights are meant.
+        config: settings of the checkpoint; by default those that it holds, see `checkpoint_config`.
         split: test, validation or train (without augmentation).
         test_time_augmentation: evaluate again with the mean of the probabilities of several views
             of each image; the names of these results end in `_with_augmentation`.
@@ -109,22 +135,22 @@ def evaluate(
         UsageError: the checkpoint does not fit the settings, images are missing, or `out` already
             holds an evaluation.
     """
-    if out is not None and (out / "evaluation.json").exists():
-        raise UsageError(f"{out} already holds an evaluation.json: name another folder with --out")
+    checkpoint = weights_file(Path(checkpoint))
+    if config is None:
+        config = checkpoint_config(checkpoint)
+    folder = None if out is None else Path(out)
+    if folder is not None and (folder / "evaluation.json").exists():
+        raise UsageError(
+            f"{folder} already holds an evaluation.json: name another folder with --out"
+        )
     with cpu_threads(config.threads), running_processes(config.device) as processes:
         model = build_model(config, processes.device)
         with processes.together():
             load_checkpoint(model, checkpoint)
-        # The images may have to be downloaded.
-        with processes.together(), processes.main_first():
-            images, class_names, notes = load_split(config.data, config.model.in_chans, split)
-            if len(class_names) != config.model.n_classes:
-                raise UsageError(
-                    f"the images have {len(class_names)} classes ({few(class_names)}), the model "
-                    f"has {config.model.n_classes}"
-                )
-            if out is not None:
-                prepare_folder(out)
+        with processes.together():
+            images, class_names, notes = _load_images(config, split, processes)
+            if folder is not None:
+                prepare_folder(folder)
         loader = evaluation_loader(
             images,
             evaluation_transform(config),
@@ -156,14 +182,14 @@ def evaluate(
                 result[f"{split}_{name}{WITH_AUGMENTATION}"] = value
     if processes.is_main:
         confusion = scores.confusion if len(class_names) <= LARGEST_CONFUSION else None
-        if out is not None:
-            write_json(out / "evaluation.json", result)
+        if folder is not None:
+            write_json(folder / "evaluation.json", result)
         console = Console(silent=silent)
         for note in notes:
             console.line(note)
         _report(result, config, confusion, class_names, console)
-        if out is not None and confusion is not None:
-            _draw(out / "confusion.png", result, confusion, class_names)
+        if folder is not None and confusion is not None:
+            _draw(folder / "confusion.png", result, confusion, class_names)
     return result
 
 

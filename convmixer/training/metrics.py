@@ -63,6 +63,7 @@ def is_right(predictions: Predictions) -> Tensor:
 
 
 ACCURACY = Metric("accuracy", "top-1", is_right)
+# A saved run holds sums in this order, so new metrics go to the end.
 METRICS = (
     ACCURACY,
     Metric("accuracy_top5", "top-5", in_top(5), every_epoch=False),

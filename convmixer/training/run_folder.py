@@ -172,3 +172,9 @@ class RunFolder:
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Write `metrics.csv`, a line for each epoch."""
         write_csv(self.metrics, COLUMNS, history)
+
+
+def weights_file(path: Path) -> Path:
+    """Return the tested weights in the folder of a run, or `path` if it is something else."""
+    best = RunFolder(path).best
+    return best if best.is_file() else path

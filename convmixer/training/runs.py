@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from convmixer.training.trainer import Trainer
 
 def train(
     config: Config,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     resume: bool = False,
     silent: bool = False,
@@ -56,7 +57,7 @@ def train(
         TrainingInterruptedError: SIGINT or SIGTERM has ended the run, which has been saved.
         TrainingDivergedError: the loss is no longer finite.
     """
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
     if resume:
         if folder.seeds:
             raise UsageError(f"{out} holds several seeds: say how many with --seeds N")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -163,4 +164,7 @@ class Stepper:
         if state["scaler"]:  # The state of a run on a CPU is empty.
             self.scaler.load_state_dict(state["scaler"])
         if self.processes.is_main:
-            self.sums.copy_(state["epoch_sums"])
+            saved = state["epoch_sums"]
+            # A metric that was declared after the state was saved has no value for its epoch.
+            self.sums.fill_(math.nan if saved[0] else 0.0)
+            self.sums[: len(saved)] = saved

@@ -18,7 +18,7 @@ import cuda_build
 
 pytest.importorskip("pip", reason="it builds and installs the distributions")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import runpy, sys, torch
 import convmixer, convmixer_kernels

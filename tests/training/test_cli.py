@@ -307,9 +307,9 @@ def test_an_evaluation_of_the_digits_needs_no_folder(capsys, run_folder, tmp_pat
     assert "the digits come with scikit-learn: leave it out" in _failure(capsys, *command)
 
 
-def test_a_run_folder_is_no_checkpoint(capsys, run_folder):
-    error = _failure(capsys, "evaluate", "--checkpoint", run_folder)
-    assert f"{run_folder}: is a folder; did you mean {run_folder / 'best.pt'}?" in error
+def test_a_folder_without_weights_is_no_checkpoint(capsys, tmp_path):
+    for command in ("evaluate", "plot-weights"):
+        assert f"{tmp_path}: is a folder" in _failure(capsys, command, "--checkpoint", tmp_path)
 
 
 def test_the_settings_of_another_program_are_no_model(capsys, tmp_path):
@@ -440,6 +440,15 @@ def test_evaluation_repeats_the_test_of_the_run(run_folder, capsys, tmp_path):
     assert 100 * diagonal / 359 == pytest.approx(summary["test_accuracy"])
     assert (out / "confusion.png").exists()
     assert "already holds an evaluation.json" in _failure(capsys, *command)
+
+
+def test_the_folder_of_a_run_means_its_tested_weights(run_folder, capsys, tmp_path):
+    assert main(["evaluate", "--checkpoint", str(run_folder), "--device", "cpu"]) == 0
+    assert f"{run_folder / 'best.pt'}: ConvMixer-" in capsys.readouterr().out
+    assert evaluate(run_folder, silent=True) == evaluate(run_folder / "best.pt", silent=True)
+    out = tmp_path / "pictures"
+    assert main(["plot-weights", "--checkpoint", str(run_folder), "--out", str(out)]) == 0
+    assert (out / "patch_embedding.png").is_file()
 
 
 def test_other_splits_are_evaluated(run_folder, capsys):

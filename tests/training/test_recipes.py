@@ -1,12 +1,48 @@
-"""Recipes against the published models, and the published commands against a recipe."""
+"""The recipes that ship with the package: their names, their relations, their models."""
 
 from __future__ import annotations
 
 import pytest
 
-from convmixer.config.fields import override
-from convmixer.config.recipes import RECIPE_FOLDER, load_recipe
+from convmixer.config.fields import FIELDS, get_value, override
+from convmixer.config.recipes import RECIPE_FOLDER, load_recipe, recipe_names
+from convmixer.errors import UsageError
 from convmixer.model.variants import get_variant
+
+# The fields in which a recipe differs from the one whose settings it says to have otherwise.
+OF_THE_SIZE_OF_IMAGES = {
+    "data.source", "data.folder", "data.image_size", "data.mean", "data.std", "data.crop_fraction",
+    "augment.scale", "model.dim", "model.depth", "model.patch_size", "model.n_classes",
+}  # fmt: skip
+OF_A_LONG_RUN = {"epochs", "batch_size", "log_interval", "sync_batch_norm"}
+DIFFERENCES = {
+    ("imagenet-a1", "imagenet"): {
+        "augment.rand_augment", "augment.random_erasing", "augment.mixup", "augment.cutmix",
+        "optimizer.weight_decay",
+    },
+    ("cifar10", "imagenet"): OF_THE_SIZE_OF_IMAGES | OF_A_LONG_RUN | {"optimizer.weight_decay"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_named_as_its_file_and_described(name):
+    recipe = load_recipe(name)
+    assert recipe.recipe == name and recipe.description.endswith(".")
+
+
+@pytest.mark.parametrize(("pair", "expected"), DIFFERENCES.items())
+def test_recipes_differ_where_their_descriptions_say(pair, expected):
+    one, other = map(load_recipe, pair)
+    differences = {n for n in FIELDS if get_value(one, n) != get_value(other, n)}
+    assert differences - {"recipe", "description"} == expected
+
+
+def test_fields_of_a_recipe_are_overridden():
+    config = load_recipe("digits", {"epochs": 5, "dim": 32, "model.depth": 2})
+    assert (config.epochs, config.model.dim, config.model.depth) == (5, 32, 2)
+    assert override(config, {"epochs": 40, "dim": 64, "depth": 4}) == load_recipe("digits")
+    with pytest.raises(UsageError, match=r"'epochz' .did you mean 'epochs'"):
+        load_recipe("digits", {"epochz": 5})
 
 
 @pytest.mark.parametrize(

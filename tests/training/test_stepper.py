@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -83,6 +84,16 @@ def test_targets_are_smoothed_without_mixing():
     expected = F.cross_entropy(plain.model(images), labels, label_smoothing=0.3)
     _step(plain)
     assert float(plain.sums[1]) == pytest.approx(16 * expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("images", "expected"), [(0.0, [0.0, 0.0]), (16.0, [3.0, math.nan])])
+def test_a_metric_that_a_saved_epoch_lacks_has_no_value_in_it(images, expected):
+    state = _stepper().state()
+    resumed = _stepper()
+    resumed.load_state(state | {"epoch_sums": torch.tensor([images, expected[0]])})
+    torch.testing.assert_close(
+        resumed.sums.tolist(), [images, *expected], rtol=0, atol=0, equal_nan=True
+    )
 
 
 def test_scaled_gradients_are_clipped_at_their_true_size(scaled):

@@ -11,7 +11,9 @@ import pytest
 import convmixer
 from convmixer import ConvMixer, list_variants, save_checkpoint
 from convmixer.cli.parser import build_parser
+from convmixer.config.fields import override
 from convmixer.config.recipes import recipe_names
+from tests.training_helpers import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
@@ -50,11 +52,20 @@ def test_examples_in_python_run(monkeypatch, tmp_path):
         assert name in list_variants()
         return create_model(name, pretrained and weights, **size, **options)
 
+    load_recipe = convmixer.load_recipe
+
+    def tiny(name, overrides):
+        return override(load_recipe(name, overrides), TINY)
+
     monkeypatch.setattr(convmixer, "create_model", small)
+    monkeypatch.setattr(convmixer, "load_recipe", tiny)
+    monkeypatch.chdir(tmp_path)
     scopes = []
     for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
         scopes.append({"create_model": small})
         exec(block, scopes[-1])
     [scope] = [each for each in scopes if "features" in each]
+    [trained] = [each for each in scopes if "summary" in each]
+    assert 0 <= trained["summary"]["test_accuracy"] <= trained["scores"]["test_accuracy_top5"]
     assert scope["model"].num_classes == 5
     assert scope["features"].feature_info.module_name() == ["blocks.7", "blocks.15", "blocks.31"]

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+import convmixer
+import convmixer_kernels
+
+CONVMIXER, KERNELS = (Path(package.__path__[0]) for package in (convmixer, convmixer_kernels))
 LEVELS = (
     {"errors", "files", "terminal"},
     {"torchrun", "config", "model"},
@@ -42,8 +45,8 @@ def _imports(source: str, known: set[str]) -> Iterator[str]:
                     yield found
 
 
-def _graph(package: str) -> dict[str, set[str]]:
-    modules = _modules(ROOT / package)
+def _graph() -> dict[str, set[str]]:
+    modules = _modules(CONVMIXER)
     return {
         name: set(_imports(path.read_text(encoding="utf-8"), set(modules)))
         for name, path in modules.items()
@@ -69,18 +72,18 @@ def _wrong_way(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_every_room_imports_only_rooms_below_it():
-    graph = _graph("convmixer")
+    graph = _graph()
     assert {_room(module) for module in graph} == set().union(*LEVELS)
     assert _wrong_way(graph) == []
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    graphlib.TopologicalSorter(_graph("convmixer")).prepare()
+    graphlib.TopologicalSorter(_graph()).prepare()
 
 
 def test_the_kernels_import_nothing_of_the_model():
-    modules = set(_modules(ROOT / "convmixer"))
-    for path in (ROOT / "convmixer_kernels").rglob("*.py"):
+    modules = set(_modules(CONVMIXER))
+    for path in KERNELS.rglob("*.py"):
         assert not list(_imports(path.read_text(encoding="utf-8"), modules)), path
 
 
