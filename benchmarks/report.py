@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from benchmarks.lib.shapes import BLOCK_OPERATIONS, KERNEL_SIZES, OPERATIONS
 from benchmarks.reports import checks, pictures, tables
 from benchmarks.reports.comparing import compare
 from benchmarks.reports.formats import markdown
-from benchmarks.reports.records import Record, Run, UsageError, backward_passes, load
+from benchmarks.reports.records import Record, Run, UsageError, backward_passes, exit_code, load
 
 RESULTS = ROOT / "benchmarks" / "results"
 FRONT_PAGE = ROOT / "README.md"
@@ -288,23 +289,29 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if bool(options.results) == bool(options.compare):
         parser.error("name results to report on, or two to --compare")
-    try:
-        if options.compare:
-            before, after = (load([path]) for path in options.compare)
-            print("\n".join(compare(before, after, options.least)))
-            return 0
-        run = load(options.results)
-        report = write(run, options.results, RESULTS)
-        print(f"wrote {report}")
-        if run.on_gpu:
-            refresh_front_page(run, report)
-            print(f"refreshed the table in {FRONT_PAGE}")
-        else:
-            print("these are results from a CPU: the table on the front page stays as it is")
-    except UsageError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.compare:
+        before, after = options.compare
+        command = partial(print_changes, before, after, options.least)
+    else:
+        command = partial(report_on, options.results)
+    return exit_code("report", command)
+
+
+def print_changes(before: Path, after: Path, least: float) -> None:
+    """Print what differs between two results by more than noise."""
+    print("\n".join(compare(load([before]), load([after]), least)))
+
+
+def report_on(results: list[Path]) -> None:
+    """Write the report on results, and their table on the front page if they are a GPU's."""
+    run = load(results)
+    report = write(run, results, RESULTS)
+    print(f"wrote {report}")
+    if run.on_gpu:
+        refresh_front_page(run, report)
+        print(f"refreshed the table in {FRONT_PAGE}")
+    else:
+        print("these are results from a CPU: the table on the front page stays as it is")
 
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ class Case:
             parts.append(f"{self.kernel_size}")
         parts.append(f"{images}x{height}x{width}")
         if configuration is not None:
-            parts.append(f"strips {configuration.tiles}")
+            parts.append(f"tiles {configuration.tiles}")
             if configuration.cuts_images:
-                parts.append("banded")
+                parts.append("row blocks")
         if self.channels_last:
             parts.append("channels_last")
         return f"{self.operation}<{', '.join(parts)}>"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.lib import measure
-from benchmarks.lib.measurement import Measurement, NotMeasured, WrongResult
+from benchmarks.lib.measurement import Measurement, WrongResult
 from benchmarks.lib.peers import Peer
 from benchmarks.lib.shapes import Case
 from benchmarks.lib.ways import MEMORY_FORMATS
@@ -77,26 +77,10 @@ def _forward(peer: Peer) -> Forward:
     if peer.kernels is None:
         return peer.tuned(composition)
 
-    def fused(
-        input: Tensor,
-        weight: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        training: bool,
-    ) -> Tensor:
+    def fused(input: Tensor, weight: Tensor, *norm: Tensor, training: bool) -> Tensor:
+        impl = str(peer.kernels)
         return depthwise_conv2d_gelu_batch_norm(
-            input,
-            weight,
-            None,
-            gamma,
-            beta,
-            running_mean,
-            running_var,
-            residual=True,
-            training=training,
-            impl=str(peer.kernels),
+            input, weight, None, *norm, residual=True, training=training, impl=impl
         )
 
     return fused
@@ -223,17 +207,8 @@ def load(case: Case, device: torch.device) -> tuple[Inputs, dict[str, dict[str, 
 def measured(
     block: Case, peer: Peer, device: torch.device, budget: float = measure.BUDGET_SECONDS
 ) -> Measurement:
-    """Checks all results of a peer against float64, then times it for about `budget` seconds.
-
-    A peer through PyTorch that is wrong is timed all the same, and the measurement says so.
-
-    Raises:
-        NotMeasured: the peer is not available on this device.
-        WrongResult: a kernel of this project is wrong.
-    """
-    if reason := peer.unavailable(device):
-        raise NotMeasured(reason)
-    with peer.settings():
+    """Do for a block what `convolutions.measured` does for a convolution."""
+    with peer.ready(device):
         return _measured(block, peer, device, budget)
 
 

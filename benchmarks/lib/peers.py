@@ -83,8 +83,20 @@ class Peer:
         return cast(Function, compiled)
 
     @contextmanager
+    def ready(self, device: torch.device) -> Iterator[None]:
+        """Set PyTorch's global switches while it runs on this device.
+
+        Raises:
+            NotMeasured: it is not available there, or this PyTorch cannot do what was tried.
+        """
+        if reason := self.unavailable(device):
+            raise NotMeasured(reason)
+        with self.settings():
+            yield
+
+    @contextmanager
     def settings(self) -> Iterator[None]:
-        """PyTorch's global switches while it runs.
+        """Set PyTorch's global switches while it runs.
 
         Raises:
             NotMeasured: this PyTorch cannot do with them what was tried.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from benchmarks.lib.arithmetic import BLOCK_PASSES, Work, block_work, depthwise_work
+from benchmarks.lib.arithmetic import BLOCK_PASSES, Shape, Work, block_work, depthwise_work
 
 OPERATIONS = ("forward", "input_gradient", "weight_gradient")
 BLOCK_OPERATIONS = tuple(BLOCK_PASSES)
@@ -37,12 +37,12 @@ class Case:
     layout: str = "contiguous"
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> Shape:
         return self.images, self.channels, self.plane, self.plane
 
     @property
     def work(self) -> Work:
-        return work_of(self.operation, *self.shape, self.kernel_size, self.dtype)
+        return work_of(self.operation, self.shape, self.kernel_size, self.dtype)
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -66,20 +66,11 @@ class Case:
         return f"{self.operation}-{shape}-k{self.kernel_size}-{self.dtype}-{self.layout}"
 
 
-def work_of(
-    operation: str,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
-    kernel_size: int,
-    dtype: str,
-) -> Work:
-    """Of an operation of either kind."""
-    sizes = (images, channels, height, width, kernel_size, ELEMENT_BYTES[dtype])
+def work_of(operation: str, shape: Shape, kernel_size: int, dtype: str) -> Work:
+    """Count the work of one of `OPERATIONS` or of `BLOCK_OPERATIONS`."""
     if operation in BLOCK_OPERATIONS:
-        return block_work(operation, *sizes)
-    return depthwise_work(*sizes)
+        return block_work(operation, shape, kernel_size, ELEMENT_BYTES[dtype])
+    return depthwise_work(shape, kernel_size, ELEMENT_BYTES[dtype])
 
 
 # The tensors between the blocks of ConvMixer-1536/20 with patches of 7 pixels at batch size 64.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -123,6 +124,16 @@ class Run:
 
 class UsageError(Exception):
     """A file or a combination of files that cannot be reported on; says which and why."""
+
+
+def exit_code(program: str, command: Callable[[], None]) -> int:
+    """Run a command; where it raises UsageError, print that in a line and return 2."""
+    try:
+        command()
+    except UsageError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def load(paths: Sequence[Path]) -> Run:

@@ -329,4 +329,4 @@ def floor(setting: dict[str, Any], operation: str, kernel_size: int, ceilings: C
     """The time below which no version of an operation goes."""
     plane = setting["plane"]
     shape = (setting["images"], setting["channels"], plane, plane)
-    return ceilings.floor_seconds(work_of(operation, *shape, kernel_size, setting["dtype"]))
+    return ceilings.floor_seconds(work_of(operation, shape, kernel_size, setting["dtype"]))

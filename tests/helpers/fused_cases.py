@@ -16,6 +16,7 @@ from tests.helpers import oracle
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, FP32, KERNELS
 
 FP64 = torch.float64
+Use = Callable[[str], str]  # the fixture `use`
 # "steps" is the autograd of the kernels around their specification in plain PyTorch; the fixture
 # `use` turns these names into values of `impl`.
 IMPLEMENTATIONS = ["torch", "steps", *KERNELS]

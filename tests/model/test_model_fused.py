@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 from convmixer import ConvMixer, fused_block, layers
 from convmixer_kernels import functional
 from tests.helpers import fused_cases
-from tests.helpers.fused_cases import DEVICE
+from tests.helpers.fused_cases import DEVICE, Use
 from tests.model.test_pointwise import copies_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
@@ -140,11 +140,7 @@ def assert_same_step(fused: ConvMixer, name: str, size: tuple[int, ...] = (3, 3,
 )
 @every_implementation
 def test_a_step_of_every_form(
-    name: str,
-    options: dict[str, object],
-    training: bool,
-    use: Callable[[str], str],
-    calls: list[str],
+    name: str, options: dict[str, object], training: bool, use: Use, calls: list[str]
 ) -> None:
     model = small(use(name), **options).train(training)
     assert_same_step(model, name)
@@ -152,7 +148,7 @@ def test_a_step_of_every_form(
 
 
 @every_implementation
-def test_channels_last(name: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_channels_last(name: str, use: Use, calls: list[str]) -> None:
     model = small(use(name)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert_same_step(model, name)
     batch = images(2, 3, 12, 16).to(memory_format=torch.channels_last)
@@ -162,7 +158,7 @@ def test_channels_last(name: str, use: Callable[[str], str], calls: list[str]) -
 
 
 @every_implementation
-def test_channels_are_outermost_between_blocks(name: str, use: Callable[[str], str]) -> None:
+def test_channels_are_outermost_between_blocks(name: str, use: Use) -> None:
     model = small(use(name))
     with torch.autocast(DEVICE, torch.float16, enabled=name == "cuda"):
         _, features = model.forward_intermediates(images(3, 3, 12, 16))
@@ -226,11 +222,7 @@ def half_buffers(norm: nn.BatchNorm2d) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @every_implementation
 def test_every_state_of_the_norms(
-    name: str,
-    training: bool,
-    change: Callable[[ConvMixer], None],
-    use: Callable[[str], str],
-    calls: list[str],
+    name: str, training: bool, change: Callable[[ConvMixer], None], use: Use, calls: list[str]
 ) -> None:
     model = small(use(name)).train(training)
     change(model)
@@ -240,7 +232,7 @@ def test_every_state_of_the_norms(
 
 
 @every_implementation
-def test_frozen_parameters(name: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_frozen_parameters(name: str, use: Use, calls: list[str]) -> None:
     """Fine-tuning of the last block and the head: nothing before it is differentiated."""
     model = small(use(name))
     for part in (model.stem, model.blocks[0]):
@@ -257,7 +249,7 @@ def test_frozen_parameters(name: str, use: Callable[[str], str], calls: list[str
 
 @every_implementation
 def test_evaluation_is_one_kernel_for_each_convolution(
-    name: str, use: Callable[[str], str], calls: list[str]
+    name: str, use: Use, calls: list[str]
 ) -> None:
     model = small(use(name)).eval()
     state = copy.deepcopy(model.state_dict())
@@ -268,7 +260,7 @@ def test_evaluation_is_one_kernel_for_each_convolution(
 
 
 @every_implementation
-def test_training_passes(name: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_training_passes(name: str, use: Use, calls: list[str]) -> None:
     model = small(use(name))
     with torch.autocast(DEVICE, torch.float16, enabled=name == "cuda"):
         output = model(images(3, 3, 12, 16))
@@ -323,7 +315,7 @@ HOOKS = {
 
 @pytest.mark.parametrize("place", ["0", "0.fn", "0.fn.0", "0.fn.1", "0.fn.2", "1", "2", "3"])
 @pytest.mark.parametrize("kind", HOOKS)
-def test_hooks_fire(kind: str, place: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_hooks_fire(kind: str, place: str, use: Use, calls: list[str]) -> None:
     """A module that somebody looks into runs as it is; the other block stays fused."""
     model = small(use("steps"))
     plain = copy.deepcopy(model)
@@ -339,7 +331,7 @@ def test_hooks_fire(kind: str, place: str, use: Callable[[str], str], calls: lis
 
 
 @pytest.mark.parametrize("place", ["1", "2"])
-def test_hooks_in_the_stem_fire(place: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_hooks_in_the_stem_fire(place: str, use: Use, calls: list[str]) -> None:
     model = small(use("steps"))
     fired: list[str] = []
     HOOKS["forward"](model.stem.get_submodule(place), fired)
@@ -348,9 +340,7 @@ def test_hooks_in_the_stem_fire(place: str, use: Callable[[str], str], calls: li
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_hooks_around_fused_modules_fire(
-    kind: str, use: Callable[[str], str], calls: list[str]
-) -> None:
+def test_hooks_around_fused_modules_fire(kind: str, use: Use, calls: list[str]) -> None:
     model = small(use("steps"))
     fired: list[str] = []
     for module in (model.blocks[0], model.stem, model.stem[0], model.head):
@@ -359,7 +349,7 @@ def test_hooks_around_fused_modules_fire(
     assert len(fired) == 4 and calls.count("fused_backward input weight") == 2
 
 
-def test_global_hooks_fire(use: Callable[[str], str], calls: list[str]) -> None:
+def test_global_hooks_fire(use: Use, calls: list[str]) -> None:
     model = small(use("steps"))
     seen = set()
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
@@ -413,7 +403,7 @@ def prune_weights(block: nn.Module) -> None:
     ],
 )
 def test_other_modules_run_as_they_are(
-    change: Callable[[nn.Module], None], use: Callable[[str], str], calls: list[str]
+    change: Callable[[nn.Module], None], use: Use, calls: list[str]
 ) -> None:
     model = small(use("steps"))
     change(model.blocks[0])
@@ -422,7 +412,7 @@ def test_other_modules_run_as_they_are(
     assert calls.count("forward_moments") == 1
 
 
-def test_layer_norm_runs_as_it_is(use: Callable[[str], str], calls: list[str]) -> None:
+def test_layer_norm_runs_as_it_is(use: Use, calls: list[str]) -> None:
     model = small(use("steps"), norm="layer")
     assert_same_step(model, "steps")
     assert calls == []
@@ -444,7 +434,7 @@ def test_features_of_another_dtype_than_autocast() -> None:
 @pytest.mark.parametrize("momentum", [0.1, None])
 @every_implementation
 def test_gradient_checkpointing_updates_statistics_once(
-    name: str, momentum: float | None, use: Callable[[str], str], calls: list[str]
+    name: str, momentum: float | None, use: Use, calls: list[str]
 ) -> None:
     plain = small(use(name))
     for module in plain.modules():
@@ -464,7 +454,7 @@ def test_gradient_checkpointing_updates_statistics_once(
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @every_implementation
-def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Callable[[str], str]) -> None:
+def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Use) -> None:
     torch._dynamo.reset()
     model = small(use(name))
     model.set_grad_checkpointing(checkpointing)
@@ -528,9 +518,7 @@ def test_ten_steps_follow_float32(name: str) -> None:
 
 
 @every_implementation
-def test_synchronised_norms_without_processes(
-    name: str, use: Callable[[str], str], calls: list[str]
-) -> None:
+def test_synchronised_norms_without_processes(name: str, use: Use, calls: list[str]) -> None:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(small(use(name)))
     expected = small(use(name))
     batch, gradient = images(3, 3, 12, 16), images(3, 5)

@@ -364,7 +364,7 @@ class TestTools:
 
     def test_the_suite_runs_marked_files(self) -> None:
         names = {Path(path).name for path in suite.gpu_tests()}
-        assert "test_cuda_safety.py" in names and "test_make_gpu.py" not in names
+        assert "test_cuda_safety.py" in names and "test_packaging.py" not in names
 
 
 def test_a_report_needs_no_installed_packages(tmp_path: Path) -> None:

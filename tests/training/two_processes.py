@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -74,12 +75,7 @@ def _stopped(config: Config, out: Path, rank: int) -> str:
             signal.raise_signal(signal.SIGTERM)
         return original(self, *arguments, **keywords)
 
-    with mock.patch.object(Stepper, "step", step):
-        try:
-            train(config, out, silent=True)
-        except TrainingInterruptedError as interruption:
-            return str(interruption)
-    return "not stopped"
+    return _reason_to_end(config, out, step)
 
 
 def _diverged(config: Config, out: Path, rank: int) -> str:
@@ -92,12 +88,17 @@ def _diverged(config: Config, out: Path, rank: int) -> str:
             self.sums[1] = float("inf")
         return waited
 
+    return _reason_to_end(config, out, step)
+
+
+def _reason_to_end(config: Config, out: Path, step: Callable[..., float]) -> str:
+    """Train with `step` in place of `Stepper.step` and return why that ends early."""
     with mock.patch.object(Stepper, "step", step):
         try:
             train(config, out, silent=True)
-        except TrainingDivergedError as error:
-            return str(error)
-    return "not diverged"
+        except (TrainingInterruptedError, TrainingDivergedError) as reason:
+            return str(reason)
+    return "not ended"
 
 
 def _mistaken(folder: Path, images: Path) -> tuple[int | str, str]:
