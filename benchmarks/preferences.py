@@ -1,4 +1,4 @@
-"""Turns measured times into the preferences of `impl="auto"`, with the rows they come from.
+"""Preferences of `impl="auto"` from measured times, with the rows they come from.
 
     python benchmarks/preferences.py build/visit/visit.jsonl           prints them
     python benchmarks/preferences.py build/visit/visit.jsonl --write   puts them into preference.py
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
+sys.path.insert(0, str(ROOT))  # the packages may not be installed
 
 from benchmarks.lib.shapes import LAYOUTS, OPERATIONS
 from benchmarks.reports import records
@@ -214,7 +214,7 @@ def source(found: Sequence[str]) -> str:
 
 
 def write(text: str, path: Path) -> None:
-    """Puts the text between the markers.
+    """Put the text between the markers.
 
     Raises:
         UsageError: the file has no markers.

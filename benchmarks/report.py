@@ -1,4 +1,4 @@
-"""Turns what `make gpu` or `pytest benchmarks` has left into tables and pictures.
+"""Tables and pictures from the results of `make gpu` or `pytest benchmarks`.
 
     python benchmarks/report.py RESULT ...                visit.jsonl or what pytest-benchmark
                                                           wrote, of one machine; later files win
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
+sys.path.insert(0, str(ROOT))  # the packages may not be installed
 
 from benchmarks.lib import networks
 from benchmarks.lib.arithmetic import LEAST_CHANGE
@@ -53,14 +53,14 @@ run did not measure torch.compile, which fuses all but the convolution.
 
 
 def folder_name(run: Run) -> str:
-    """Of the device; results from a CPU lie in a folder that says so."""
+    """Name the folder of a device; results from a CPU lie in one that says so."""
     if not run.on_gpu:
         return "cpu"
     return re.sub(r"[^a-z0-9]+", "-", run.machine["device"].lower()).strip("-")
 
 
 def write(run: Run, sources: list[Path], results: Path) -> Path:
-    """Writes the report with its pictures under `results`, and returns its path.
+    """Write the report with its pictures under `results`, and return its path.
 
     Raises:
         UsageError: two of the sources, which are copied beside it, have one name.
@@ -80,7 +80,7 @@ def write(run: Run, sources: list[Path], results: Path) -> Path:
 
 
 def draw(run: Run, folder: Path) -> dict[str, str]:
-    """Draws what there is data for; the names of the files by what they show."""
+    """Draw what there is data for, and return the names of the files by what they show."""
     drawn = {
         "kernel_sizes": pictures.kernel_sizes(run, "depthwise", folder / "kernel_sizes.png"),
         "blocks": pictures.kernel_sizes(run, "block", folder / "blocks.png"),
@@ -243,7 +243,7 @@ def _skipped(run: Run) -> list[str]:
 
 
 def refresh_front_page(run: Run, report: Path, page: Path = FRONT_PAGE) -> None:
-    """Puts the headline table between the markers of the front page.
+    """Put the headline table between the markers of the front page.
 
     Raises:
         UsageError: the page has no markers.
@@ -257,7 +257,7 @@ def refresh_front_page(run: Run, report: Path, page: Path = FRONT_PAGE) -> None:
 
 
 def front_page_part(run: Run | None, report: Path | None = None, page: Path = FRONT_PAGE) -> str:
-    """What stands between the markers; with no run, that nothing is measured."""
+    """Return the text between the markers; with no run, that nothing is measured."""
     if run is None or report is None:
         return _NOTHING_MEASURED
     link = report.resolve().relative_to(page.resolve().parent).as_posix()

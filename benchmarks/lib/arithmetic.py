@@ -1,4 +1,4 @@
-"""What a measurement means: bytes, operations, ceilings, ratios, noise. No PyTorch in here."""
+"""Bytes, operations, ceilings, ratios and noise of measurements. This file needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK_CONVOLUTIONS = {"inference": 1, "training_forward": 1, "training": 3}
 
 @dataclass(frozen=True)
 class Work:
-    """What an operation cannot do without.
+    """The least bytes and operations of an operation.
 
     Attributes:
         bytes: every input read once and every output written once.
@@ -69,7 +69,7 @@ def _meetings(size: int, kernel_size: int) -> int:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine reached in the same run.
+    """Bandwidth and rate that the machine reached in the same run.
 
     Attributes:
         bytes_per_second: of a large copy, bytes read plus bytes written.
@@ -99,7 +99,7 @@ class Ceilings:
 
 
 def speedup(seconds: float, baseline_seconds: float) -> float:
-    """How many times as fast as the baseline; below 1 is slower."""
+    """Return the ratio of the baseline's time to this one; below 1 is slower."""
     return baseline_seconds / seconds
 
 
@@ -128,5 +128,5 @@ class Change:
 def change(
     before: float, after: float, noises: Sequence[float], least: float = LEAST_CHANGE
 ) -> Change:
-    """Compares two times; noises of both sides add up, and `least` is always granted."""
+    """Compare two times; noises of both sides add up, and `least` is always granted."""
     return Change(after / before, max(least, sum(noises)))

@@ -1,4 +1,4 @@
-"""Depthwise convolutions and their gradients: what is right, and how long each peer takes."""
+"""Depthwise convolutions and their gradients: float64 results, and the time of each peer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _measured(case: Case, peer: Peer, device: torch.device, budget: float) -> Me
     tensors = problem.tensors(case.layout)
 
     error = None
-    # Twice: the first call of some peers tunes itself and may return the output of another kernel.
+    # The first call of some peers tunes itself and may return the output of another kernel.
     for _ in range(2):
         measure.poison(problem.exact, tensors[0].dtype)
         actual = run(*tensors)

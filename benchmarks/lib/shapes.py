@@ -1,4 +1,4 @@
-"""What is measured: the full list, the quick one, and a small one for machines without a GPU."""
+"""The lists of measurements: full, quick, a visit's, and small for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def subject(self) -> dict[str, Any]:
-        """What identifies it among records."""
+        """The fields that identify it among records."""
         return asdict(self)
 
     @property
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def is_reference(self) -> bool:
-        """Whether every configuration of PyTorch is measured, not only the two usual ones."""
+        """True where every configuration of PyTorch is measured, not only the two usual ones."""
         return self.shape in (REFERENCE, CPU_REFERENCE) and self.dtype != "bfloat16"
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ def _cases(
 
 
 def _block_cases(kernel_sizes: Iterable[int], planes: Iterable[int]) -> list[Case]:
-    """By kernel size at the reference shape, on other planes at k = 9, and in bfloat16."""
+    """List kernel sizes at the reference shape, other planes at k = 9, and bfloat16."""
     images, channels, plane, _ = REFERENCE
     reference = (images, channels, plane)
     return [
@@ -251,7 +251,7 @@ VISIT = replace(
     training_steps=5,
     compiled="k9",
 )
-# As small as it gets: it shows that every phase of a visit runs, and nothing else.
+# This list is as small as can be: it shows that every phase of a visit runs, and nothing else.
 DRY_RUN = replace(
     CPU,
     name="dry run",

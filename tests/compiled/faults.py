@@ -32,7 +32,7 @@ def _cases(operation: str, shapes: Iterable[Shape], layout: str = "contiguous") 
     )
 
 
-# Of each family of kernels the cases of which one must notice a fault; the first one chooses the
+# For each family of kernels, the cases of which one must notice a fault; the first one chooses the
 # kernels, the others are for the same ones: other alignments, more items, channels left over.
 FAMILIES = {
     "forward, whole planes": _cases("forward", _WHOLE),
@@ -47,7 +47,7 @@ FAMILIES = {
     "batch norm": _cases("statistics", _VALUES),
     "channels_last batch norm": _cases("statistics", _PIXELS, "channels_last"),
 }
-SECONDS = 5  # of processor time; a kernel with a fault may not end
+SECONDS = 5  # seconds of processor time; a kernel with a fault may not end
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Fault:
 
 
 def _other_register(line: str, registers: list[str], pick: random.Random) -> str | None:
-    """Reads another register of the same kind than it should."""
+    """Read another register of the same kind than the right one."""
     sources = list(re.finditer(r"%(?:rd|rs|r|f|p)\d+", line))[1:]
     if not sources or line.startswith(("@", "st", "cp", "shr")):
         return None  # a shift to the right is mostly the sign of an index, never negative
@@ -104,7 +104,7 @@ def _negated_predicate(line: str, registers: list[str], pick: random.Random) -> 
 
 
 def _other_constant(line: str, registers: list[str], pick: random.Random) -> str | None:
-    # Not those of divisions: reciprocals, and shifts of a sign that is never negative.
+    # Reciprocals of divisions, and shifts of a sign that is never negative, are left alone.
     found = re.fullmatch(r"((?:add|sub|mul\.lo|mad|shl)\.\S+\s.*, )(-?\d{1,5});", line)
     return None if not found else f"{found[1]}{int(found[2]) + pick.choice((-1, 1))};"
 
@@ -124,7 +124,7 @@ def _shorter_wait(line: str, registers: list[str], pick: random.Random) -> str |
 
 
 def _other_layout(line: str, registers: list[str], pick: random.Random) -> str | None:
-    """Takes matrices transposed, or bfloat16 for float16."""
+    """Take matrices transposed, or bfloat16 for float16."""
     if line.startswith("ldmatrix"):
         if ".trans" in line:
             return line.replace(".trans", "")
@@ -170,7 +170,7 @@ class Module:
         self._without_extra_barriers()
 
     def _without_extra_barriers(self) -> None:
-        """Leaves out the barriers that only keep ptxas from loading early.
+        """Leave out the barriers that only keep ptxas from loading early.
 
         They would stand in for the others. So would the one that ends Bands::load: each kernel has
         another one before it writes there.
@@ -260,7 +260,7 @@ def notice(fault: Fault, module: Module) -> str:
 
 @functools.cache
 def _load_kernels(case: Case) -> None:
-    """Launches the extension's own kernels, which loads them, before others take their place."""
+    """Launch the extension's own kernels, which loads them, before others take their place."""
     run(case, SETTINGS[:1])
 
 

@@ -11,13 +11,13 @@ from convmixer_kernels.backends import cuda_device
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
-    """Changes some of `emulated_gpu.settings`."""
+    """Change some of `emulated_gpu.settings`."""
     for name, value in changes.items():
         monkeypatch.setitem(emulated_gpu.settings, name, value)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    """Gives a block the shared memory of an architecture: kernels are chosen for it."""
+    """Give a block the shared memory of an architecture: kernels are chosen for it."""
     shared_bytes = architectures.find(capability).shared_bytes
     chip = cuda_device.EMULATED_CHIP._replace(shared_bytes=shared_bytes)
     monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
@@ -25,7 +25,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> Non
 
 
 def set_multiprocessors(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:
-    """Changes into how many shares passes are cut; 0: one share."""
+    """Change the number of multiprocessors, by which passes are cut into shares; 0: one share."""
     chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=multiprocessors)
     monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
 

@@ -106,7 +106,7 @@ def test_shapes(name: str, shape: Shape, dtype: torch.dtype, use: Use) -> None:
 def test_evaluation_rounds_once(
     name: str, size: tuple[int, int], layout: str, activation: str, use: Use
 ) -> None:
-    """Not the convolution, which stays in float32 until it is normalised."""
+    """The convolution is not rounded: it stays in float32 until it is normalised."""
     arguments = random_arguments((2, 3, *size), 3, FP16, training=False, activation=activation)
     arguments = arranged(replace(arguments, residual=False), LAYOUTS[layout])
     exact = fused_cases.compose(arguments, FP64)["output"]
@@ -307,7 +307,7 @@ def test_statistics_are_those_of_the_rounded_convolution(
 @pytest.mark.parametrize("images", [[3], [2, 0], [0, 0, 2], [2, 0, 3, 1, 0, 0, 4]])
 @all_but_pytorch
 def test_moments_of_parts_are_merged(name: str, images: list[int], use: Use) -> None:
-    """Also those of parts without elements, as of a process without images."""
+    """Parts without elements, as of a process without images, are merged too."""
     generator = torch.Generator().manual_seed(0)
     pieces = [
         1000 + torch.randn((n, 3, 5, 4), generator=generator, dtype=FP64) + index

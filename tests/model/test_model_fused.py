@@ -37,7 +37,7 @@ every_implementation = pytest.mark.parametrize("name", ["steps", "cuda"])
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Turns the name of an implementation into what is passed as `dw_impl`."""
+    """Turn the name of an implementation into a value of `dw_impl`."""
 
     def dw_impl(name: str) -> str:
         if name == "steps":
@@ -59,7 +59,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def small(dw_impl: str, **arguments: object) -> ConvMixer:
-    """With affine parameters and running statistics that no layer leaves as they are."""
+    """Build a small model whose affine parameters and running statistics change every value."""
     torch.manual_seed(0)
     options = {"dim": 6, "depth": 2, "kernel_size": 5, "patch_size": 2, "n_classes": 5}
     model = ConvMixer(**{**options, **arguments}, dw_impl=dw_impl)  # type: ignore[arg-type]
@@ -476,7 +476,7 @@ def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Use) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_features_are_copied_once(channels_last: bool) -> None:
-    """From the stem's layout into that between blocks; or the gradient of the pooling, once."""
+    """One copy is made: from the stem's layout into the blocks', or of the pooling's gradient."""
     model = small("cuda", depth=3).half()
     batch = images(7, 3, 10, 22).half()
     if channels_last:
@@ -487,7 +487,7 @@ def test_features_are_copied_once(channels_last: bool) -> None:
         model(batch).sum().backward()
 
     train()
-    # On the CPU, PyTorch's own convolution and pooling use aten::copy_ inside; on a GPU its
+    # PyTorch's own convolution and pooling use aten::copy_ inside on the CPU; on a GPU its
     # backward pass may clone the gradient that it gets.
     allowed = {1} if DEVICE == "cpu" else {1, 2}
     assert copies_of(7 * 6 * 5 * 11, train).count("aten::clone") in allowed

@@ -14,7 +14,7 @@ from convmixer.optimization import weight_decay_groups
 from convmixer.published import published_rows
 from convmixer.variants import CIFAR10, IMAGENET
 
-# Of every field of every row, as compared with tables copied from the paper independently.
+# A digest of every field of every row, as compared with independent copies of the tables.
 CHECKSUMS = {
     1: "d972bef8beea35d8",
     2: "391c0a72ed277fa5",

@@ -1,4 +1,4 @@
-"""What surrounds the fused kernels: arguments, autograd, running statistics, compilation."""
+"""Arguments, autograd, running statistics and compilation of the fused operations."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_statistics_of_inference_mode(name: str, k: int | None, use: Use) -> Non
 @pytest.mark.parametrize("training", [True, False])
 @pytorch_too
 def test_parameters_of_half_precision(name: str, training: bool, use: Use) -> None:
-    """As after model.half()."""
+    """Parameters in float16, as after model.half(), give what the same values in float32 give."""
     arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
     halved = {
         field: getattr(arguments, field).half()
@@ -324,7 +324,7 @@ def test_only_the_gradients_asked_for_alone(
 def test_evaluation_is_one_kernel(
     name: str, differentiable: bool, use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without gradients: parameters that require grad do not matter where grad mode is off."""
+    """No gradients are kept where grad mode is off, even if parameters require them."""
     arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=False)
     assert arguments.weight is not None
     arguments.weight.requires_grad_(differentiable)
@@ -522,7 +522,7 @@ def test_fake_results_have_the_strides_of_real_ones(
             fake, real = [fake], [real]
         for actual, expected in zip(fake, real, strict=True):
             assert actual.shape == expected.shape and actual.dtype == expected.dtype, operator
-            # Of one element, any stride will do.
+            # One element may have any stride.
             strides = zip(actual.shape, actual.stride(), expected.stride(), strict=True)
             assert all(ours == wanted for size, ours, wanted in strides if size > 1), operator
 

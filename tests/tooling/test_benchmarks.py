@@ -1,4 +1,4 @@
-"""What benchmarks/ measures and how: arithmetic, lists, peers, blocks, networks, and a run."""
+"""The arithmetic, lists, peers, blocks and networks of benchmarks/, and a run on the CPU."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class TestSelection:
 
 class TestMeasuring:
     def test_the_clock_plays_the_samples(self) -> None:
-        """As pytest-benchmark does: the difference of two looks at the clock around each call."""
+        """The clock is read twice around each call, as pytest-benchmark reads it."""
         clock, seen = measure.RecordedClock(), []
 
         class Benchmark:
@@ -263,7 +263,7 @@ class TestWrongResults:
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# On a GPU PyTorch rounds factors of float32 convolutions to ten bits.
+# PyTorch rounds factors of float32 convolutions to ten bits on a GPU.
 EAGER_DTYPE = "float32" if DEVICE == "cpu" else "float16"
 
 
@@ -283,7 +283,7 @@ every_operation = pytest.mark.parametrize("operation", shapes.BLOCK_OPERATIONS)
 
 
 class TestBlocks:
-    """Without a GPU kernels are emulated or interpreted: checked as on a GPU, but never timed."""
+    """Kernels that are emulated or interpreted are checked as on a GPU, but never timed."""
 
     @every_operation
     @pytest.mark.parametrize("layout", shapes.LAYOUTS)
@@ -401,7 +401,7 @@ class TestNetworks:
             assert model(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
 
     def test_pytorch_runs_its_own_convolutions(self) -> None:
-        """And the kernels the same parameters, whichever is asked for first."""
+        """The kernels have the same parameters, whichever is asked for first."""
         torch.manual_seed(0)
         model = networks.cpu_networks()[0].build().eval()
         images = torch.randn(2, 3, 28, 28)
@@ -462,7 +462,7 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
         f"--benchmark-json={result}",
         f"--facts={facts}",
     ]
-    # What says that this test runs in a worker of its own suite is not for the run that it starts.
+    # The run that this starts must not take itself for a worker of this suite.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     }
@@ -481,7 +481,7 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     assert [each.info["share_of_copy"] for each in by_row.of("block")] == pytest.approx(
         [each.info["share_of_copy"] for each in found.of("block")]
     )
-    # In the order of their importance.
+    # The order is that of importance.
     order = [(each.kind, each.subject.get("plane", 16)) for each in found.records]
     assert list(dict.fromkeys(order)) == [
         ("ceiling", 16),

@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs under torchrun: each process leaves what it saw in `RANK.pt`."""
+"""The program of `test_processes.py` under torchrun: each process writes a file `RANK.pt`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _batch_norm(config: Config, out: Path) -> dict[str, Any]:
 
 
 def _stopped(config: Config, out: Path, rank: int) -> str:
-    """Why both processes stop where the second alone has a signal in its second step."""
+    """Let the second process alone get a signal in its second step; return why this one stops."""
     original, steps = Stepper.step, []
 
     def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
@@ -79,7 +79,7 @@ def _stopped(config: Config, out: Path, rank: int) -> str:
 
 
 def _diverged(config: Config, out: Path, rank: int) -> str:
-    """Why both processes fail where the loss of the second alone is not finite."""
+    """Make the loss of the second process alone infinite; return why this one fails."""
     original = Stepper.step
 
     def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
