@@ -1,4 +1,4 @@
-"""``make budget``: what every kernel costs in registers, spills and instructions, without a GPU.
+"""``make budget``: registers, spills and instructions of every kernel, without a GPU.
 
 Compiles the kernels, reads the machine code and compares it with the committed table budget.csv.
 Fails if a main loop touches local memory, if a kernel has become worse than the table, if the table
@@ -29,10 +29,9 @@ import toolchain
 from benchmarks.kernel_budget import sass
 
 TABLE = Path(__file__).with_name("budget.csv")
-# Those that the extension is built for where there is no GPU.
-CUDA_ARCHITECTURES = tuple(map(str, toolchain.ALL_ARCHITECTURES))
-TRITON_ARCHITECTURES = ("80", "90", "100")
-# What must not grow; the classes of the mix are there to be read.
+# Those of the extension with all architectures.
+ARCHITECTURES = tuple(map(str, toolchain.ALL_ARCHITECTURES))
+# Numbers that must not grow; the classes of the mix are there to be read.
 GUARDED = ("registers", "spill_stores", "spill_loads", "total")
 NUMBERS = ("registers", "shared", "spill_stores", "spill_loads", *sass.CLASSES, "total")
 
@@ -103,7 +102,7 @@ def measure_triton(architectures: list[str]) -> list[Row]:
 
 
 def readable_names(mangled: list[str]) -> dict[str, str]:
-    """From ``_Z17depthwise_forwardI6__halfLi9EE...`` to ``depthwise_forward<half, 9>``."""
+    """Turn ``_Z17depthwise_forwardI6__halfLi9EE...`` into ``depthwise_forward<half, 9>``."""
     output = subprocess.run(
         ["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True
     ).stdout
@@ -111,7 +110,7 @@ def readable_names(mangled: list[str]) -> dict[str, str]:
 
 
 def readable(demangled: str) -> str:
-    """Leaves out the return type, the parameters, namespaces and the casts of constants."""
+    """Leave out the return type, the parameters, namespaces and the casts of constants."""
     name = demangled.replace("(anonymous namespace)::", "").removeprefix("void ")
     name = re.sub(r"\([\w: ]+\)(?=-?\d)", "", name)
     name = re.sub(r"\b\w+::", "", name.split("(")[0])
@@ -159,7 +158,7 @@ def loop_problems(rows: list[Row]) -> list[str]:
 
 
 def table_problems(rows: list[Row], committed: list[Row]) -> list[str]:
-    """What has become worse than the committed table, and where the two do not match.
+    """List what is worse than in the committed table, and where the two do not match.
 
     Numbers of different versions of a compiler are not compared.
     """
@@ -208,7 +207,7 @@ def render(rows: list[Row]) -> str:
 
 
 def _order(each: Row) -> tuple[object, ...]:
-    """By compiler and architecture, then by name with its numbers taken as numbers."""
+    """Sort key: compiler and architecture, then the name with its numbers taken as numbers."""
     parts = re.split(r"(\d+)", each.kernel)
     natural = [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
     return each.family, int(each.architecture), natural

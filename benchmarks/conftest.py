@@ -1,4 +1,4 @@
-"""What is run on which device, how it is recorded, and what the terminal says at the end."""
+"""Options, fixtures and the terminal's summary of ``pytest benchmarks --benchmark-only``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CEILINGS = pytest.StashKey[Ceilings]()
 _SKIPPED = pytest.StashKey["SkipCounter"]()
 
 _QUICK_MINUTES = 5.5
-# What matters most first, so that a run that is out of time leaves out the rest: the kernels and
+# The most important first, so that a run that is out of time leaves out the rest: the kernels and
 # the blocks on the reference shape at the kernel sizes of the front page, networks, and then the
 # other shapes, the other kernel sizes and what torch.compile has to compile first.
 _ORDER = (
@@ -68,7 +68,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What has been measured is written in the end, also when a time limit ends the run.
+    # Measurements are written in the end, also when a time limit ends the run.
     signal.signal(signal.SIGTERM, _interrupt)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config.stash[_DEVICE] = device
@@ -150,7 +150,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
-    """After an illegal access nothing runs on the GPU any more: ends, and keeps what there is."""
+    """End the run, and keep its results, after an illegal access: the GPU runs nothing any more."""
     report = yield
     if report.failed and torch.cuda.is_initialized():
         try:
@@ -161,7 +161,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
 
 
 class SkipCounter:
-    """How many measurements were skipped, by reason."""
+    """Count of the measurements that were skipped, by reason."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
@@ -197,7 +197,7 @@ def ceilings(
 
 
 class Recorder:
-    """Hands measurements to pytest-benchmark, held against the ceilings, and to a file of facts."""
+    """Fixture that hands measurements and shares of the ceilings to pytest-benchmark and a file."""
 
     def __init__(self, benchmark: Any, ceilings: Ceilings, facts: Facts | None) -> None:
         self._benchmark = benchmark
@@ -235,7 +235,7 @@ def record(benchmark: Any, ceilings: Ceilings, facts: Facts | None) -> Recorder:
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
-    """As everywhere: the checkout's, or what a checkout without history was said to be."""
+    """Take the commit of the checkout, or of the file that came with one without history."""
     commit_info.update(machine.commit())
 
 
@@ -247,7 +247,7 @@ def pytest_benchmark_update_machine_info(
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Adds what holds for the whole run, and drops what no report reads."""
+    """Add what holds for the whole run, and drop what no report reads."""
     output_json["selection"] = config.stash[_SELECTION].name
     output_json["skipped"] = dict(config.stash[_SKIPPED].reasons)
     output_json["ceilings"] = vars(config.stash[_CEILINGS]) if _CEILINGS in config.stash else None

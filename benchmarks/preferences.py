@@ -1,4 +1,4 @@
-"""Turns measured times into the preferences of `impl="auto"`, with the rows they come from.
+"""Preferences of `impl="auto"` from measured times, with the rows they come from.
 
     python benchmarks/preferences.py build/visit/visit.jsonl           prints them
     python benchmarks/preferences.py build/visit/visit.jsonl --write   puts them into preference.py
@@ -18,10 +18,11 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
+sys.path.insert(0, str(ROOT))  # the packages may not be installed
 
 from benchmarks.lib.shapes import LAYOUTS, OPERATIONS
 from benchmarks.reports import records
@@ -213,7 +214,7 @@ def source(found: Sequence[str]) -> str:
 
 
 def write(text: str, path: Path) -> None:
-    """Puts the text between the markers.
+    """Put the text between the markers.
 
     Raises:
         UsageError: the file has no markers.
@@ -232,25 +233,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT")
     parser.add_argument("--write", action="store_true", help=f"change {PREFERENCES.name}")
     options = parser.parse_args(arguments)
-    try:
-        run = records.load(options.results)
-        if not run.on_gpu:
-            raise UsageError(f"{options.results[0]}: measured on a CPU, of which nothing follows")
-        found = choices(run)
-        for choice in found:
-            problem = choice.problem
-            print(f"k = {problem.kernel_size}, {problem.dtype}, {problem.layout}: {choice.faster}")
-            print(f"    {choice.row}")
-        text = source(entries(run, found))
-        if options.write:
-            write(text, PREFERENCES)
-            print(f"wrote {PREFERENCES}")
-        else:
-            print(f"\n{text}", end="")
-    except UsageError as error:
-        print(f"preferences: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return records.exit_code("preferences", partial(show, options.results, options.write))
+
+
+def show(results: Sequence[Path], into_source: bool) -> None:
+    """Print the preferences that follow from results, or write them into the source.
+
+    Raises:
+        UsageError: nothing follows from the results.
+    """
+    run = records.load(results)
+    if not run.on_gpu:
+        raise UsageError(f"{results[0]}: measured on a CPU, of which nothing follows")
+    found = choices(run)
+    for choice in found:
+        problem = choice.problem
+        print(f"k = {problem.kernel_size}, {problem.dtype}, {problem.layout}: {choice.faster}")
+        print(f"    {choice.row}")
+    text = source(entries(run, found))
+    if into_source:
+        write(text, PREFERENCES)
+        print(f"wrote {PREFERENCES}")
+    else:
+        print(f"\n{text}", end="")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turns what `make gpu` or `pytest benchmarks` has left into tables and pictures.
+"""Tables and pictures from the results of `make gpu` or `pytest benchmarks`.
 
     python benchmarks/report.py RESULT ...                visit.jsonl or what pytest-benchmark
                                                           wrote, of one machine; later files win
@@ -17,11 +17,12 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
+sys.path.insert(0, str(ROOT))  # the packages may not be installed
 
 from benchmarks.lib import networks
 from benchmarks.lib.arithmetic import LEAST_CHANGE
@@ -29,7 +30,7 @@ from benchmarks.lib.shapes import BLOCK_OPERATIONS, KERNEL_SIZES, OPERATIONS
 from benchmarks.reports import checks, pictures, tables
 from benchmarks.reports.comparing import compare
 from benchmarks.reports.formats import markdown
-from benchmarks.reports.records import Record, Run, UsageError, backward_passes, load
+from benchmarks.reports.records import Record, Run, UsageError, backward_passes, exit_code, load
 
 RESULTS = ROOT / "benchmarks" / "results"
 FRONT_PAGE = ROOT / "README.md"
@@ -52,14 +53,14 @@ run did not measure torch.compile, which fuses all but the convolution.
 
 
 def folder_name(run: Run) -> str:
-    """Of the device; results from a CPU lie in a folder that says so."""
+    """Name the folder of a device; results from a CPU lie in one that says so."""
     if not run.on_gpu:
         return "cpu"
     return re.sub(r"[^a-z0-9]+", "-", run.machine["device"].lower()).strip("-")
 
 
 def write(run: Run, sources: list[Path], results: Path) -> Path:
-    """Writes the report with its pictures under `results`, and returns its path.
+    """Write the report with its pictures under `results`, and return its path.
 
     Raises:
         UsageError: two of the sources, which are copied beside it, have one name.
@@ -79,7 +80,7 @@ def write(run: Run, sources: list[Path], results: Path) -> Path:
 
 
 def draw(run: Run, folder: Path) -> dict[str, str]:
-    """Draws what there is data for; the names of the files by what they show."""
+    """Draw what there is data for, and return the names of the files by what they show."""
     drawn = {
         "kernel_sizes": pictures.kernel_sizes(run, "depthwise", folder / "kernel_sizes.png"),
         "blocks": pictures.kernel_sizes(run, "block", folder / "blocks.png"),
@@ -242,7 +243,7 @@ def _skipped(run: Run) -> list[str]:
 
 
 def refresh_front_page(run: Run, report: Path, page: Path = FRONT_PAGE) -> None:
-    """Puts the headline table between the markers of the front page.
+    """Put the headline table between the markers of the front page.
 
     Raises:
         UsageError: the page has no markers.
@@ -256,7 +257,7 @@ def refresh_front_page(run: Run, report: Path, page: Path = FRONT_PAGE) -> None:
 
 
 def front_page_part(run: Run | None, report: Path | None = None, page: Path = FRONT_PAGE) -> str:
-    """What stands between the markers; with no run, that nothing is measured."""
+    """Return the text between the markers; with no run, that nothing is measured."""
     if run is None or report is None:
         return _NOTHING_MEASURED
     link = report.resolve().relative_to(page.resolve().parent).as_posix()
@@ -288,23 +289,29 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if bool(options.results) == bool(options.compare):
         parser.error("name results to report on, or two to --compare")
-    try:
-        if options.compare:
-            before, after = (load([path]) for path in options.compare)
-            print("\n".join(compare(before, after, options.least)))
-            return 0
-        run = load(options.results)
-        report = write(run, options.results, RESULTS)
-        print(f"wrote {report}")
-        if run.on_gpu:
-            refresh_front_page(run, report)
-            print(f"refreshed the table in {FRONT_PAGE}")
-        else:
-            print("these are results from a CPU: the table on the front page stays as it is")
-    except UsageError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.compare:
+        before, after = options.compare
+        command = partial(print_changes, before, after, options.least)
+    else:
+        command = partial(report_on, options.results)
+    return exit_code("report", command)
+
+
+def print_changes(before: Path, after: Path, least: float) -> None:
+    """Print what differs between two results by more than noise."""
+    print("\n".join(compare(load([before]), load([after]), least)))
+
+
+def report_on(results: list[Path]) -> None:
+    """Write the report on results, and their table on the front page if they are a GPU's."""
+    run = load(results)
+    report = write(run, results, RESULTS)
+    print(f"wrote {report}")
+    if run.on_gpu:
+        refresh_front_page(run, report)
+        print(f"refreshed the table in {FRONT_PAGE}")
+    else:
+        print("these are results from a CPU: the table on the front page stays as it is")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # whether or not the packages are installed
+sys.path.insert(0, str(ROOT))  # the packages may not be installed
 
 from benchmarks import phases
 from benchmarks.lib import facts
@@ -50,7 +50,7 @@ class Interrupted(BaseException):
 
 
 class Schedule:
-    """Runs phases in their order and notes the outcome of each."""
+    """Run of phases in their order, with a note of each outcome."""
 
     def __init__(self, visit: Visit, wanted: Sequence[Phase], end: float) -> None:
         self._visit = visit
@@ -94,7 +94,7 @@ class Schedule:
 
 
 def run_phase(phase: Phase, visit: Visit) -> None:
-    """In its own process."""
+    """Run a phase in this process, which is its own."""
     from benchmarks.lib.measurement import NotMeasured
 
     try:
@@ -107,7 +107,7 @@ def run_phase(phase: Phase, visit: Visit) -> None:
 
 
 def prepare(dry_run: bool) -> str | None:
-    """Imports what phases need, once for all of their processes; says why none of them can run.
+    """Import what phases need, once for all of their processes; say why none of them can run.
 
     CUDA does not survive a fork: no GPU is touched.
     """
@@ -126,7 +126,7 @@ def prepare(dry_run: bool) -> str | None:
 
 
 def gpu_problem(log: Path) -> str | None:
-    """Why nothing can be measured here, found out in a process of its own."""
+    """Find out, in a process of its own, why nothing can be measured here; None if it can."""
     import torch
 
     def look() -> None:
@@ -143,7 +143,7 @@ def folder_of_results() -> Path:
 
 
 def start_afresh(path: Path) -> None:
-    """Puts the facts of an earlier visit aside."""
+    """Put the facts of an earlier visit aside."""
     if path.exists():
         number = 1
         while (aside := path.with_stem(f"{path.stem}-{number}")).exists():
@@ -172,7 +172,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 where all was right, 1 where something was not, 2 where nothing could run."""
+    """Run the command; 0 if all was right, 1 if something was not, 2 if nothing could run."""
     begun = time.monotonic()
     options = parse(arguments)
     if options.table is not None:
@@ -205,7 +205,7 @@ def run(options: argparse.Namespace, folder: Path, end: float) -> int:
     except Interrupted as signal_:
         interrupted = signal_.number
     finally:
-        _ignore(signal.SIGTERM, signal.SIGINT)  # until the table is there
+        _ignore(signal.SIGTERM, signal.SIGINT)  # The table comes first.
         schedule.interrupt()
         status = print_table(visit.facts.path)
     return 128 + interrupted if interrupted else status

@@ -1,4 +1,4 @@
-"""Without a GPU the kernels run on CPU tensors: Triton interpreted, CUDA on an emulated GPU.
+"""Switches and fixtures: without a GPU Triton is interpreted, and CUDA runs on an emulated GPU.
 
 Both switches must be set before the packages are first imported.
 """
@@ -53,7 +53,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
-    """After an illegal access every test of the process would fail: xdist starts another one."""
+    """End a process after an illegal access, which fails every later test: xdist starts another."""
     report = yield
     if report.failed and "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
         try:

@@ -1,4 +1,4 @@
-"""Reads machine code: what a kernel needs, and what its main loop is made of."""
+"""Registers, spills and the instructions of the main loop, read from machine code."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def read_cubin(cubin: Path, architecture: str) -> list[Kernel]:
 def measure(
     name: str, architecture: str, instructions: list[Instruction], registers: int, shared: int
 ) -> Kernel:
-    """Weighs a kernel, given its machine code and what the assembler says it needs."""
+    """Weigh a kernel, given its machine code and the assembler's report of its resources."""
     found = main_loops(instructions)
     in_loops = {each for loop in found for each in loop if each.base in ("LDL", "STL")}
     return Kernel(
@@ -109,7 +109,7 @@ def measure(
 
 
 def functions(disassembly: str) -> Iterator[tuple[str, list[Instruction]]]:
-    """Splits what ``cuobjdump -sass`` prints into functions."""
+    """Split the output of ``cuobjdump -sass`` into functions."""
     pieces = _FUNCTION.split(disassembly)
     for name, body in zip(pieces[1::2], pieces[2::2], strict=True):
         yield (
@@ -131,7 +131,7 @@ def main_loops(instructions: list[Instruction]) -> list[list[Instruction]]:
 
 
 def mix(instructions: Iterable[Instruction]) -> Counter[str]:
-    """How many instructions there are of each class, and in total."""
+    """Count the instructions of each class, and all of them."""
     counts = Counter(_class(each) for each in instructions if each.base != "NOP")
     counts["total"] = counts.total()
     return counts

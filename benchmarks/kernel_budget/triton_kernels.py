@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels without a GPU and weighs their machine code.
+"""Compilation of the Triton kernels without a GPU, and the weight of their machine code.
 
 The representative problems below make the launchers' own choice of configuration, so that what is
 weighed is what ships. Not in a process with TRITON_INTERPRET=1, where there is nothing to compile.
@@ -41,7 +41,7 @@ BATCH_NORM = ("moments", "normalise", "gradient_sums", "value_gradient")
 
 @dataclass(frozen=True)
 class Launch:
-    """What a kernel is compiled for.
+    """Function, types, constants and options for which a kernel is compiled.
 
     Args:
         pointers: Triton's type of each parameter that is a tensor, None for one that is left out.
@@ -90,9 +90,9 @@ class Case:
             parts.append(f"{self.kernel_size}")
         parts.append(f"{images}x{height}x{width}")
         if configuration is not None:
-            parts.append(f"strips {configuration.tiles}")
+            parts.append(f"tiles {configuration.tiles}")
             if configuration.cuts_images:
-                parts.append("banded")
+                parts.append("row blocks")
         if self.channels_last:
             parts.append("channels_last")
         return f"{self.operation}<{', '.join(parts)}>"
@@ -119,7 +119,7 @@ def collect(architectures: list[str]) -> list[sass.Kernel]:
 
 
 def cases() -> Iterator[Case]:
-    """What is representative: every kernel size, and each way in which types and shapes differ."""
+    """Yield representative cases: every kernel size, and the types and shapes that differ."""
     for operation in CONVOLUTIONS:
         for size in KERNEL_SIZES:
             yield Case(operation, size)
@@ -146,7 +146,7 @@ def cases() -> Iterator[Case]:
 
 
 def complaint(case: Case, architecture: str, kernel: sass.Kernel) -> str | None:
-    """What a kernel lacks besides what the table of budgets says, or None.
+    """Return in what a kernel fails that the table of budgets does not show, or None.
 
     float32 takes no matrix instructions, all others do; none writes to local memory in its main
     loop; and the reference sizes keep to `_MOST_INSTRUCTIONS`.
@@ -167,7 +167,7 @@ def complaint(case: Case, architecture: str, kernel: sass.Kernel) -> str | None:
 
 
 def weigh(case: Case, architecture: str) -> sass.Kernel:
-    """Compiles a case and reads its machine code.
+    """Compile a case and read its machine code.
 
     Raises:
         RuntimeError: the process interprets Triton.
@@ -190,7 +190,7 @@ def weigh(case: Case, architecture: str) -> sass.Kernel:
 
 
 def convolution_launch(case: Case, configuration: Configuration) -> Launch:
-    """As `depthwise_forward` and `depthwise_weight_gradient` launch it."""
+    """Describe the launch of `depthwise_forward` or `depthwise_weight_gradient` for a case."""
     from convmixer_kernels.backends.triton import (
         depthwise_forward,
         depthwise_weight_gradient,
@@ -231,7 +231,7 @@ def convolution_launch(case: Case, configuration: Configuration) -> Launch:
 
 
 def batch_norm_launch(case: Case) -> Launch:
-    """As `batch_norm` and `statistics` launch it, with bias and residual."""
+    """Describe the launch of `batch_norm` or `statistics` for a case, with bias and residual."""
     from convmixer_kernels.backends.triton import elementwise
     from convmixer_kernels.backends.triton.kernels import batch_norm, statistics
 
@@ -255,7 +255,7 @@ def batch_norm_launch(case: Case) -> Launch:
 
 
 def compile_launch(launch: Launch, architecture: str) -> Any:
-    """The compiled kernel of Triton, for arguments as a launch with dense tensors passes them.
+    """Compile a Triton kernel for the arguments of a launch with dense tensors.
 
     Raises:
         RuntimeError: the process interprets Triton.
@@ -269,7 +269,7 @@ def compile_launch(launch: Launch, architecture: str) -> Any:
     names = launch.function.arg_names
     present = {name: type for name, type in launch.pointers.items() if type is not None}
     constants = {**dict.fromkeys(launch.pointers.keys() - present.keys()), **launch.constants}
-    # What Triton finds out about the address of a tensor when it is called.
+    # At a call Triton finds the address of a dense tensor divisible by 16.
     aligned = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=launch.function,

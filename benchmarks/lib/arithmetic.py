@@ -1,10 +1,13 @@
-"""What a measurement means: bytes, operations, ceilings, ratios, noise. No PyTorch in here."""
+"""Bytes, operations, ceilings, ratios and noise of measurements. This file needs no PyTorch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Images, channels, height, width.
+Shape = tuple[int, int, int, int]
 # Below this, two measurements of one program on one machine differ for no reason worth a look.
 LEAST_CHANGE = 0.03
 # Tensors that the fused operations read and write, see docs/fused.md: inference reads the input and
@@ -18,7 +21,7 @@ _BLOCK_CONVOLUTIONS = {"inference": 1, "training_forward": 1, "training": 3}
 
 @dataclass(frozen=True)
 class Work:
-    """What an operation cannot do without.
+    """The least bytes and operations of an operation.
 
     Attributes:
         bytes: every input read once and every output written once.
@@ -28,43 +31,29 @@ class Work:
     bytes: int
     operations: int
 
-    @property
-    def intensity(self) -> float:
-        """Operations for each byte."""
-        return self.operations / self.bytes
 
-
-def depthwise_work(
-    images: int, channels: int, height: int, width: int, kernel_size: int, element_bytes: int
-) -> Work:
-    """The work of a depthwise convolution with 'same' padding, or of either of its gradients.
+def depthwise_work(shape: Shape, kernel_size: int, element_bytes: int) -> Work:
+    """Count the work of a depthwise convolution with 'same' padding, or of one of its gradients.
 
     Each of the three passes over two tensors of images and one of filters, and does one
     multiplication and addition for every pair of an output and a filter element that meets the
     image; those that meet the padding cost nothing here, though a kernel may well compute them.
     """
+    images, channels, height, width = shape
     planes = images * channels
     elements, filters = planes * height * width, channels * kernel_size**2
     products = planes * _meetings(height, kernel_size) * _meetings(width, kernel_size)
     return Work((2 * elements + filters) * element_bytes, 2 * products)
 
 
-def block_work(
-    operation: str,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
-    kernel_size: int,
-    element_bytes: int,
-) -> Work:
-    """The work of BN(GELU(depthwise(x))) + x: an operation of `BLOCK_PASSES`.
+def block_work(operation: str, shape: Shape, kernel_size: int, element_bytes: int) -> Work:
+    """Count the work of BN(GELU(depthwise(x))) + x: an operation of `BLOCK_PASSES`.
 
     Only the convolutions' operations count, and tensors are taken to be too large for a cache: of a
     small one that stays there between two passes, a fast version moves less.
     """
-    convolution = depthwise_work(images, channels, height, width, kernel_size, element_bytes)
-    elements, filters = images * channels * height * width, channels * kernel_size**2
+    convolution = depthwise_work(shape, kernel_size, element_bytes)
+    elements, filters = math.prod(shape), shape[1] * kernel_size**2
     convolutions = _BLOCK_CONVOLUTIONS[operation]
     return Work(
         (BLOCK_PASSES[operation] * elements + convolutions * filters) * element_bytes,
@@ -80,7 +69,7 @@ def _meetings(size: int, kernel_size: int) -> int:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine reached in the same run.
+    """Bandwidth and rate that the machine reached in the same run.
 
     Attributes:
         bytes_per_second: of a large copy, bytes read plus bytes written.
@@ -110,7 +99,7 @@ class Ceilings:
 
 
 def speedup(seconds: float, baseline_seconds: float) -> float:
-    """How many times as fast as the baseline; below 1 is slower."""
+    """Return the ratio of the baseline's time to this one; below 1 is slower."""
     return baseline_seconds / seconds
 
 
@@ -139,5 +128,5 @@ class Change:
 def change(
     before: float, after: float, noises: Sequence[float], least: float = LEAST_CHANGE
 ) -> Change:
-    """Compares two times; noises of both sides add up, and `least` is always granted."""
+    """Compare two times; noises of both sides add up, and `least` is always granted."""
     return Change(after / before, max(least, sum(noises)))

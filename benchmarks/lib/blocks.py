@@ -1,4 +1,4 @@
-"""The first half of a ConvMixer block, BN(GELU(depthwise(x))) + x: who computes it, what is right.
+"""The first half of a ConvMixer block, BN(GELU(depthwise(x))) + x: its runs, checks and times.
 
 Filters have no bias, as in peers.py; normalisation is that of `nn.BatchNorm2d` in float32.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.lib import measure
-from benchmarks.lib.measurement import Measurement, NotMeasured, WrongResult
+from benchmarks.lib.measurement import Measurement, WrongResult
 from benchmarks.lib.peers import Peer
 from benchmarks.lib.shapes import Case
 from benchmarks.lib.ways import MEMORY_FORMATS
@@ -23,7 +23,7 @@ from convmixer_kernels import depthwise_conv2d_gelu_batch_norm
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the operation reads; it updates the running statistics in training."""
+    """The tensors that the operation reads; it updates the running statistics in training."""
 
     input: Tensor
     weight: Tensor
@@ -49,7 +49,7 @@ class Inputs:
 
 
 Forward = Callable[..., Tensor]
-# To the results of an operation by name: what it returns and what it updates.
+# Runs an operation; returns its results and the statistics that it updates, by name.
 Run = Callable[[Inputs], dict[str, Tensor]]
 
 
@@ -69,7 +69,7 @@ def composition(
 
 
 def runner(peer: Peer, operation: str) -> Run:
-    """What `peer` does for an operation of `shapes.BLOCK_OPERATIONS`."""
+    """Return what runs an operation of `shapes.BLOCK_OPERATIONS` by way of `peer`."""
     return _RUNS[operation](_forward(peer))
 
 
@@ -77,26 +77,10 @@ def _forward(peer: Peer) -> Forward:
     if peer.kernels is None:
         return peer.tuned(composition)
 
-    def fused(
-        input: Tensor,
-        weight: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        training: bool,
-    ) -> Tensor:
+    def fused(input: Tensor, weight: Tensor, *norm: Tensor, training: bool) -> Tensor:
+        impl = str(peer.kernels)
         return depthwise_conv2d_gelu_batch_norm(
-            input,
-            weight,
-            None,
-            gamma,
-            beta,
-            running_mean,
-            running_var,
-            residual=True,
-            training=training,
-            impl=str(peer.kernels),
+            input, weight, None, *norm, residual=True, training=training, impl=impl
         )
 
     return fused
@@ -111,7 +95,7 @@ def _inference(forward: Forward) -> Run:
 
 
 def _training_forward(forward: Forward) -> Run:
-    """With all that the backward pass will need, which lives as long as the output."""
+    """Run the forward pass and keep what the backward pass needs as long as the output lives."""
 
     def run(inputs: Inputs) -> dict[str, Tensor]:
         with torch.enable_grad():
@@ -122,7 +106,7 @@ def _training_forward(forward: Forward) -> Run:
 
 
 def _training(forward: Forward) -> Run:
-    """Both passes in one call: autograd runs the backward pass on the stream of the forward one.
+    """Run both passes in one call: autograd runs the backward pass on the forward pass's stream.
 
     A CUDA graph that captures the call has both; one that captured the backward pass of an earlier
     call would find it on another stream.
@@ -159,7 +143,7 @@ def _statistics(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _leaves(inputs: Inputs) -> list[Tensor]:
-    """New ones each time: autograd remembers the stream on which it first met a leaf."""
+    """Return new leaves each time: autograd remembers the stream on which it first met a leaf."""
     tensors = (inputs.input, inputs.weight, inputs.gamma, inputs.beta)
     return [tensor.detach().requires_grad_() for tensor in tensors]
 
@@ -185,7 +169,7 @@ def random_inputs(case: Case, device: torch.device) -> Inputs:
 
 
 def exact_results(inputs: Inputs) -> dict[str, dict[str, Tensor]]:
-    """In float64, by operation; those of the forward pass of training are among those of both."""
+    """Compute the results in float64, by operation: training has those of its forward pass."""
     inference, training = (
         run(composition)(inputs.to(torch.float64)) for run in (_inference, _training)
     )
@@ -195,7 +179,7 @@ def exact_results(inputs: Inputs) -> dict[str, dict[str, Tensor]]:
 def error_of(
     run: Run, case: Case, inputs: Inputs, exact: dict[str, Tensor], units: float
 ) -> str | None:
-    """Which result of `run` is not a rounding of the exact one, and how far off; None if all are.
+    """Name a result of `run` that is no rounding of the exact one, and its error; None if all are.
 
     Runs twice, as the first call may tune itself, each time from the same running statistics. What
     is summed over images and positions is as precise as the values of `case.dtype` in the sum, so
@@ -223,17 +207,8 @@ def load(case: Case, device: torch.device) -> tuple[Inputs, dict[str, dict[str, 
 def measured(
     block: Case, peer: Peer, device: torch.device, budget: float = measure.BUDGET_SECONDS
 ) -> Measurement:
-    """Checks all results of a peer against float64, then times it for about `budget` seconds.
-
-    A peer through PyTorch that is wrong is timed all the same, and the measurement says so.
-
-    Raises:
-        NotMeasured: the peer is not available on this device.
-        WrongResult: a kernel of this project is wrong.
-    """
-    if reason := peer.unavailable(device):
-        raise NotMeasured(reason)
-    with peer.settings():
+    """Do for a block what `convolutions.measured` does for a convolution."""
+    with peer.ready(device):
         return _measured(block, peer, device, budget)
 
 

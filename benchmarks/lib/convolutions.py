@@ -1,4 +1,4 @@
-"""Depthwise convolutions and their gradients: what is right, and how long each peer takes."""
+"""Depthwise convolutions and their gradients: float64 results, and the time of each peer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.lib import measure
-from benchmarks.lib.measurement import Measurement, NotMeasured, WrongResult
+from benchmarks.lib.measurement import Measurement, WrongResult
 from benchmarks.lib.peers import Peer, pytorch_gradients
 from benchmarks.lib.shapes import Case
 from benchmarks.lib.ways import MEMORY_FORMATS
@@ -57,17 +57,13 @@ def _exact(operation: str, input: Tensor, grad_output: Tensor, weight: Tensor) -
 def measured(
     case: Case, peer: Peer, device: torch.device, budget: float = measure.BUDGET_SECONDS
 ) -> Measurement:
-    """Checks a peer's result against float64, then times it for about `budget` seconds.
-
-    A peer through PyTorch that is wrong is timed all the same, and the measurement says so.
+    """Check the result of a peer against float64, then time it for about `budget` seconds.
 
     Raises:
         NotMeasured: the peer is not available on this device.
-        WrongResult: a kernel of this project is wrong.
+        WrongResult: a kernel of this project is wrong; a wrong peer is timed and marked.
     """
-    if reason := peer.unavailable(device):
-        raise NotMeasured(reason)
-    with torch.no_grad(), peer.settings():
+    with torch.no_grad(), peer.ready(device):
         return _measured(case, peer, device, budget)
 
 
@@ -77,7 +73,7 @@ def _measured(case: Case, peer: Peer, device: torch.device, budget: float) -> Me
     tensors = problem.tensors(case.layout)
 
     error = None
-    # Twice: the first call of some peers tunes itself and may return the output of another kernel.
+    # The first call of some peers tunes itself and may return the output of another kernel.
     for _ in range(2):
         measure.poison(problem.exact, tensors[0].dtype)
         actual = run(*tensors)

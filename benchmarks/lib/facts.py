@@ -18,7 +18,7 @@ class Facts:
         self.path = path
 
     def add(self, fact: str, **fields: Any) -> None:
-        """Adds a line of JSON that begins with the name of the fact; it is on disk afterwards."""
+        """Add a line of JSON that begins with the name of the fact; it is on disk afterwards."""
         line = json.dumps({"fact": fact, **fields}) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

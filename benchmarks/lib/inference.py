@@ -41,7 +41,7 @@ def load(network: Network, device: torch.device, batch: int) -> Loaded:
 
 
 def measured(network: Network, way: Way, device: torch.device, selection: Selection) -> Measurement:
-    """Compares the logits with PyTorch's, then times batches launched one by one.
+    """Compare the logits with PyTorch's, then time batches launched one by one.
 
     Raises:
         NotMeasured: the way is not available on this device, or its compiler fails.

@@ -1,4 +1,4 @@
-"""On what a run took place: hardware and versions, without names of hosts or people."""
+"""Hardware, versions and commit of a run, without names of hosts or people."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DESCRIBE = ("describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What a table of results must say; None stands for what is not there."""
+    """Describe this machine for a table of results; None stands for what is not there."""
     found: dict[str, Any] = {
         "device": _processor(),
         "kind": device.type,

@@ -27,7 +27,7 @@ _MOST_SETS_ON_CPU = 64
 
 
 class RecordedClock:
-    """Shows the time that samples say has passed.
+    """A clock that shows the time that samples say has passed.
 
     pytest-benchmark times a Python call with the clock it is given. Times of a GPU come from events
     on the device instead, so the samples are taken first and played to it.
@@ -52,7 +52,7 @@ clock = RecordedClock()
 
 
 def buffer_sets(bytes_per_call: int, device: torch.device, budget: float = BUDGET_SECONDS) -> int:
-    """How many copies of the inputs to rotate, so that no call finds its own in the cache."""
+    """Return the number of copies of the inputs to rotate, so that no call finds its own cached."""
     if budget == 0:
         return 2
     if device.type == "cuda":
@@ -94,7 +94,7 @@ def _capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 
 def _replay(graph: torch.cuda.CUDAGraph, rounds: int) -> list[float]:
-    graph.replay()  # keeps the GPU busy while the measured replays are queued
+    graph.replay()  # The GPU is busy with this replay while the measured ones are queued.
     return _event_samples([graph.replay] * rounds)
 
 
@@ -195,14 +195,14 @@ def _ceiling_sizes(device: torch.device) -> tuple[int, int, torch.dtype]:
 
 
 def poison(like: Tensor, dtype: torch.dtype) -> None:
-    """Leaves NaN in freed memory, which the next output of that shape is likely to get."""
+    """Leave NaN in freed memory, which the next output of that shape is likely to get."""
     torch.full_like(like, math.nan, dtype=dtype)
 
 
 def error_of(
     actual: Tensor, exact: Tensor, terms: int, dtype: torch.dtype, units: float = 2
 ) -> str | None:
-    """Why `actual` is not a rounding of the float64 result `exact`; None if it is.
+    """Say why `actual` is not a rounding of the float64 result `exact`; None if it is.
 
     Allowed are `units` units of `dtype`, in which inputs and outputs are, and the square root of
     the number of terms in units of float32, in which they are summed, both at the largest value.
@@ -212,7 +212,7 @@ def error_of(
     relative = units * torch.finfo(dtype).eps + math.sqrt(terms) * torch.finfo(torch.float32).eps
     allowed = relative * exact.abs().max().item()
     error = (actual - exact).abs().max().item()
-    if error <= allowed:  # not so for NaN
+    if error <= allowed:  # NaN is not below
         return None
     return f"off by {error:.2e}, allowed {allowed:.2e}"
 

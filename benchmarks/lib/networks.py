@@ -159,7 +159,7 @@ _PEERS: tuple[tuple[str, str, float, int, Callable[[], nn.Module]], ...] = (
     ),
 )
 _PEERS_OF_TABLE_1 = ("resnet152", "deit_base_p16", "resmlp_b24_p8")
-# Why a number of parameters is not the printed one rounded.
+# Reasons for which a number of parameters is not the printed one rounded.
 PARAMETER_NOTES = {
     "convmixer_768_32_ks3_p14_relu": "equation 4 gives 20,465,896; the table prints 20.2 million",
     "resnet101": "44.55 million, printed as 44.6",
@@ -249,7 +249,7 @@ def _convmixer_rows() -> list[Row]:
 
 
 def note(name: str) -> str:
-    """What a reader must know of the network of this name, if anything."""
+    """Return the remark on the network of this name, or None."""
     notes = [_NETWORKS[name].note]
     if name in PARAMETER_NOTES:
         notes.append(f"parameters: {PARAMETER_NOTES[name]}")

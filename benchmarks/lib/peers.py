@@ -1,4 +1,4 @@
-"""What is compared: the kernels of this project, and every way to ask PyTorch for the same.
+"""The kernels of this project, and every way to ask PyTorch for the same.
 
 Filters have no bias here: some of PyTorch's paths add one in a pass of its own, which would make
 them look slower than their convolution is.
@@ -20,7 +20,7 @@ from benchmarks.lib.measurement import NotMeasured
 from benchmarks.lib.shapes import Case, Selection
 from convmixer_kernels import available_impls, ops
 
-# From (input, gradient of the output, filters) to the result of the operation.
+# Maps (input, gradient of the output, filters) to the result of the operation.
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 Info = dict[str, Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -48,7 +48,7 @@ class Peer:
     depthwise_kernel: str | None = None
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Why it is not measured on this device; None if it is."""
+        """Say why it is not measured on this device; None if it is."""
         if self.kernels is None:
             return None
         if device.type == "cpu":
@@ -75,7 +75,7 @@ class Peer:
         return self.tuned(_pytorch(operation))
 
     def tuned(self, run: Function) -> Function:
-        """What to call for `run`: compiled if this peer is."""
+        """Return `run` itself, or compiled if this peer is."""
         if not self.compiled:
             return run
         torch.compiler.reset()
@@ -83,8 +83,20 @@ class Peer:
         return cast(Function, compiled)
 
     @contextmanager
+    def ready(self, device: torch.device) -> Iterator[None]:
+        """Set PyTorch's global switches while it runs on this device.
+
+        Raises:
+            NotMeasured: it is not available there, or this PyTorch cannot do what was tried.
+        """
+        if reason := self.unavailable(device):
+            raise NotMeasured(reason)
+        with self.settings():
+            yield
+
+    @contextmanager
     def settings(self) -> Iterator[None]:
-        """PyTorch's global switches while it runs.
+        """Set PyTorch's global switches while it runs.
 
         Raises:
             NotMeasured: this PyTorch cannot do with them what was tried.
@@ -217,7 +229,7 @@ def _explicitly_padded(input: Tensor, grad_output: Tensor, weight: Tensor) -> Te
 def pytorch_gradients(
     input: Tensor, grad_output: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """What autograd calls: the gradients of input and filters, those that are wanted."""
+    """Call the function that autograd calls for the gradients of input and filters."""
     border = weight.shape[-1] // 2
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         grad_output,

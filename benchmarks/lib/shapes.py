@@ -1,4 +1,4 @@
-"""What is measured: the full list, the quick one, and a small one for machines without a GPU."""
+"""The lists of measurements: full, quick, a visit's, and small for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from benchmarks.lib.arithmetic import BLOCK_PASSES, Work, block_work, depthwise_work
+from benchmarks.lib.arithmetic import BLOCK_PASSES, Shape, Work, block_work, depthwise_work
 
 OPERATIONS = ("forward", "input_gradient", "weight_gradient")
 BLOCK_OPERATIONS = tuple(BLOCK_PASSES)
@@ -37,16 +37,16 @@ class Case:
     layout: str = "contiguous"
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> Shape:
         return self.images, self.channels, self.plane, self.plane
 
     @property
     def work(self) -> Work:
-        return work_of(self.operation, *self.shape, self.kernel_size, self.dtype)
+        return work_of(self.operation, self.shape, self.kernel_size, self.dtype)
 
     @property
     def subject(self) -> dict[str, Any]:
-        """What identifies it among records."""
+        """The fields that identify it among records."""
         return asdict(self)
 
     @property
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def is_reference(self) -> bool:
-        """Whether every configuration of PyTorch is measured, not only the two usual ones."""
+        """True where every configuration of PyTorch is measured, not only the two usual ones."""
         return self.shape in (REFERENCE, CPU_REFERENCE) and self.dtype != "bfloat16"
 
     def __str__(self) -> str:
@@ -66,20 +66,11 @@ class Case:
         return f"{self.operation}-{shape}-k{self.kernel_size}-{self.dtype}-{self.layout}"
 
 
-def work_of(
-    operation: str,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
-    kernel_size: int,
-    dtype: str,
-) -> Work:
-    """Of an operation of either kind."""
-    sizes = (images, channels, height, width, kernel_size, ELEMENT_BYTES[dtype])
+def work_of(operation: str, shape: Shape, kernel_size: int, dtype: str) -> Work:
+    """Count the work of one of `OPERATIONS` or of `BLOCK_OPERATIONS`."""
     if operation in BLOCK_OPERATIONS:
-        return block_work(operation, *sizes)
-    return depthwise_work(*sizes)
+        return block_work(operation, shape, kernel_size, ELEMENT_BYTES[dtype])
+    return depthwise_work(shape, kernel_size, ELEMENT_BYTES[dtype])
 
 
 # The tensors between the blocks of ConvMixer-1536/20 with patches of 7 pixels at batch size 64.
@@ -103,7 +94,7 @@ def _cases(
 
 
 def _block_cases(kernel_sizes: Iterable[int], planes: Iterable[int]) -> list[Case]:
-    """By kernel size at the reference shape, on other planes at k = 9, and in bfloat16."""
+    """List kernel sizes at the reference shape, other planes at k = 9, and bfloat16."""
     images, channels, plane, _ = REFERENCE
     reference = (images, channels, plane)
     return [
@@ -260,7 +251,7 @@ VISIT = replace(
     training_steps=5,
     compiled="k9",
 )
-# As small as it gets: it shows that every phase of a visit runs, and nothing else.
+# This list is as small as can be: it shows that every phase of a visit runs, and nothing else.
 DRY_RUN = replace(
     CPU,
     name="dry run",

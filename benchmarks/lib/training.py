@@ -18,12 +18,12 @@ from benchmarks.lib.networks import Network
 from benchmarks.lib.shapes import Selection
 from benchmarks.lib.ways import MEMORY_FORMATS, Way
 
-# Beside twice PyTorch's own error, which behind 32 blocks was 0.38 to 0.60 in float16 on a CPU.
+# Granted beside twice PyTorch's own error, 0.38 to 0.60 behind 32 blocks in float16 on a CPU.
 _LEAST_RELATIVE_ERROR = 0.01
 
 
 def measured(network: Network, way: Way, device: torch.device, selection: Selection) -> Measurement:
-    """Compares the gradient of the stem with float32, then times steps launched one by one.
+    """Compare the gradient of the stem with float32, then time steps launched one by one.
 
     Raises:
         NotMeasured: the way is not available on this device.

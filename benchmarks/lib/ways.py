@@ -44,7 +44,7 @@ class Way:
         return name if self.layout == "contiguous" else f"{name}, {self.layout}"
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Why it is not measured on this device; None if it is."""
+        """Say why it is not measured on this device; None if it is."""
         if self.implementation == "torch":
             return None
         if device.type == "cpu":
@@ -58,7 +58,7 @@ class Way:
             WrongResult: the kernels of this project are wrong; a way of PyTorch is recorded so.
         """
         found: dict[str, Any] = {"is_pytorch": self.implementation == "torch"}
-        if error <= allowed:  # not so for NaN
+        if error <= allowed:  # NaN is not below
             return found
         wrong = f"relative error of the {result} {error:.2e}, allowed {allowed:.2e}"
         if self.implementation != "torch":
@@ -66,7 +66,7 @@ class Way:
         return {**found, "wrong": wrong}
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Puts `model`, in place, on these kernels and this layout, and returns what to call.
+        """Put `model`, in place, on these kernels and this layout, and return what to call.
 
         Blocks and stem of a ConvMixer are fused operations on the kernels, and modules of PyTorch
         one by one without them.
@@ -89,7 +89,7 @@ class Way:
 
 
 def use_plain_convolutions(model: nn.Module) -> None:
-    """Puts an `nn.Conv2d` with the same parameters in place of every module of this project.
+    """Put an `nn.Conv2d` with the same parameters in place of every module of this project.
 
     PyTorch then runs, and torch.compile sees, what it would without this project.
     """
@@ -105,7 +105,7 @@ def use_plain_convolutions(model: nn.Module) -> None:
 
 
 def plain_ways(kernels: bool = True) -> list[Way]:
-    """Without torch.compile: PyTorch and, if `kernels`, those of this project, in both layouts."""
+    """Return the ways without torch.compile, in both layouts: PyTorch and, if `kernels`, ours."""
     names = ("torch", "cuda", "triton") if kernels else ("torch",)
     return [Way(name, layout) for name in names for layout in LAYOUTS]
 

@@ -1,4 +1,4 @@
-"""The visit as its phases see it: folder, device and shapes, and how a failure becomes a fact."""
+"""Folder, device and shapes of a visit, and the way from a failure to a fact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Visit:
-    """One visit, as its phases see it.
+    """One visit, which every phase is given.
 
     Attributes:
         folder: where its results go.
@@ -67,7 +67,7 @@ class Visit:
         return "torch" if self.dry_run else "cuda"
 
     def needs_gpu(self, what: str) -> None:
-        """Raises NotMeasured in a dry run."""
+        """Raise NotMeasured in a dry run."""
         if self.dry_run:
             raise NotMeasured(f"{what} needs a GPU")
 
@@ -76,7 +76,7 @@ class Visit:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Turns a failure into a fact, so that the phase goes on, unless the GPU is lost."""
+        """Turn a failure into a fact, so that the phase goes on, unless the GPU is lost."""
         try:
             yield
         except NotMeasured as reason:
@@ -86,12 +86,12 @@ class Visit:
         except Exception as error:
             self.facts.add("failed", what=what, error=facts.message(error))
             if torch.cuda.is_initialized():
-                torch.cuda.synchronize()  # raises once more after an illegal access
+                torch.cuda.synchronize()  # This raises once more after an illegal access.
                 torch.cuda.empty_cache()
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a child process, in which the packages of this checkout and the benchmarks import."""
+    """Return the environment of a child process that imports this checkout and the benchmarks."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
 
@@ -99,7 +99,7 @@ def environment(**more: str) -> dict[str, str]:
 def tool(
     command: Sequence[object], seconds: float, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a tool in the root of the checkout and keeps what it says.
+    """Run a tool in the root of the checkout and keep its output.
 
     Raises:
         TimeoutError: it took longer than `seconds`.
@@ -122,6 +122,6 @@ def tool(
 def python_tool(
     module: str, *arguments: object, seconds: float, before: Sequence[object] = (), **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a module of this package in a new interpreter, behind the words of another tool."""
+    """Run a module of this package in a new interpreter, behind the words of another tool."""
     command = [*before, sys.executable, "-m", f"benchmarks.phases.{module}", *arguments]
     return tool(command, seconds, **more)

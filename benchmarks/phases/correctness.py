@@ -38,7 +38,7 @@ Check = Callable[[], object]
 
 
 def smoke(visit: Visit) -> None:
-    # Fills new tensors with NaN; what PyTorch has no deterministic way for is not of interest.
+    # New tensors are filled with NaN; that PyTorch warns of some operations is of no interest.
     torch.use_deterministic_algorithms(True, warn_only=True)
     checks = list(_checks(visit.implementation, visit.device, visit.dry_run))
     right = sum(_passes(visit, what, check) for what, check in checks)
@@ -46,14 +46,14 @@ def smoke(visit: Visit) -> None:
 
 
 def triton_smoke(visit: Visit) -> None:
-    """Checks and compiles kernels that are timed later, each in a process on a core of its own."""
+    """Check and compile kernels that are timed later, each in a process on a core of its own."""
     cases = ((3, 4),) if visit.dry_run else _TRITON
     checks = [
         partial(_triton_case, visit, kernel_size, plane, layout)
         for kernel_size, plane in cases
         for layout in _layouts()
     ]
-    if not visit.dry_run:  # so that the sanitizers find them compiled
+    if not visit.dry_run:  # The sanitizers find these compiled.
         checks.append(partial(operators.run, "triton", "few", visit.device))
     at_a_time = max(1, min(16, os.cpu_count() or 1) - 2)
     outcomes = processes.in_parallel(checks, at_a_time, _TRITON_SECONDS, visit.log)

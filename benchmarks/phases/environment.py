@@ -1,4 +1,4 @@
-"""On what the visit takes place."""
+"""The phase that notes the machine."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _choices(impl: str, kernel_size: int) -> dict[str, Callable[[_Tensors], Any]
         grad_value, _ = steps.value_gradient(
             t.value, None, t.grad, t.normalisation, t.sums, "gelu", True
         )
-        if impl == "torch":  # whose autograd has the rest
+        if impl == "torch":  # its autograd calls the others
             return grad_value
         return (
             steps.input_gradient(grad_value, t.weight),

@@ -1,4 +1,4 @@
-"""Runs every operator of an implementation: a program for the sanitizers and for ncu.
+"""A program that runs every operator of an implementation, for the sanitizers and for ncu.
 
 python -m phases.operators IMPLEMENTATION few|small|large
 """
@@ -25,7 +25,7 @@ SHAPES = {
 
 def run(implementation: str, size: str, device: torch.device) -> None:
     images, channels, planes = SHAPES[size]
-    # Of the types that PyTorch's own operators have on a CPU.
+    # PyTorch's own operators have these types on a CPU.
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     for layout in (torch.contiguous_format, torch.channels_last):
         for kernel_size, height, width in planes:
@@ -45,7 +45,7 @@ def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
     steps = dispatch.backend(impl)
     output = steps.forward(input, weight, parameters[0])
     value, moments = steps.forward_moments(input, weight, None, "gelu")
-    if impl != "torch":  # whose autograd has these
+    if impl != "torch":  # its autograd calls these
         steps.input_gradient(output, weight)
         steps.weight_gradient(input, output, kernel_size, True)
     steps.forward_normalised(input, weight, None, normalisation, "gelu", True)

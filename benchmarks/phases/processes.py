@@ -34,12 +34,12 @@ class Process:
         self._id = os.fork()
         if self._id == 0:
             _run(function, log, parent)
-        # Here as well as in the fork: whichever comes first, kill() finds the group.
+        # The fork does this too: whichever comes first, kill() finds the group.
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpgid(self._id, self._id)
 
     def wait(self, seconds: float) -> str:
-        """Waits for the end and says which it was; kills the group after so many seconds.
+        """Wait for the end and say which it was; kill the group after so many seconds.
 
         Returns:
             "done", "failed" (an exception), "exit status N", "killed by SIGNAL" or "out of time".
@@ -58,11 +58,11 @@ class Process:
         return os.waitid(os.P_PID, self._id, options) is not None
 
     def kill(self) -> None:
-        """Ends the process with all its children."""
+        """End the process with all its children."""
         self._reap()
 
     def _reap(self) -> int:
-        # Until it is reaped, no other group can have this number.
+        # No other group can have this number until it is reaped.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._id, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -113,7 +113,7 @@ def _run(function: Callable[[], object], log: Path, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Asks Linux to kill this process when its parent ends, even by a kill."""
+    """Ask Linux to kill this process when its parent ends, even by a kill."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

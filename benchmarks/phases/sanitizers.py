@@ -1,4 +1,4 @@
-"""Every kernel on small tensors under the four tools of compute-sanitizer, without pytest."""
+"""The phase that runs every kernel under the four tools of compute-sanitizer, without pytest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PLANTED = {
 }
 _FOUND = 9
 _SECONDS = 30
-# As it is found without the caching allocator, whose blocks hide what lies behind a tensor.
+# The caching allocator is off: its blocks hide what lies behind a tensor.
 _UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
@@ -103,4 +103,4 @@ def _kernels(visit: Visit, name: str, implementation: str) -> None:
     output = {} if clean else {"output": facts.shortened(ran.stdout)}
     visit.facts.add("sanitizer", tool=name, kernels=implementation, clean=clean, **output)
     if not clean:
-        print(ran.stdout)  # all of it, to the log
+        print(ran.stdout)  # The log takes all of it.

@@ -40,7 +40,7 @@ VARIANTS = (
 
 
 def write(variant: Variant, csrc: Path, folder: Path) -> Path:
-    """Writes the sources of `csrc` with the other choice below `folder`, and returns where.
+    """Write the sources of `csrc` with the other choice below `folder`, and return where.
 
     Raises:
         ValueError: the sources do not hold the choice as it is written down here.

@@ -22,12 +22,12 @@ PARTS = (
     ("triton", "gpu and not memory", "triton", True),
     ("memory", "gpu and memory", "", False),
 )
-# As pytest prints them alone and from several processes.
+# Outcomes as pytest prints them, alone and from several processes.
 _OUTCOME = re.compile(
     r"(?P<test>\S+::\S.*?) (?P<word>PASSED|FAILED|ERROR|SKIPPED)\b"
     r"|\] (?P<word_>PASSED|FAILED|ERROR|SKIPPED) (?P<test_>\S+::\S.*)"
 )
-# So often what has passed so far becomes a fact: the limit of this phase is likely to end it.
+# After so many tests their counts become a fact: the limit of this phase is likely to end it.
 _TESTS_A_FACT = 200
 _MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.gpu\b", re.MULTILINE)
 
@@ -60,7 +60,7 @@ def suite(visit: Visit) -> None:
 
 
 def count(part: str, lines: Iterable[str], facts: Facts, log: IO[str]) -> None:
-    """Passes lines of pytest on and counts them; each failure is a fact as soon as it is known."""
+    """Pass lines of pytest on and count them; each failure is a fact as soon as it is known."""
     counts: Counter[str] = Counter()
     for line in lines:
         log.write(line)

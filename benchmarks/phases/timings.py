@@ -76,7 +76,7 @@ def compiled(visit: Visit) -> None:
 
 
 def _tune_cudnn() -> None:
-    """Lets cuDNN try out its algorithms for each shape."""
+    """Let cuDNN try out its algorithms for each shape."""
     torch.backends.cudnn.benchmark = True
 
 

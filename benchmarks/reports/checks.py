@@ -10,7 +10,7 @@ from benchmarks.reports.records import Run
 
 # Facts of which each says that something is not as it should be.
 _TROUBLE = ("wrong", "failed")
-# Of a choice: what a reader takes for what it is without its name.
+# Fields of a choice that need no name beside their value.
 _WORDS = ("fact", "what", "headers", "shape", "dtype", "layout")
 
 

@@ -1,4 +1,4 @@
-"""What changed between two results, beyond noise."""
+"""Changes between two results that noise does not explain."""
 
 from __future__ import annotations
 

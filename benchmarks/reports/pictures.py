@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -141,41 +141,56 @@ def _legend(figure: Figure, records: list[Record], floor: str) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def kernel_sizes(run: Run, kind: str, path: Path) -> str | None:
-    """Time against kernel size, a panel an operation, above what the ceilings allow."""
-    records = run.of(kind)
-    setting = focus(records, "kernel_size")
+class _Panels(NamedTuple):
+    """A figure with panels side by side, and the records of the one setting that it shows."""
+
+    figure: Figure
+    axes: Sequence[Axes]
+    setting: dict[str, Any]
+    records: list[Record]
+
+
+def _panels(
+    run: Run, records: list[Record], along: str, title: str, count: int, height: float = 4.4
+) -> _Panels | None:
+    """Begin a figure along `along`; return None where that was not measured."""
+    setting = focus(records, along)
     if setting is None:
         return None
-    listed = matching(records, setting)
-    figure = _figure(run, 12.5, 4.4, f"Time by kernel size: {_subject(setting)}")
-    panels = figure.subplots(1, len(SWEPT[kind]), sharey=True)
-    for axes, operation in zip(panels, SWEPT[kind], strict=True):
-        found = matching(listed, {"operation": operation})
+    figure = _figure(run, 12.5, height, f"{title}: {_subject(setting)}")
+    axes = figure.subplots(1, count, sharey=True)
+    return _Panels(figure, axes, setting, matching(records, setting))
+
+
+def kernel_sizes(run: Run, kind: str, path: Path) -> str | None:
+    """Draw time against kernel size, a panel an operation, above what the ceilings allow."""
+    panels = _panels(run, run.of(kind), "kernel_size", "Time by kernel size", len(SWEPT[kind]))
+    if panels is None:
+        return None
+    for axes, operation in zip(panels.axes, SWEPT[kind], strict=True):
+        found = matching(panels.records, {"operation": operation})
         _lines(axes, found, "kernel_size", lambda each: each.median)
         sizes = sorted({each.subject["kernel_size"] for each in found})
         if run.ceilings:
-            floors = [floor(setting, operation, size, run.ceilings) for size in sizes]
+            floors = [floor(panels.setting, operation, size, run.ceilings) for size in sizes]
             axes.plot(sizes, floors, color=_FLOOR, linestyle=":", linewidth=1.8)
         _tidy(axes, TITLES[operation], "kernel size")
-    _logarithmic(panels[0], _plain_time)
-    panels[0].set_ylabel("median time of a call")
-    _legend(figure, listed, "ceilings of this machine (copy, matrix product)")
-    figure.savefig(path)
+    _logarithmic(panels.axes[0], _plain_time)
+    panels.axes[0].set_ylabel("median time of a call")
+    _legend(panels.figure, panels.records, "ceilings of this machine (copy, matrix product)")
+    panels.figure.savefig(path)
     return path.name
 
 
 def planes(run: Run, path: Path) -> str | None:
-    """Share of the copy bandwidth against the size of the planes."""
-    records = run.of("depthwise")
-    setting = focus(records, "plane")
-    if setting is None or run.ceilings is None:
+    """Draw the share of the copy bandwidth against the size of the planes."""
+    panels = _panels(
+        run, run.of("depthwise"), "plane", "Bandwidth by height and width", len(OPERATIONS)
+    )
+    if panels is None or run.ceilings is None:
         return None
-    listed = matching(records, setting)
-    figure = _figure(run, 12.5, 4.4, f"Bandwidth by height and width: {_subject(setting)}")
-    panels = figure.subplots(1, len(OPERATIONS), sharey=True)
-    for axes, operation in zip(panels, OPERATIONS, strict=True):
-        found = matching(listed, {"operation": operation})
+    for axes, operation in zip(panels.axes, OPERATIONS, strict=True):
+        found = matching(panels.records, {"operation": operation})
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -184,41 +199,38 @@ def planes(run: Run, path: Path) -> str | None:
         _lines(axes, found, "plane", lambda each: 100 * each.info["share_of_copy"])
         axes.axhline(100, color=_FLOOR, linestyle=":", linewidth=1.8)
         _tidy(axes, TITLES[operation], "height and width")
-    panels[0].set_ylim(bottom=0)
-    panels[0].set_ylabel("share of the copy bandwidth (%)")
-    _legend(figure, listed, "a copy of input to output")
-    figure.savefig(path)
+    panels.axes[0].set_ylim(bottom=0)
+    panels.axes[0].set_ylabel("share of the copy bandwidth (%)")
+    _legend(panels.figure, panels.records, "a copy of input to output")
+    panels.figure.savefig(path)
     return path.name
 
 
 def roofline(run: Run, path: Path) -> str | None:
-    """Rate of the forward pass against operations a byte, below the measured ceilings."""
+    """Draw the rate of the forward pass against operations a byte, below the measured ceilings."""
     records = matching(run.of("depthwise"), {"operation": "forward"})
-    setting = focus(records, "kernel_size")
-    if setting is None or run.ceilings is None:
+    title = "Roofline of the forward pass"
+    panels = _panels(run, records, "kernel_size", title, len(LAYOUTS), height=5.0)
+    if panels is None or run.ceilings is None:
         return None
-    listed = matching(records, setting)
-    figure = _figure(run, 11.5, 5.0, f"Roofline of the forward pass: {_subject(setting)}")
-    panels = figure.subplots(1, len(LAYOUTS), sharey=True)
-    for axes, layout in zip(panels, LAYOUTS, strict=True):
-        _roof(axes, run.ceilings, listed)
-        for name, found in _series(listed, layout):
+    for axes, layout in zip(panels.axes, LAYOUTS, strict=True):
+        _roof(axes, run.ceilings, panels.records)
+        for name, found in _series(panels.records, layout):
             points = sorted((_intensity(each), _rate(each)) for each in found)
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[name], markersize=5)
         _tidy(axes, layout, "operations a byte")
-        _kernel_size_axis(axes, listed)
-    _logarithmic(panels[0], _plain_rate)
-    panels[0].set_ylabel("operations a second")
+        _kernel_size_axis(axes, panels.records)
+    _logarithmic(panels.axes[0], _plain_rate)
+    panels.axes[0].set_ylabel("operations a second")
     rates = (
         f"copy {run.ceilings.bytes_per_second / 1e9:,.0f} GB/s, dense {run.ceilings.dtype} matrix "
         f"product {formats.rate(run.ceilings.operations_per_second)}"
     )
     handles = [Line2D([], [], color=_FLOOR, linewidth=1.6, label=rates)]
-    figure.legend(
-        handles=[*_who(listed), *handles], loc="outside lower center", ncols=4, frameon=False
-    )
-    figure.savefig(path)
+    handles = [*_who(panels.records), *handles]
+    panels.figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    panels.figure.savefig(path)
     return path.name
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.lib.facts import Fact, Facts
 
 Key = tuple[tuple[str, Any], ...]
 
-# What distinguishes the ways to do one thing, by kind of record.
+# Fields that distinguish the ways to do one thing, by kind of record.
 _CHOICES = {
     "depthwise": ("layout", "peer"),
     "block": ("layout", "peer"),
@@ -54,13 +55,13 @@ class Record:
 
     @property
     def task(self) -> Key:
-        """What is done, whoever does it in whatever layout."""
+        """The fields of the task, without who does it and in which layout."""
         choices = _CHOICES[self.kind]
         return tuple(entry for entry in self.key if entry[0] not in choices)
 
     @property
     def seconds(self) -> float:
-        """What counts: the mean of batches of networks, as in the paper, else the median."""
+        """The mean where batches of networks are timed, as in the paper, else the median."""
         return self.median if self.kind in ("ceiling", *SWEEPS) else self.mean
 
     @property
@@ -74,7 +75,7 @@ class Record:
 
     @property
     def operation(self) -> str | None:
-        """Of a `shapes.Case`."""
+        """The operation of a `shapes.Case`."""
         return self.subject.get("operation")
 
     @property
@@ -92,7 +93,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured on one machine.
+    """The records of one machine.
 
     Attributes:
         machine: hardware and versions, see machine.py.
@@ -125,8 +126,18 @@ class UsageError(Exception):
     """A file or a combination of files that cannot be reported on; says which and why."""
 
 
+def exit_code(program: str, command: Callable[[], None]) -> int:
+    """Run a command; where it raises UsageError, print that in a line and return 2."""
+    try:
+        command()
+    except UsageError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def load(paths: Sequence[Path]) -> Run:
-    """Reads what `make gpu` or `pytest benchmarks --benchmark-json` has left; later files win.
+    """Read the results of `make gpu` or `pytest benchmarks --benchmark-json`; later files win.
 
     Raises:
         UsageError: a file is neither, it does not say on what it was measured, or the files are
@@ -204,7 +215,7 @@ _STORED_ELSEWHERE = ("begin", "machine", "ceilings", "measured", "skipped")
 
 
 def add_provenance(to: Facts, selection: str, commit: dict[str, Any], **more: Any) -> None:
-    """Begins a file of facts: what is measured, of which commit, and when."""
+    """Begin a file of facts with the list that is measured, the commit and the time."""
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     to.add("begin", selection=selection, commit=commit, time=time, **more)
 
@@ -233,7 +244,7 @@ def _commit(information: dict[str, Any]) -> str:
 
 
 def record(benchmark: dict[str, Any]) -> Record:
-    """From an entry of pytest-benchmark."""
+    """Make a record of an entry of pytest-benchmark."""
     info, stats = dict(benchmark["extra_info"]), benchmark["stats"]
     return Record(
         kind=info.pop("kind"),
@@ -296,7 +307,7 @@ def _who_and_what(block: Record) -> Key:
 
 
 def add_ratios(benchmarks: list[dict[str, Any]]) -> None:
-    """Notes in each entry how fast it is against the best of PyTorch in the same run."""
+    """Note in each entry how fast it is against the best of PyTorch in the same run."""
     read = [record(entry) for entry in benchmarks]
     best = best_pytorch(read)
     for entry, mine in zip(benchmarks, read, strict=True):

@@ -30,11 +30,11 @@ TITLES = {
     "training": "Block in training, forward and backward",
     "backward": "Block in training, backward by difference",
 }
-# By kind of record.
+# The keys are kinds of records.
 SWEPT = {"depthwise": OPERATIONS, "block": BLOCK_OPERATIONS}
 KERNELS = ("cuda", "triton")
 _THROUGHPUT = ("best of PyTorch", "`cuda`", "`triton`", "faster of these over PyTorch")
-# From this share of the time on, queueing the work is what was measured.
+# Where queueing takes this share of the time, the time is the host's.
 _HOST_BOUND = 0.9
 
 
@@ -233,7 +233,7 @@ def _throughput(found: Record | None, with_name: bool = False) -> str:
 
 
 def is_host_bound(found: Record) -> bool:
-    """Whether Python took as long to queue the batches as the GPU to run them."""
+    """True where Python took as long to queue the batches as the GPU to run them."""
     share = found.info["host_share"]
     return share is not None and share >= _HOST_BOUND
 
@@ -329,4 +329,4 @@ def floor(setting: dict[str, Any], operation: str, kernel_size: int, ceilings: C
     """The time below which no version of an operation goes."""
     plane = setting["plane"]
     shape = (setting["images"], setting["channels"], plane, plane)
-    return ceilings.floor_seconds(work_of(operation, *shape, kernel_size, setting["dtype"]))
+    return ceilings.floor_seconds(work_of(operation, shape, kernel_size, setting["dtype"]))

@@ -43,7 +43,7 @@ class Fault:
 
 
 def _other_register(line: str, registers: list[str], pick: random.Random) -> str | None:
-    """Reads another register of the same kind than it should."""
+    """Read another register of the same kind than the right one."""
     sources = list(re.finditer(r"%(?:rd|rs|r|f|p)\d+", line))[1:]
     if not sources or line.startswith(("@", "st", "cp", "shr")):
         return None  # a shift to the right is mostly the sign of an index, never negative
@@ -75,7 +75,7 @@ def _negated_predicate(line: str, registers: list[str], pick: random.Random) -> 
 
 
 def _other_constant(line: str, registers: list[str], pick: random.Random) -> str | None:
-    # Not those of divisions: reciprocals, and shifts of a sign that is never negative.
+    # Reciprocals of divisions, and shifts of a sign that is never negative, are left alone.
     found = re.fullmatch(r"((?:add|sub|mul\.lo|mad|shl)\.\S+\s.*, )(-?\d{1,5});", line)
     return None if not found else f"{found[1]}{int(found[2]) + pick.choice((-1, 1))};"
 
@@ -95,7 +95,7 @@ def _shorter_wait(line: str, registers: list[str], pick: random.Random) -> str |
 
 
 def _other_layout(line: str, registers: list[str], pick: random.Random) -> str | None:
-    """Takes matrices transposed, or float16 for bfloat16 or the other way round."""
+    """Take matrices transposed, or bfloat16 for float16."""
     if line.startswith("ldmatrix"):
         if ".trans" in line:
             return line.replace(".trans", "")
@@ -227,7 +227,7 @@ def _compared(fault: Fault) -> str:
 
 @functools.cache
 def _load_kernels(case: Case) -> None:
-    """Launches the extension's own kernels, which loads them, before others take their place."""
+    """Launch the extension's own kernels, which loads them, before others take their place."""
     run(case, SETTINGS[:1])
 
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     chosen = options.parts or parts
     os.environ["CONVMIXER_KERNELS_EMULATE"] = "1"
-    os.environ.pop("TRITON_INTERPRET", None)  # or Triton would not compile
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton would interpret
     from convmixer_kernels import emulated_gpu
 
     emulated_gpu.interpreter()  # built once, not by every worker

@@ -1,4 +1,4 @@
-"""Runs cases under several settings of the emulated GPU and says what is wrong."""
+"""Runs of cases under several settings of the emulated GPU, and their findings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convmixer_kernels.backends.cuda import device as cuda_device
 
 from .steps import Case, Results, largest_error, prepare
 
-# What a GPU leaves open. The first two must give the same bits: when copies land and who runs first
+# A GPU leaves these open. The first two give the same bits: when copies land and who runs first
 # must not show, while sums and approximations differ from one GPU to the next.
 SETTINGS: tuple[dict[str, object], ...] = (
     {},
@@ -59,7 +59,7 @@ def gpu_of(case: Case) -> Iterator[ModuleType]:
 
 
 def run(case: Case, settings: tuple[dict[str, object], ...] = SETTINGS) -> Verdict:
-    """Runs a case under each of the settings; stops at the first that shows a problem."""
+    """Run a case under each of the settings; stop at the first that shows a problem."""
     torch.use_deterministic_algorithms(True)  # memory that is not initialised is NaN
     step, bounds = prepare(case)
     verdict = Verdict()

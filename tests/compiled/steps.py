@@ -100,12 +100,12 @@ class Operands:
         return torch.rand(size, generator=self.generator) + 0.5
 
 
-# What an operation runs, and from its results what they should be.
+# The run of an operation, and what its results should be.
 Step = tuple[Callable[[Any], Results], Callable[[Results], dict[str, Bound]]]
 
 
 def largest_error(result: Tensor, bound: Bound) -> float:
-    """In units of what is allowed; infinite where a result is not finite or has another shape."""
+    """Return the error in units of what is allowed; infinite where a result is not finite."""
     exact = bound.exact.double()
     if result.shape != exact.shape or not torch.isfinite(result).all():
         return math.inf

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, on an emulated GPU: Triton's too, and faults in them.
+"""Compiled kernels of CUDA and Triton on an emulated GPU, and faults planted in them.
 
 A small part of `make compiled`.
 """
@@ -45,7 +45,7 @@ def test_a_fault_in_a_source_is_noticed() -> None:
 
 @pytest.fixture(scope="module")
 def problems() -> list[list[str]]:
-    """Of each case of Triton, in a process that does not interpret."""
+    """Return the errors of each case of Triton, from a process that does not interpret."""
     program = f"""
 import json, torch
 from tests.compiled import running, steps

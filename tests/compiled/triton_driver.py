@@ -26,13 +26,13 @@ from convmixer_kernels.backends import triton as backend
 from convmixer_kernels.backends.triton import launch_context
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 
-# How parameters lie in memory, by their type in a signature.
+# The layout of parameters in memory, by their type in a signature.
 _FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q"}
 _FORMATS |= {"u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}
-_SCRATCH = struct.pack("Q", 0)  # kernels end with two addresses, of memory that none of ours needs
+_SCRATCH = struct.pack("Q", 0)  # two last addresses, of memory that these kernels do not use
 
 
-# Of kernels of every architecture: the interpreter knows them by their names alone.
+# The interpreter knows kernels by their names alone, so each architecture has names of its own.
 _numbers = itertools.count()
 
 
@@ -48,7 +48,7 @@ class _Utils:
     def load_binary(
         self, name: str, kernel: bytes, shared: int, device: int
     ) -> tuple[str, str, int, int, int]:
-        """Makes a kernel known under a name of its own: Triton compiles functions many times."""
+        """Make a kernel known under a name of its own: Triton compiles functions many times."""
         own = f"{name}_{next(_numbers)}"
         text = kernel.decode().replace(f".entry {name}(", f".entry {own}(")
         emulated_gpu.interpreter().load(f"{own}.ptx", text)
@@ -56,7 +56,7 @@ class _Utils:
 
 
 class _Launcher:
-    """Starts a kernel with what Triton hands to its own launchers."""
+    """A launcher that is called as Triton calls its own."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self._types = list(source.signature.values())
@@ -141,7 +141,7 @@ def running(capability: tuple[int, int], multiprocessors: int = 1) -> Iterator[M
     """
     context = LaunchContext(capability, multiprocessors)
     with pytest.MonkeyPatch.context() as patch:
-        # In place of machine code, the text that it is made of.
+        # The text of PTX takes the place of machine code.
         patch.setattr(CUDABackend, "make_cubin", lambda self, ptx, *rest: ptx.encode())
         patch.setattr(launch_context, "INTERPRETER", context)
         patch.setattr(triton.runtime.driver, "_active", _driver(capability))

@@ -11,7 +11,7 @@ from convmixer_kernels.backends.cuda import device as cuda_device
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
-    """Changes some of `emulated_gpu.settings`."""
+    """Change some of `emulated_gpu.settings`."""
     for name, value in changes.items():
         monkeypatch.setitem(emulated_gpu.settings, name, value)
 
@@ -26,7 +26,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> Non
 
 
 def set_multiprocessors(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:
-    """Changes into how many shares passes are cut; 0: one share."""
+    """Change the number of multiprocessors, by which passes are cut into shares; 0: one share."""
     chip = cuda_device.EMULATED_CHIP._replace(multiprocessors=multiprocessors)
     monkeypatch.setattr(cuda_device, "EMULATED_CHIP", chip)
 

@@ -16,6 +16,7 @@ from tests.helpers import oracle
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, FP32, KERNELS
 
 FP64 = torch.float64
+Use = Callable[[str], str]  # type of the fixture `use`
 # "steps" is the autograd of the kernels around their specification in plain PyTorch; the fixture
 # `use` turns these names into values of `impl`.
 IMPLEMENTATIONS = ["torch", "steps", *KERNELS]
@@ -37,7 +38,7 @@ def dtypes_of(name: str) -> list[torch.dtype]:
 
 @dataclass
 class Arguments:
-    """Of both functions: without `weight`, those of `gelu_batch_norm`."""
+    """Arguments of both functions: without `weight`, those of `gelu_batch_norm`."""
 
     input: Tensor
     weight: Tensor | None
@@ -63,7 +64,7 @@ def random_arguments(
     seed: int = 0,
     **options: Any,
 ) -> Arguments:
-    """Of `depthwise_conv2d_gelu_batch_norm`, or of `gelu_batch_norm` without a kernel size."""
+    """Make arguments of the fused convolution; without a kernel size, of `gelu_batch_norm`."""
     generator = torch.Generator().manual_seed(seed)
     channels = shape[1]
 
@@ -91,7 +92,7 @@ def random_arguments(
 
 
 def arranged(arguments: Arguments, layout: Any) -> Arguments:
-    """With the images in another layout."""
+    """Put the images into another layout."""
     residual = arguments.residual
     if isinstance(residual, Tensor):
         residual = layout(residual)
@@ -196,7 +197,7 @@ def check(arguments: Arguments, impl: str) -> dict[str, Tensor]:
 
 
 def check_results(arguments: Arguments, actual: dict[str, Tensor]) -> None:
-    """What `check` checks of results that came about elsewhere."""
+    """Check, as `check` does, results that were computed elsewhere."""
     exact = compose(arguments, torch.float64)
     pytorch = compose(arguments, arguments.input.dtype)
     assert actual.keys() == exact.keys()
@@ -222,7 +223,7 @@ def check_without_gradients(arguments: Arguments, impl: str) -> None:
 
 
 def assert_close(name: str, actual: Tensor, exact: Tensor, pytorch: Tensor, terms: int) -> None:
-    """As in the oracle, but what is float64 itself need not be nearer to float64 than PyTorch."""
+    """Compare as the oracle does, but float64 results as PyTorch's tests compare them."""
     if pytorch.dtype == torch.float64:
         torch.testing.assert_close(actual, exact.to(actual.dtype))
     else:
@@ -234,7 +235,7 @@ def _terms_of_convolution(arguments: Arguments) -> int:
 
 
 def _rounding_of_sums(arguments: Arguments) -> float:
-    """What rounding the values before the activation to their dtype does to sums of gradients.
+    """Bound the effect on sums of gradients of rounding the values before the activation.
 
     Normalisation takes away what a bias adds, so that nothing else may be left of its gradient, and
     sums over few channels are near or far by chance: neither they nor PyTorch's error are a scale.
@@ -260,7 +261,7 @@ _BUFFERS = ("running_mean", "running_var")
 def _leaves(
     arguments: Arguments, dtypes: dict[str, torch.dtype], dtype: torch.dtype | None
 ) -> Arguments:
-    """Copies that require grad; images keep their strides where no dtype is asked for."""
+    """Copy arguments and let them require grad; without a dtype, images keep their strides."""
     changes = {}
     for name in (*_FIELDS, *_BUFFERS, "grad"):
         tensor = getattr(arguments, name)

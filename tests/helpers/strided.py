@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """Even for one channel, whose dense tensors are planar as well."""
+    """Put channels last, in strides too where a dense tensor of one channel would be planar."""
     if tensor.shape[1] == 1:
         return slice_of_pixels(tensor, 1, 0)
     return tensor.to(memory_format=torch.channels_last)
@@ -71,13 +71,13 @@ def images_apart(tensor: Tensor) -> Tensor:
 
 
 def every_other_pixel(tensor: Tensor) -> Tensor:
-    """Of parameters, too: tensors of any number of dimensions, NaN after every element."""
+    """Put NaN after every element, for tensors of any number of dimensions."""
     wide = torch.full((*tensor.shape, 2), torch.nan, dtype=tensor.dtype, device=tensor.device)
     return wide[..., 0].copy_(tensor)
 
 
 def off_by(elements: int, tensor: Tensor) -> Tensor:
-    """With the strides of a dense tensor, so many elements behind the beginning of the memory."""
+    """Keep dense strides, so many elements behind the beginning of the memory."""
     memory = torch.full((tensor.numel() + 2 * elements,), torch.nan).to(tensor)
     return memory.as_strided(tensor.shape, tensor.stride(), elements).copy_(tensor)
 

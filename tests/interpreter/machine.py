@@ -18,7 +18,7 @@ _FORMATS = {
 # Declares the shared memory of a launch, for `kernel`.
 SHARED = ".extern .shared .align 128 .b8 memory[];"
 HEADER = ".version 8.7\n.target sm_90\n.address_size 64\n"
-# Of every test kernel: %lane is the thread's number in its block.
+# Every test kernel begins with this: %lane is the thread's number in its block.
 _PROLOGUE = """
     .reg .b32 %lane, %zero;
     .reg .b64 %offset64;
@@ -78,7 +78,7 @@ def launch(
     shared: int = 0,
     permit: bool = True,
 ) -> list[Any]:
-    """Runs the kernel `test` of a module on buffers and returns what was found."""
+    """Run the kernel `test` of a module on buffers and return the findings."""
     machine = interpreter()
     machine.load("test.ptx", text)
     machine.take_findings()
@@ -96,7 +96,7 @@ def kinds(findings: Sequence[Any]) -> set[str]:
 
 
 def compute(instructions: str, result: str, **operands: tuple[str, Sequence[Value]]) -> list[Value]:
-    """Executes instructions on registers, a lane for each value of the operands.
+    """Execute instructions on registers, a lane for each value of the operands.
 
     An operand `a=("s32", [1, 2])` is the register %a. What the instructions leave in %d, of type
     `result` ("pred" gives 0 and 1), is returned for each lane. There is a predicate %p and %q.

@@ -139,7 +139,7 @@ def test_shuffles(mode: str, b: int, c: int, source: Any) -> None:
     """
     computed, found = values(body)
     assert found == []
-    in_range = {  # whether the source is within the segment and the clamp
+    in_range = {  # true where the source is within the segment and the clamp
         "up": lambda lane: lane % (8 if c & 0x1800 else 32) >= b,
         "down": lambda lane: lane % (8 if c & 0x1800 else 32) + b < (8 if c & 0x1800 else 32),
         "bfly": lambda lane: b < 8 or source(lane) != lane,
@@ -199,7 +199,7 @@ def test_warps_wait_for_each_other_at_a_barrier(order: str) -> None:
 
 
 def test_order_of_warps() -> None:
-    """Without races searched, the last warp to write a place wins."""
+    """The last warp to write a place wins, where races are not searched."""
     body = "shr.u32 %x, %lane, 5; st.shared.u32 [memory], %x; ld.shared.u32 %d, [memory];"
     last = """
     shr.u32 %x, %lane, 5;

@@ -116,7 +116,7 @@ def test_comparisons(comparison: str, expected: list[Value]) -> None:
     halves = [0x3F80, 0x4000, 0x4040, 0x7FC0]
     text = f"setp.{comparison}.bf16 %d, %a, %b;"
     assert compute(text, "pred", a=("b16", halves), b=("b16", [0x4000] * 4)) == expected
-    # Of pairs: the lower halves first, here always the comparison of 2 with 2.
+    # Pairs compare the lower halves first, here always 2 with 2.
     pairs = [half << 16 | 0x4000 for half in halves]
     for register, wanted in (("%q", [expected[1]] * 4), ("%d", expected)):
         order = f"%q|{register}" if register == "%d" else "%d|%q"
@@ -160,7 +160,7 @@ def test_predicates_and_selection() -> None:
 
 
 def all_of(instruction: str, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-    """Executes `instruction`, from %a to %d, for every element of a tensor."""
+    """Execute `instruction`, from %a to %d, for every element of a tensor."""
     size, out_size = inputs.element_size(), outputs.element_size()
     body = f"""
     .reg .b32 %block;

@@ -147,7 +147,7 @@ def test_logic_of_three() -> None:
     operands = {"a": ("b32", [0xF0F0F0F0]), "b": ("b32", [0xCCCCCCCC]), "c": ("b32", [0xAAAAAAAA])}
     for table in (0x00, 0x80, 0xE8, 0x96, 0xFE, 0x1D):
         text = f"lop3.b32 %d, %a, %b, %c, {table};"
-        # With these operands each byte of the result is the table.
+        # These operands make each byte of the result the table.
         assert compute(text, "b32", **operands) == [table * 0x01010101]
 
 

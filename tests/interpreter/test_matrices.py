@@ -59,7 +59,7 @@ def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     found = launch(kernel(body, ["p_a", "p_b", "p_c", "p_out"]), *buffers, out)
     assert not found, found
     fragments = torch.tensor(out.values(), dtype=torch.float32).view(8, 4, 2, 2)
-    # By g, t, lower or upper half of the rows, column.
+    # Indices: g, t, lower or upper half of the rows, column.
     return fragments.permute(2, 0, 1, 3).reshape(16, 8)
 
 
@@ -117,7 +117,7 @@ def test_special_values_in_products() -> None:
 
 
 def load_matrices(count: int, transposed: bool, pitch: int = 16) -> tuple[list[int], str]:
-    """Reads `count` matrices whose element (m, row, column) is 100 m + 10 row + column."""
+    """Read `count` matrices whose element (m, row, column) is 100 m + 10 row + column."""
     names = ", ".join(f"%d{i}" for i in range(count))
     trans = ".trans" if transposed else ""
     body = f"""

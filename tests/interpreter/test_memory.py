@@ -1,4 +1,4 @@
-"""Loads and stores, what is found wrong with them, and what is counted."""
+"""Loads and stores: values, findings and counters."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ SHAPES = [
 
 
 class Copies(TorchDispatchMode):
-    """Collects the operators that write a tensor as large as `size` elements from another."""
+    """Mode that collects operators which copy a tensor of at least `size` elements."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_all_passes_against_float64(
     assert actual.grad_input.is_contiguous(memory_format=torch.channels_last)
 
 
-# Whose weight gradient takes jobs of one row where a block has less than 152 KB.
+# Their weight gradient takes jobs of one row where a block has less than 152 KB.
 WIDE_SHAPES = [shape for shape in SHAPES if shape[3] > 32 and shape[4] > 9]
 
 

@@ -73,7 +73,7 @@ class Case:
         ).float()
 
     def results(self, module: object, dtype: torch.dtype | None = None) -> dict[str, Tensor | None]:
-        """What every step of a backend gives for this case, at `dtype` if given."""
+        """Run every step of a backend on this case, at `dtype` if given."""
 
         def at(tensor: Tensor) -> Tensor:
             return tensor if dtype is None else tensor.to(dtype)
@@ -134,7 +134,7 @@ def check(case: Case) -> None:
         if result.dim() <= 2:
             rounding = 1e-5
         if name in ("its moments", "gradient of weight False", "gradient of weight True"):
-            # Of values that were rounded on the way.
+            # These values were rounded on the way.
             rounding = torch.finfo(case.value.dtype).eps
         error = (result.double() - expected).abs()
         assert (error <= rounding * largest).all(), f"{name}: error {error.max():.3e}"
@@ -202,7 +202,7 @@ def test_every_order_gives_the_same_bits(
 
 @pytest.mark.parametrize("plane", [16, 13])
 def test_moments_are_those_of_the_rounded_convolution(plane: int) -> None:
-    """With a bias of 100, bfloat16 rounds to multiples of 1/2: no small part of the variance."""
+    """A bias of 100 makes bfloat16 round to multiples of 1/2, no small part of the variance."""
     case = Case((4, 3, plane, plane, 5), BF16, "gelu")
     value, moments = cuda.forward_moments(case.input, case.weight, case.bias + 100, "gelu")
     exact = steps.moments(value.double(), None, "gelu")
@@ -259,7 +259,7 @@ def test_only_what_is_asked_for() -> None:
 
 @pytest.mark.parametrize("dtype", [FP16, BF16])
 def test_gelu_is_exact_to_half_a_unit_in_the_last_place(dtype: torch.dtype) -> None:
-    """Of every finite value; what float16 rounds adds the half."""
+    """GELU and its slope at every finite value; rounding to float16 adds half a unit."""
     bits = torch.arange(-(2**15), 2**15, device=DEVICE).to(torch.int16)
     every = bits.view(dtype)
     value = every[torch.isfinite(every)]
@@ -270,7 +270,7 @@ def test_gelu_is_exact_to_half_a_unit_in_the_last_place(dtype: torch.dtype) -> N
     finfo = torch.finfo(dtype)
     magnitude = torch.clamp(exact.abs(), min=finfo.smallest_normal)
     unit = finfo.eps * torch.exp2(magnitude.log2().floor())
-    # What is left of the tail beyond 5.8, below 1e-8, is not as exact; bfloat16 has digits there.
+    # The tail beyond 5.8, below 1e-8, is not as exact; bfloat16 has digits there.
     assert ((output - exact).abs() <= 0.52 * unit + (1e-8 if dtype == BF16 else 0)).all()
 
     x = value.double()
@@ -310,7 +310,7 @@ def training_backward(case: Case) -> None:
 @pytest.mark.parametrize("k", [7, 9, 11, 15])
 @pytest.mark.parametrize("size", [8, 14, 16, 32])
 def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In passes over one tensor: the whole block, for the planes of ConvMixer and others."""
+    """The bytes of a whole block, in passes over one tensor, for planes of ConvMixer and others."""
     # One share reads each filter once: with the tables of normalisation, up to 3.6 % of a pass.
     emulated.set_multiprocessors(monkeypatch, 0)
     images = 128 if size == 8 else 32 if size <= 16 else 12
@@ -329,7 +329,7 @@ def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyP
     else:
         # The moments take a pass of their own, and the backward pass four of two or three tensors.
         floors = {"inference": 2, "forward": 6, "backward": 10}
-    # Of each channel the filter is read, and its gradient written in float32.
+    # The filter of each channel is read, and its gradient written in float32.
     filter = channels * k * k * 2 / tensor
     for name, floor in floors.items():
         parameters = 3 * filter if name == "backward" else filter

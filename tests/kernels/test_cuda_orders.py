@@ -24,7 +24,7 @@ ORDERS = [
 
 
 def cases() -> Iterator[object]:
-    """Of either layout the shapes of its own tests."""
+    """Yield, for either layout, the shapes of its own tests."""
     for layout, shapes in (
         ("contiguous", test_depthwise.SHAPES),
         ("channels_last", test_channels_last.SHAPES),

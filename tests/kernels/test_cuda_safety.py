@@ -1,4 +1,4 @@
-"""What a user may do with the CUDA kernels that has nothing to do with their arithmetic.
+"""Streams, graphs, threads and devices: uses of the CUDA kernels apart from their arithmetic.
 
 Tests that need a GPU skip without one; the others run on the emulated one too.
 """
@@ -107,7 +107,7 @@ def test_too_many_pixels_name_the_shape(strides: tuple[int, int, int, int]) -> N
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., torch.device]]:
-    """Makes the first GPU one of some compute capability, with what the extension says of it."""
+    """Make the first GPU one of some compute capability, with the extension's answer about it."""
 
     def gpu(capability: tuple[int, int], refusal: str = "") -> torch.device:
         extension = types.ModuleType("convmixer_kernels._cuda")
@@ -172,7 +172,7 @@ def test_any_address_that_is_a_multiple_of_an_element(
 def test_copies_of_what_lies_outside_name_an_address_inside(
     shape: tuple[int, int, int, int, int], layout: str
 ) -> None:
-    """Of tensors that fill their memory, with images, rows and columns missing in every pass.
+    """Tensors fill their memory, and images, rows and columns are missing in every pass.
 
     What runs kernels without a GPU reports an address outside a tensor even where nothing is read.
     """

@@ -84,7 +84,7 @@ def test_shared_memory_decides_how_often_halos_are_read(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("layout", "channels", "limit"),
-    # In channels_last, where units change places, a matrix takes up to 1.16 passes.
+    # A channels_last matrix, whose units change places, takes up to 1.16 passes.
     [(torch.contiguous_format, 1, 1.0), (torch.channels_last, 16, 1.2)],
     ids=str,
 )

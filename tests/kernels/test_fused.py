@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from tests.helpers.fused_cases import (
     FP16,
     FP64,
     IMPLEMENTATIONS,
+    Use,
     all_but_pytorch,
     arranged,
     both_functions,
@@ -35,6 +36,9 @@ from tests.helpers.fused_cases import (
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
+# (N, C, H, W), and with the size of the filter behind it.
+Size = tuple[int, int, int, int]
+Shape = tuple[int, int, int, int, int]
 LAYOUTS = {
     "contiguous": Tensor.contiguous,
     "channels_outermost": strided.channels_outermost,
@@ -57,13 +61,7 @@ SHAPES = [
 @both_functions
 @every_implementation
 def test_every_option(
-    name: str,
-    k: int | None,
-    layout: str,
-    activation: str,
-    residual: bool,
-    training: bool,
-    use: Callable[[str], str],
+    name: str, k: int | None, layout: str, activation: str, residual: bool, training: bool, use: Use
 ) -> None:
     options = {"activation": activation, "residual": residual, "training": training}
     shape = (2, 2, 5, 6) if name == "triton" and DEVICE == "cpu" else (3, 5, 7, 6)
@@ -92,12 +90,7 @@ def shapes_and_dtypes() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("name", "shape", "dtype"), list(shapes_and_dtypes()))
-def test_shapes(
-    name: str,
-    shape: tuple[int, int, int, int, int],
-    dtype: torch.dtype,
-    use: Callable[[str], str],
-) -> None:
+def test_shapes(name: str, shape: Shape, dtype: torch.dtype, use: Use) -> None:
     for k in (shape[4], None):
         arguments = random_arguments(shape[:4], k, dtype)
         fused_cases.check(arguments, use(name))
@@ -111,9 +104,9 @@ def test_shapes(
 @pytest.mark.parametrize("size", [(7, 6), (16, 16)])
 @all_but_pytorch
 def test_evaluation_rounds_once(
-    name: str, size: tuple[int, int], layout: str, activation: str, use: Callable[[str], str]
+    name: str, size: tuple[int, int], layout: str, activation: str, use: Use
 ) -> None:
-    """Not the convolution, which stays in float32 until it is normalised."""
+    """The convolution is not rounded: it stays in float32 until it is normalised."""
     arguments = random_arguments((2, 3, *size), 3, FP16, training=False, activation=activation)
     arguments = arranged(replace(arguments, residual=False), LAYOUTS[layout])
     exact = fused_cases.compose(arguments, FP64)["output"]
@@ -198,7 +191,7 @@ def assert_rounded_once(actual: Tensor, exact: Tensor, terms: Tensor) -> None:
 
 @every_cancelling_case
 def test_gradients_that_nearly_cancel_are_added_before_they_are_rounded(
-    case: Cancelling, use: Callable[[str], str]
+    case: Cancelling, use: Use
 ) -> None:
     """The gradient of the input is that of the convolution and that of the residual."""
     arguments, weight = cancelling_arguments(case)
@@ -212,7 +205,7 @@ def test_gradients_that_nearly_cancel_are_added_before_they_are_rounded(
 
 @every_cancelling_case
 def test_a_residual_that_nearly_cancels_is_added_before_the_output_is_rounded(
-    case: Cancelling, use: Callable[[str], str]
+    case: Cancelling, use: Use
 ) -> None:
     arguments, weight = cancelling_arguments(case)
     exact, terms = convolved(arguments.input, weight)
@@ -225,7 +218,7 @@ def test_a_residual_that_nearly_cancels_is_added_before_the_output_is_rounded(
 
 @every_cancelling_case
 def test_in_training_the_convolution_is_rounded_and_then_the_output(
-    case: Cancelling, use: Callable[[str], str]
+    case: Cancelling, use: Use
 ) -> None:
     """The residual is added to the normalised convolution before that is rounded."""
     arguments, weight = cancelling_arguments(case)
@@ -273,11 +266,7 @@ def far_from_zero(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tenso
 @pytest.mark.parametrize("shape", PLANES)
 @all_but_pytorch
 def test_statistics_of_large_mean_and_tiny_variance(
-    name: str,
-    shape: tuple[int, int, int, int],
-    layout: str,
-    activation: str,
-    use: Callable[[str], str],
+    name: str, shape: Size, layout: str, activation: str, use: Use
 ) -> None:
     value = far_from_zero(shape, dtypes_of(name)[-1])
     precise = value.double()
@@ -304,11 +293,7 @@ def test_statistics_of_large_mean_and_tiny_variance(
 @pytest.mark.parametrize("shape", PLANES)
 @all_but_pytorch
 def test_statistics_are_those_of_the_rounded_convolution(
-    name: str,
-    shape: tuple[int, int, int, int],
-    layout: str,
-    activation: str,
-    use: Callable[[str], str],
+    name: str, shape: Size, layout: str, activation: str, use: Use
 ) -> None:
     arguments = random_arguments(shape, 3, dtypes_of(name)[0])
     assert arguments.weight is not None
@@ -321,10 +306,8 @@ def test_statistics_are_those_of_the_rounded_convolution(
 
 @pytest.mark.parametrize("images", [[3], [2, 0], [0, 0, 2], [2, 0, 3, 1, 0, 0, 4]])
 @all_but_pytorch
-def test_moments_of_parts_are_merged(
-    name: str, images: list[int], use: Callable[[str], str]
-) -> None:
-    """Also those of parts without elements, as of a process without images."""
+def test_moments_of_parts_are_merged(name: str, images: list[int], use: Use) -> None:
+    """Parts without elements, as of a process without images, are merged too."""
     generator = torch.Generator().manual_seed(0)
     pieces = [
         1000 + torch.randn((n, 3, 5, 4), generator=generator, dtype=FP64) + index
@@ -353,7 +336,7 @@ def test_moments_of_parts_are_merged(
 @both_functions
 @all_but_pytorch
 def test_results_are_the_same_every_time(
-    name: str, k: int | None, shape: tuple[int, int, int, int], use: Callable[[str], str]
+    name: str, k: int | None, shape: tuple[int, int, int, int], use: Use
 ) -> None:
     arguments = random_arguments(shape, k, dtypes_of(name)[0])
     first = fused_cases.run(arguments, use(name))

@@ -286,7 +286,7 @@ def arranged(tensor: Tensor) -> Tensor:
 
 
 def every_candidate() -> Iterator[object]:
-    """For a few shapes every candidate, in turn with one split a channel and with several."""
+    """Yield every candidate for a few shapes, in turn with one split a channel and with several."""
     for shape, dtype in [
         ((3, 1, 19, 12, 5), FP16),
         ((1, 2, 20, 8, 8), FP16),

@@ -32,7 +32,7 @@ CHOICES = autotuning.distinct(CANDIDATES)
 
 
 class Gpu:
-    """Counts what runs, and takes as long as it is told: the last choice is the fastest."""
+    """Stand-in that counts its runs and takes the time it is told; the last one is the fastest."""
 
     def __init__(self) -> None:
         self.ran: list[Configuration] = []

@@ -1,4 +1,4 @@
-"""Why the Triton implementation cannot run, or cannot serve an input."""
+"""Reasons for which the Triton implementation cannot run, or cannot serve an input."""
 
 from __future__ import annotations
 

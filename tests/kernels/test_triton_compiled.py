@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.python_process import run_python
 
-# Of `triton_kernels.Case`: operation, kernel size, dtype, channels_last; and the architecture.
+# Operation, kernel size, dtype and channels_last of a `triton_kernels.Case`; architecture.
 KERNELS = {
     "forward 9 sm_80": ("forward", 9, "float16", False, "80"),
     "forward 9 sm_90": ("forward", 9, "float16", False, "90"),

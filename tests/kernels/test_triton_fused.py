@@ -83,7 +83,7 @@ class Batch:
 
     @property
     def normalisation(self) -> Tensor:
-        """In float32, as the kernels are given it."""
+        """The table in float32, in which the kernels are given it."""
         return table(self.moments, self.gamma, self.beta).float()
 
     def normalised(self, residual: bool) -> Tensor:
@@ -399,7 +399,7 @@ def test_running_statistics_leave_the_gradient_alone() -> None:
 
 
 def units_in_the_last_place(exact: Tensor) -> Tensor:
-    """Of float16 at these values."""
+    """Return the unit in the last place of float16 at these values."""
     exponent = torch.floor(torch.log2(exact.abs().clamp_min(2.0**-14)))
     return torch.exp2(exponent - 10)
 

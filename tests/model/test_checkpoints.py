@@ -478,7 +478,7 @@ def test_save_replaces_the_file_in_one_step(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda fd: (synchronised.append("fsync"), real_fsync(fd)))
 
     def replace(source, target):
-        # Until now the old file is complete, and the new one too, in the same folder.
+        # The old file is complete up to here, and the new one too, in the same folder.
         assert torch.load(target)["step"] == 1
         assert torch.load(source)["step"] == 2
         assert os.path.dirname(source) == str(tmp_path)

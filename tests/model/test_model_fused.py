@@ -18,7 +18,7 @@ from convmixer import ConvMixer
 from convmixer.model import fused_block, layers
 from convmixer_kernels import functional
 from tests.helpers import fused_cases
-from tests.helpers.fused_cases import DEVICE
+from tests.helpers.fused_cases import DEVICE, Use
 from tests.model.test_pointwise import copies_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
@@ -38,7 +38,7 @@ every_implementation = pytest.mark.parametrize("name", ["steps", "cuda"])
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Turns the name of an implementation into what is passed as `dw_impl`."""
+    """Turn the name of an implementation into a value of `dw_impl`."""
 
     def dw_impl(name: str) -> str:
         if name == "steps":
@@ -60,7 +60,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def small(dw_impl: str, **arguments: object) -> ConvMixer:
-    """With affine parameters and running statistics that no layer leaves as they are."""
+    """Build a small model whose affine parameters and running statistics change every value."""
     torch.manual_seed(0)
     options = {"dim": 6, "depth": 2, "kernel_size": 5, "patch_size": 2, "n_classes": 5}
     model = ConvMixer(**{**options, **arguments}, dw_impl=dw_impl)  # type: ignore[arg-type]
@@ -141,11 +141,7 @@ def assert_same_step(fused: ConvMixer, name: str, size: tuple[int, ...] = (3, 3,
 )
 @every_implementation
 def test_a_step_of_every_form(
-    name: str,
-    options: dict[str, object],
-    training: bool,
-    use: Callable[[str], str],
-    calls: list[str],
+    name: str, options: dict[str, object], training: bool, use: Use, calls: list[str]
 ) -> None:
     model = small(use(name), **options).train(training)
     assert_same_step(model, name)
@@ -153,7 +149,7 @@ def test_a_step_of_every_form(
 
 
 @every_implementation
-def test_channels_last(name: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_channels_last(name: str, use: Use, calls: list[str]) -> None:
     model = small(use(name)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert_same_step(model, name)
     batch = images(2, 3, 12, 16).to(memory_format=torch.channels_last)
@@ -163,7 +159,7 @@ def test_channels_last(name: str, use: Callable[[str], str], calls: list[str]) -
 
 
 @every_implementation
-def test_channels_are_outermost_between_blocks(name: str, use: Callable[[str], str]) -> None:
+def test_channels_are_outermost_between_blocks(name: str, use: Use) -> None:
     model = small(use(name))
     with torch.autocast(DEVICE, torch.float16, enabled=name == "cuda"):
         _, features = model.forward_intermediates(images(3, 3, 12, 16))
@@ -227,11 +223,7 @@ def half_buffers(norm: nn.BatchNorm2d) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @every_implementation
 def test_every_state_of_the_norms(
-    name: str,
-    training: bool,
-    change: Callable[[ConvMixer], None],
-    use: Callable[[str], str],
-    calls: list[str],
+    name: str, training: bool, change: Callable[[ConvMixer], None], use: Use, calls: list[str]
 ) -> None:
     model = small(use(name)).train(training)
     change(model)
@@ -241,7 +233,7 @@ def test_every_state_of_the_norms(
 
 
 @every_implementation
-def test_frozen_parameters(name: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_frozen_parameters(name: str, use: Use, calls: list[str]) -> None:
     """Fine-tuning of the last block and the head: nothing before it is differentiated."""
     model = small(use(name))
     for part in (model.stem, model.blocks[0]):
@@ -258,7 +250,7 @@ def test_frozen_parameters(name: str, use: Callable[[str], str], calls: list[str
 
 @every_implementation
 def test_evaluation_is_one_kernel_for_each_convolution(
-    name: str, use: Callable[[str], str], calls: list[str]
+    name: str, use: Use, calls: list[str]
 ) -> None:
     model = small(use(name)).eval()
     state = copy.deepcopy(model.state_dict())
@@ -269,7 +261,7 @@ def test_evaluation_is_one_kernel_for_each_convolution(
 
 
 @every_implementation
-def test_training_passes(name: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_training_passes(name: str, use: Use, calls: list[str]) -> None:
     model = small(use(name))
     with torch.autocast(DEVICE, torch.float16, enabled=name == "cuda"):
         output = model(images(3, 3, 12, 16))
@@ -324,7 +316,7 @@ HOOKS = {
 
 @pytest.mark.parametrize("place", ["0", "0.fn", "0.fn.0", "0.fn.1", "0.fn.2", "1", "2", "3"])
 @pytest.mark.parametrize("kind", HOOKS)
-def test_hooks_fire(kind: str, place: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_hooks_fire(kind: str, place: str, use: Use, calls: list[str]) -> None:
     """A module that somebody looks into runs as it is; the other block stays fused."""
     model = small(use("steps"))
     plain = copy.deepcopy(model)
@@ -340,7 +332,7 @@ def test_hooks_fire(kind: str, place: str, use: Callable[[str], str], calls: lis
 
 
 @pytest.mark.parametrize("place", ["1", "2"])
-def test_hooks_in_the_stem_fire(place: str, use: Callable[[str], str], calls: list[str]) -> None:
+def test_hooks_in_the_stem_fire(place: str, use: Use, calls: list[str]) -> None:
     model = small(use("steps"))
     fired: list[str] = []
     HOOKS["forward"](model.stem.get_submodule(place), fired)
@@ -349,9 +341,7 @@ def test_hooks_in_the_stem_fire(place: str, use: Callable[[str], str], calls: li
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_hooks_around_fused_modules_fire(
-    kind: str, use: Callable[[str], str], calls: list[str]
-) -> None:
+def test_hooks_around_fused_modules_fire(kind: str, use: Use, calls: list[str]) -> None:
     model = small(use("steps"))
     fired: list[str] = []
     for module in (model.blocks[0], model.stem, model.stem[0], model.head):
@@ -360,7 +350,7 @@ def test_hooks_around_fused_modules_fire(
     assert len(fired) == 4 and calls.count("fused_backward input weight") == 2
 
 
-def test_global_hooks_fire(use: Callable[[str], str], calls: list[str]) -> None:
+def test_global_hooks_fire(use: Use, calls: list[str]) -> None:
     model = small(use("steps"))
     seen = set()
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
@@ -414,7 +404,7 @@ def prune_weights(block: nn.Module) -> None:
     ],
 )
 def test_other_modules_run_as_they_are(
-    change: Callable[[nn.Module], None], use: Callable[[str], str], calls: list[str]
+    change: Callable[[nn.Module], None], use: Use, calls: list[str]
 ) -> None:
     model = small(use("steps"))
     change(model.blocks[0])
@@ -423,7 +413,7 @@ def test_other_modules_run_as_they_are(
     assert calls.count("forward_moments") == 1
 
 
-def test_layer_norm_runs_as_it_is(use: Callable[[str], str], calls: list[str]) -> None:
+def test_layer_norm_runs_as_it_is(use: Use, calls: list[str]) -> None:
     model = small(use("steps"), norm="layer")
     assert_same_step(model, "steps")
     assert calls == []
@@ -445,7 +435,7 @@ def test_features_of_another_dtype_than_autocast() -> None:
 @pytest.mark.parametrize("momentum", [0.1, None])
 @every_implementation
 def test_gradient_checkpointing_updates_statistics_once(
-    name: str, momentum: float | None, use: Callable[[str], str], calls: list[str]
+    name: str, momentum: float | None, use: Use, calls: list[str]
 ) -> None:
     plain = small(use(name))
     for module in plain.modules():
@@ -465,7 +455,7 @@ def test_gradient_checkpointing_updates_statistics_once(
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @every_implementation
-def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Callable[[str], str]) -> None:
+def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Use) -> None:
     torch._dynamo.reset()
     model = small(use(name))
     model.set_grad_checkpointing(checkpointing)
@@ -487,7 +477,7 @@ def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Callable[[str]
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_features_are_copied_once(channels_last: bool) -> None:
-    """From the stem's layout into that between blocks; or the gradient of the pooling, once."""
+    """One copy is made: from the stem's layout into the blocks', or of the pooling's gradient."""
     model = small("cuda", depth=3).half()
     batch = images(7, 3, 10, 22).half()
     if channels_last:
@@ -498,7 +488,7 @@ def test_features_are_copied_once(channels_last: bool) -> None:
         model(batch).sum().backward()
 
     train()
-    # On the CPU, PyTorch's own convolution and pooling use aten::copy_ inside; on a GPU its
+    # PyTorch's own convolution and pooling use aten::copy_ inside on the CPU; on a GPU its
     # backward pass may clone the gradient that it gets.
     allowed = {1} if DEVICE == "cpu" else {1, 2}
     assert copies_of(7 * 6 * 5 * 11, train).count("aten::clone") in allowed
@@ -529,9 +519,7 @@ def test_ten_steps_follow_float32(name: str) -> None:
 
 
 @every_implementation
-def test_synchronised_norms_without_processes(
-    name: str, use: Callable[[str], str], calls: list[str]
-) -> None:
+def test_synchronised_norms_without_processes(name: str, use: Use, calls: list[str]) -> None:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(small(use(name)))
     expected = small(use(name))
     batch, gradient = images(3, 3, 12, 16), images(3, 5)

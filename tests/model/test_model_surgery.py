@@ -46,7 +46,7 @@ def test_slices_keep_implementation_and_residual():
     torch.testing.assert_close(
         block[:](batch), run(list(block)[1:], block[0](batch)) + block[0](batch)
     )
-    # Without the depthwise branch there is nothing that the second residual could start from.
+    # The second residual starts from the depthwise branch, which must be there.
     block.append(nn.Tanh())
     torch.testing.assert_close(block[1:](batch), run(list(block)[1:], batch))
 

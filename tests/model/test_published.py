@@ -14,7 +14,7 @@ from convmixer.model.published import published_rows
 from convmixer.model.variants import CIFAR10, IMAGENET
 from convmixer.training.optimizer import weight_decay_groups
 
-# Of every field of every row, as compared with tables copied from the paper independently.
+# A digest of every field of every row, as compared with independent copies of the tables.
 CHECKSUMS = {
     1: "d972bef8beea35d8",
     2: "391c0a72ed277fa5",

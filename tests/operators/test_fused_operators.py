@@ -1,4 +1,4 @@
-"""What surrounds the fused kernels: arguments, autograd, running statistics, compilation."""
+"""Arguments, autograd, running statistics and compilation of the fused operations."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.helpers.depthwise_cases import DEVICE, FP16, FP32
 from tests.helpers.fused_cases import (
     FP64,
     Arguments,
+    Use,
     all_but_pytorch,
     both_functions,
     dtypes_of,
@@ -93,9 +94,7 @@ def test_a_bad_filter_is_named() -> None:
 
 @both_functions
 @pytorch_too
-def test_one_value_per_channel_has_no_variance(
-    name: str, k: int | None, use: Callable[[str], str]
-) -> None:
+def test_one_value_per_channel_has_no_variance(name: str, k: int | None, use: Use) -> None:
     arguments = random_arguments((1, 3, 1, 1), k, dtypes_of(name)[0])
     with pytest.raises(ValueError, match="more than 1 value per channel when training") as raised:
         fused_cases.call(arguments, use(name))
@@ -114,7 +113,7 @@ def test_one_value_per_channel_has_no_variance(
 @pytest.mark.parametrize("training", [True, False])
 @both_functions
 @every_implementation
-def test_empty_batch(name: str, k: int | None, training: bool, use: Callable[[str], str]) -> None:
+def test_empty_batch(name: str, k: int | None, training: bool, use: Use) -> None:
     arguments = random_arguments((0, 3, 8, 7), k, dtypes_of(name)[0], training=training)
     actual = fused_cases.run(arguments, use(name))
     expected = fused_cases.compose(arguments, FP64)
@@ -125,7 +124,7 @@ def test_empty_batch(name: str, k: int | None, training: bool, use: Callable[[st
 
 @both_functions
 @every_implementation
-def test_parameters_may_lie_anywhere(name: str, k: int | None, use: Callable[[str], str]) -> None:
+def test_parameters_may_lie_anywhere(name: str, k: int | None, use: Use) -> None:
     arguments = random_arguments(SHAPE, k, dtypes_of(name)[0])
     parameters = {
         field: strided.every_other_pixel(tensor)
@@ -147,7 +146,7 @@ def test_parameters_may_lie_anywhere(name: str, k: int | None, use: Callable[[st
 )
 @both_functions
 @every_implementation
-def test_none(name: str, k: int | None, absent: tuple[str, ...], use: Callable[[str], str]) -> None:
+def test_none(name: str, k: int | None, absent: tuple[str, ...], use: Use) -> None:
     arguments = random_arguments(SHAPE, k, dtypes_of(name)[0])
     arguments = replace(arguments, **dict.fromkeys(absent))
     fused_cases.check(arguments, use(name))
@@ -167,7 +166,7 @@ def running_statistics(arguments: Arguments) -> list[Tensor]:
 @both_functions
 @every_implementation
 def test_running_statistics_of_any_dtype(
-    name: str, k: int | None, dtype: torch.dtype, momentum: float, use: Callable[[str], str]
+    name: str, k: int | None, dtype: torch.dtype, momentum: float, use: Use
 ) -> None:
     arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], momentum=momentum)
     mean, var = (buffer.to(dtype) for buffer in running_statistics(arguments))
@@ -191,7 +190,7 @@ def test_running_statistics_of_any_dtype(
 @both_functions
 @every_implementation
 def test_evaluation_writes_no_statistics(
-    name: str, k: int | None, dtype: torch.dtype, use: Callable[[str], str]
+    name: str, k: int | None, dtype: torch.dtype, use: Use
 ) -> None:
     arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], training=False)
     buffers = [buffer.to(dtype) for buffer in running_statistics(arguments)]
@@ -205,7 +204,7 @@ def test_evaluation_writes_no_statistics(
 
 @both_functions
 @every_implementation
-def test_statistics_of_inference_mode(name: str, k: int | None, use: Callable[[str], str]) -> None:
+def test_statistics_of_inference_mode(name: str, k: int | None, use: Use) -> None:
     """Its tensors have no version to increase."""
     impl = use(name)
     usual = random_arguments(SHAPE, k, dtypes_of(name)[0])
@@ -219,8 +218,8 @@ def test_statistics_of_inference_mode(name: str, k: int | None, use: Callable[[s
 
 @pytest.mark.parametrize("training", [True, False])
 @pytorch_too
-def test_parameters_of_half_precision(name: str, training: bool, use: Callable[[str], str]) -> None:
-    """As after model.half()."""
+def test_parameters_of_half_precision(name: str, training: bool, use: Use) -> None:
+    """Parameters in float16, as after model.half(), give what the same values in float32 give."""
     arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
     halved = {
         field: getattr(arguments, field).half()
@@ -290,7 +289,7 @@ def test_only_the_gradients_asked_for(
     needed: set[str],
     training: bool,
     calls: list[str],
-    use: Callable[[str], str],
+    use: Use,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
@@ -312,7 +311,7 @@ def test_only_the_gradients_asked_for_alone(
     needed: set[str],
     training: bool,
     calls: list[str],
-    use: Callable[[str], str],
+    use: Use,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = random_arguments(SHAPE, None, dtypes_of(name)[0], training=training)
@@ -323,12 +322,9 @@ def test_only_the_gradients_asked_for_alone(
 @pytest.mark.parametrize("differentiable", [True, False])
 @without_triton
 def test_evaluation_is_one_kernel(
-    name: str,
-    differentiable: bool,
-    use: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, differentiable: bool, use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without gradients: parameters that require grad do not matter where grad mode is off."""
+    """No gradients are kept where grad mode is off, even if parameters require them."""
     arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=False)
     assert arguments.weight is not None
     arguments.weight.requires_grad_(differentiable)
@@ -341,9 +337,7 @@ def test_evaluation_is_one_kernel(
 
 @both_functions
 @without_triton
-def test_input_and_value_are_all_that_is_kept(
-    name: str, k: int | None, use: Callable[[str], str]
-) -> None:
+def test_input_and_value_are_all_that_is_kept(name: str, k: int | None, use: Use) -> None:
     arguments = random_arguments(SHAPE, k, dtypes_of(name)[0])
     arguments.input.requires_grad_()
     if arguments.weight is not None:
@@ -366,11 +360,7 @@ def test_input_and_value_are_all_that_is_kept(
 @both_functions
 @without_triton
 def test_a_second_derivative_is_refused(
-    name: str,
-    k: int | None,
-    training: bool,
-    leaves: tuple[str, ...],
-    use: Callable[[str], str],
+    name: str, k: int | None, training: bool, leaves: tuple[str, ...], use: Use
 ) -> None:
     arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], training=training)
     for leaf in leaves:
@@ -404,7 +394,7 @@ def test_pytorch_gives_second_derivatives(k: int | None) -> None:
 
 
 @all_but_pytorch
-def test_gradient_of_a_sum_is_expanded(name: str, use: Callable[[str], str]) -> None:
+def test_gradient_of_a_sum_is_expanded(name: str, use: Use) -> None:
     for k in (5, None):
         arguments = random_arguments(SHAPE, k, dtypes_of(name)[0], activation="relu")
         arguments.grad = torch.ones((), dtype=arguments.grad.dtype, device=DEVICE).expand(SHAPE)
@@ -421,7 +411,7 @@ def test_gradient_of_a_sum_is_expanded(name: str, use: Callable[[str], str]) -> 
 @pytest.mark.parametrize("training", [True, False])
 @pytorch_too
 def test_autocast_casts_as_the_modules_do(
-    name: str, training: bool, residual: bool, use: Callable[[str], str]
+    name: str, training: bool, residual: bool, use: Use
 ) -> None:
     arguments = random_arguments(SHAPE, 5, FP32, training=training, residual=residual)
     halved = replace(
@@ -443,7 +433,7 @@ def test_autocast_casts_as_the_modules_do(
 
 
 @pytorch_too
-def test_autocast_leaves_a_tensor_alone(name: str, use: Callable[[str], str]) -> None:
+def test_autocast_leaves_a_tensor_alone(name: str, use: Use) -> None:
     arguments = random_arguments(SHAPE, None, dtypes_of(name)[0])
     expected = fused_cases.run(arguments, use(name))
     with torch.autocast(DEVICE, torch.bfloat16):
@@ -487,7 +477,7 @@ def operator_calls(arguments: Arguments, impl: str) -> Iterator[tuple[str, tuple
 
 
 @without_triton
-def test_operators_pass_opcheck(name: str, use: Callable[[str], str]) -> None:
+def test_operators_pass_opcheck(name: str, use: Use) -> None:
     arguments = random_arguments((2, 2, 3, 4), 3, dtypes_of(name)[0])
     compiled = set()
     for operator, values in operator_calls(arguments, use(name)):
@@ -519,7 +509,7 @@ def with_gradients(values: tuple[Any, ...]) -> tuple[Any, ...]:
 )
 @all_but_pytorch
 def test_fake_results_have_the_strides_of_real_ones(
-    name: str, layout: Callable[[Tensor], Tensor], use: Callable[[str], str]
+    name: str, layout: Callable[[Tensor], Tensor], use: Use
 ) -> None:
     arguments = random_arguments((2, 3, 4, 3), 5, dtypes_of(name)[0])
     arguments = fused_cases.arranged(arguments, layout)
@@ -532,7 +522,7 @@ def test_fake_results_have_the_strides_of_real_ones(
             fake, real = [fake], [real]
         for actual, expected in zip(fake, real, strict=True):
             assert actual.shape == expected.shape and actual.dtype == expected.dtype, operator
-            # Of one element, any stride will do.
+            # One element may have any stride.
             strides = zip(actual.shape, actual.stride(), expected.stride(), strict=True)
             assert all(ours == wanted for size, ours, wanted in strides if size > 1), operator
 
@@ -540,9 +530,7 @@ def test_fake_results_have_the_strides_of_real_ones(
 @pytest.mark.parametrize("training", [True, False])
 @both_functions
 @pytorch_too
-def test_compiles_without_graph_breaks(
-    name: str, k: int | None, training: bool, use: Callable[[str], str]
-) -> None:
+def test_compiles_without_graph_breaks(name: str, k: int | None, training: bool, use: Use) -> None:
     impl = use(name)
 
     def function(arguments: Arguments) -> Tensor:

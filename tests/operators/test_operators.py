@@ -1,4 +1,4 @@
-"""What surrounds the kernels: arguments, choice of implementation, autograd, compilation."""
+"""Arguments, choice of implementation, autograd and compilation of the convolution."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_compiled_choice_depends_on_the_plane_if_a_measurement_does(
     sizes_compiled: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In no case on the number of images."""
+    """The choice depends in no case on the number of images."""
     monkeypatch.setattr(preference, "MEASURED", entries)
     seen: list[str] = []
 
@@ -306,7 +306,9 @@ def test_a_compiled_choice_depends_on_the_plane_if_a_measurement_does(
 
 def test_available_impls_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cuda":
-        monkeypatch.delenv("CONVMIXER_KERNELS_EMULATE")  # or it would be built for this question
+        monkeypatch.delenv(
+            "CONVMIXER_KERNELS_EMULATE"
+        )  # the emulated one would be built for this question
     assert list(convmixer_kernels.available_impls()) == ["cuda", "triton", "torch"]
     assert convmixer_kernels.available_impls("cpu")["torch"] is None
 

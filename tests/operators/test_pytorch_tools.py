@@ -43,7 +43,7 @@ LAYOUTS = {
 }
 OPERATIONS = ("convolution", "training", "frozen", "alone", "alone frozen")
 PARAMETERS = ("weight", "bias", "gamma", "beta")
-# Of Triton, which is interpreted here, a few.
+# Triton, which is interpreted here, takes a few of them.
 IMPLEMENTATIONS = ("cuda", "torch")
 every_layout = pytest.mark.parametrize("layout_name", LAYOUTS)
 every_operation = pytest.mark.parametrize("operation", OPERATIONS)
@@ -121,7 +121,7 @@ def test_outputs_may_be_changed_in_place(impl: str, operation: str, layout_name:
 @every_operation
 @every_implementation
 def test_outputs_without_gradients_are_leaves(impl: str, operation: str, layout_name: str) -> None:
-    """As of a frozen backbone, with parameters that require grad or without."""
+    """A frozen backbone has such outputs, whether its parameters require grad or not."""
     input = LAYOUTS[layout_name](image())
     given = parameters()
     for required in (True, False):

@@ -55,7 +55,7 @@ def test_layer(impl, divided, dimension, bias, processes):
         mesh = dist.init_device_mesh(DEVICE, (2,))
         of_image = [tensor.Shard(dimension)]
         of_parameter = [tensor.Shard(0) if divided == "channels" else tensor.Replicate()]
-        # Without a message each process has to be given its own part.
+        # Each process has to be given its own part, as there are no messages.
         own_image, own_gradient = (
             tensor.DTensor.from_local(t.chunk(2, dimension)[rank], mesh, of_image, run_check=False)
             for t in (image, gradient)

@@ -71,7 +71,7 @@ def killed(folder: Path, after: int, pause: float, by: signal.Signals) -> dict[s
     """A dry run that gets a signal a moment after it has reported so many facts."""
     from benchmarks import phases, visit
 
-    # Without those that take longest: there are many kills.
+    # The phases that take longest are left out: there are many kills.
     names = [name for name in phases.NAMES if name not in ("blocks", "micro", "triton_smoke")]
     read, write = os.pipe()
     arguments = ["--dry-run", "--only", ",".join(names)]
@@ -168,7 +168,7 @@ def troubled(folder: Path) -> dict[str, Any]:
 
 
 def touches_no_gpu() -> str | None:
-    """Calls of CUDA before the visit forks, which no fork would survive."""
+    """Name the calls of CUDA before the visit forks, which no fork would survive."""
     import torch
 
     from benchmarks import visit

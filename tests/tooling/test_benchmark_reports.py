@@ -99,7 +99,7 @@ def synthetic_blocks() -> list[dict[str, Any]]:
 
 
 def synthetic_content() -> dict[str, Any]:
-    """What a run on a GPU would leave, with made-up numbers and a device that says so."""
+    """Make the results of a run on a GPU, with made-up numbers and a device that says so."""
     benchmarks = [*synthetic_kernels(), *synthetic_blocks()]
     for row in networks.rows():
         speed = 8.0 * row.images_per_second
@@ -324,7 +324,7 @@ class TestTables:
     def test_training_has_memory(self, run: records.Run) -> None:
         table = tables.training_table(run, ["convmixer_1536_20"])
         assert "| 500 PyTorch | 900 | **1.80x** | 15.6 GiB | 28.1 GiB |" in table
-        assert "triton" not in table  # with which nothing was trained
+        assert "triton" not in table  # nothing was trained with these
 
     def test_headline(self, run: records.Run) -> None:
         headline = tables.headline(run)
@@ -496,7 +496,7 @@ class TestReport:
             report.refresh_front_page(run, tmp_path / "README.md", page)
 
     def test_the_front_page_has_the_markers(self) -> None:
-        """And claims nothing as long as there are no results of a GPU."""
+        """The front page claims nothing as long as there are no results of a GPU."""
         text = report.FRONT_PAGE.read_text()
         part = text.partition(report.BEGIN)[2].partition(report.END)[0]
         assert part

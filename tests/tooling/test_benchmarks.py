@@ -1,4 +1,4 @@
-"""What benchmarks/ measures and how: arithmetic, lists, peers, blocks, networks, and a run."""
+"""The arithmetic, lists, peers, blocks and networks of benchmarks/, and a run on the CPU."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class TestArithmetic:
         before, after = (kernel_size - 1) // 2, kernel_size // 2
         image = F.pad(torch.ones(1, 1, 5, 9), (before, after, before, after))
         products = F.conv2d(image, torch.ones(1, 1, kernel_size, kernel_size)).sum().item()
-        assert depthwise_work(2, 3, 5, 9, kernel_size, 2).operations == 2 * 2 * 3 * products
+        assert depthwise_work((2, 3, 5, 9), kernel_size, 2).operations == 2 * 2 * 3 * products
 
     def test_counts_two_tensors_and_the_filters(self) -> None:
         reference = Case("forward", 64, 1536, 32, 9)
         assert reference.work.bytes == 2 * (2 * 64 * 1536 * 32 * 32 + 1536 * 81)
-        assert reference.work.intensity == pytest.approx(35.1, abs=0.1)
+        assert reference.work.operations / reference.work.bytes == pytest.approx(35.1, abs=0.1)
 
     @pytest.mark.parametrize(
         ("operation", "passes", "convolutions"),
@@ -57,11 +57,11 @@ class TestArithmetic:
     def test_a_block_is_counted_in_passes(
         self, operation: str, passes: int, convolutions: int
     ) -> None:
-        work = block_work(operation, 4, 8, 16, 12, kernel_size=9, element_bytes=2)
+        work = block_work(operation, (4, 8, 16, 12), kernel_size=9, element_bytes=2)
         assert work.bytes == 2 * (passes * 4 * 8 * 16 * 12 + convolutions * 8 * 81)
-        alone = depthwise_work(4, 8, 16, 12, 9, 2)
+        alone = depthwise_work((4, 8, 16, 12), 9, 2)
         assert work.operations == convolutions * alone.operations
-        assert Case(operation, 4, 8, 16, 9).work == block_work(operation, 4, 8, 16, 16, 9, 2)
+        assert Case(operation, 4, 8, 16, 9).work == block_work(operation, (4, 8, 16, 16), 9, 2)
 
     def test_the_floor_is_the_longer_of_moving_and_computing(self) -> None:
         ceilings = Ceilings(100.0, 1000.0, "float16")
@@ -125,7 +125,7 @@ class TestSelection:
 
 class TestMeasuring:
     def test_the_clock_plays_the_samples(self) -> None:
-        """As pytest-benchmark does: the difference of two looks at the clock around each call."""
+        """The clock is read twice around each call, as pytest-benchmark reads it."""
         clock, seen = measure.RecordedClock(), []
 
         class Benchmark:
@@ -263,7 +263,7 @@ class TestWrongResults:
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# On a GPU PyTorch rounds factors of float32 convolutions to ten bits.
+# PyTorch rounds factors of float32 convolutions to ten bits on a GPU.
 EAGER_DTYPE = "float32" if DEVICE == "cpu" else "float16"
 
 
@@ -283,7 +283,7 @@ every_operation = pytest.mark.parametrize("operation", shapes.BLOCK_OPERATIONS)
 
 
 class TestBlocks:
-    """Without a GPU kernels are emulated or interpreted: checked as on a GPU, but never timed."""
+    """Kernels that are emulated or interpreted are checked as on a GPU, but never timed."""
 
     @every_operation
     @pytest.mark.parametrize("layout", shapes.LAYOUTS)
@@ -401,7 +401,7 @@ class TestNetworks:
             assert model(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
 
     def test_pytorch_runs_its_own_convolutions(self) -> None:
-        """And the kernels the same parameters, whichever is asked for first."""
+        """The kernels have the same parameters, whichever is asked for first."""
         torch.manual_seed(0)
         model = networks.cpu_networks()[0].build().eval()
         images = torch.randn(2, 3, 28, 28)
@@ -462,7 +462,7 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
         f"--benchmark-json={result}",
         f"--facts={facts}",
     ]
-    # What says that this test runs in a worker of its own suite is not for the run that it starts.
+    # The run that this starts must not take itself for a worker of this suite.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     }
@@ -481,7 +481,7 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     assert [each.info["share_of_copy"] for each in by_row.of("block")] == pytest.approx(
         [each.info["share_of_copy"] for each in found.of("block")]
     )
-    # In the order of their importance.
+    # The order is that of importance.
     order = [(each.kind, each.subject.get("plane", 16)) for each in found.records]
     assert list(dict.fromkeys(order)) == [
         ("ceiling", 16),
@@ -494,10 +494,9 @@ def test_the_cpu_list_from_end_to_end(tmp_path: Path) -> None:
     assert {each.operation for each in found.of("block")} == set(shapes.BLOCK_OPERATIONS)
     for each in [*found.of("depthwise"), *found.of("block")]:
         size = each.subject["plane"]
-        sizes = (2, 32, size, size, 9, 4)
-        work = depthwise_work(*sizes)
+        work = depthwise_work((2, 32, size, size), 9, 4)
         if each.kind == "block":
-            work = block_work(str(each.operation), *sizes)
+            work = block_work(str(each.operation), (2, 32, size, size), 9, 4)
             assert each.info["peak_memory_bytes"] is None
         assert found.ceilings is not None
         expected = found.ceilings.share_of_copy(work, each.median)

@@ -323,7 +323,7 @@ def test_without_nvcc_the_command_says_so(
     assert "there is no nvcc; install one" in capsys.readouterr().err
 
 
-# Which of the values is used, only run time tells: they cannot stay in registers.
+# Only run time tells which of the values is used, so they cannot stay in registers.
 SPILLING_KERNEL = """
 #include <cstdint>
 namespace tests {

@@ -489,7 +489,7 @@ def test_the_backend_asks_for_what_the_build_needs(source_tree: Path, build: Bui
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
-    """Puts a record where the package looks for it."""
+    """Put a record where the package looks for it."""
     monkeypatch.setattr(build_information, "_FOLDER", tmp_path)
 
     def write(record: object) -> None:

@@ -1,4 +1,4 @@
-"""From measured times to the preferences of `auto`, on made-up measurements."""
+"""The preferences of `auto` that follow from made-up measurements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Passes = tuple[float, float, float]
 
 
 def rows(plane: int, layout: str = "contiguous", **times: Passes) -> list[Measurement]:
-    """Of one shape; "torch" stands for PyTorch."""
+    """Make the records of one shape; "torch" stands for PyTorch."""
     found = []
     for name, passes in times.items():
         peer = {"torch": "PyTorch"}.get(name, name)
@@ -125,7 +125,7 @@ def test_auto_follows_what_was_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert [first(plane, "planar") for plane in (16, 32, 40)] == ["cuda"] * 3
     assert first(56, "planar") == "triton"
     assert first(7, "channels_last") == "cuda"
-    assert first(7, "planar", torch.bfloat16) == "cuda"  # of which nothing was measured
+    assert first(7, "planar", torch.bfloat16) == "cuda"  # nothing was measured of it
 
 
 def test_the_rows_stand_beside_it_and_lines_are_short(tmp_path: Path) -> None:

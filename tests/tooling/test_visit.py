@@ -25,10 +25,10 @@ KILLS = 20
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the outcomes of tests/tooling/dry_visits.py."""
+    """The folder with the outcomes of dry_visits.py."""
     folder = tmp_path_factory.mktemp("visits")
     command = [sys.executable, "-m", "tests.tooling.dry_visits", str(folder), str(KILLS), "12"]
-    # Of a GPU nothing is wanted here.
+    # No GPU is wanted here.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -271,7 +271,7 @@ class TestCommit:
         assert machine.commit(tmp_path, file) == expected
 
     def test_history_that_git_cannot_read(self, tmp_path: Path) -> None:
-        """As of a worktree whose repository is elsewhere."""
+        """A worktree has its repository elsewhere, where it may be missing."""
         (tmp_path / ".git").write_text("gitdir: /nowhere\n")
         (tmp_path / "commit").write_text("0123\n")
         assert machine.commit(tmp_path, tmp_path / "commit")["id"] == "0123"
@@ -365,11 +365,11 @@ class TestTools:
 
     def test_the_suite_runs_marked_files(self) -> None:
         names = {Path(path).name for path in suite.gpu_tests()}
-        assert "test_cuda_safety.py" in names and "test_make_gpu.py" not in names
+        assert "test_cuda_safety.py" in names and "test_packaging.py" not in names
 
 
 def test_a_report_needs_no_installed_packages(tmp_path: Path) -> None:
-    """As where the build has failed."""
+    """The report runs where the packages are not installed, as after a failed build."""
     program = tmp_path / "program.py"
     program.write_text(
         "import runpy, sys\n"

@@ -1,4 +1,4 @@
-"""From settings to a model and its precision."""
+"""Models and their precision, built from settings."""
 
 from __future__ import annotations
 

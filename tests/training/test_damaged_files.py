@@ -133,11 +133,11 @@ def test_damaged_images(suffix, mode, tmp_path):
         else:
             assert image.mode == wanted and min(image.size) > 0
             np.asarray(image)
-    assert refused >= 8  # what has become something else, at least, and what was cut
+    assert refused >= 8  # at least those of another content, and those that were cut
 
 
 class _Legacy:
-    """Writes as torch.save did before PyTorch 1.6."""
+    """Write a file as torch.save did before PyTorch 1.6."""
 
     @staticmethod
     def save(state, path):

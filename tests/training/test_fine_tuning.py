@@ -88,7 +88,7 @@ def test_grey_weights_for_colour_images_see_the_mean_channel(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        # What was not asked to differ must agree.
+        # All that was not asked to differ must agree.
         ({"in_chans": 1, "n_classes": 10, "patch_size": 3}, "stem.0.weight is (8, 1, 2, 2) in"),
         ({"n_classes": 3, "depth": 3}, "not in the file: blocks.2.0.fn.0.weight"),
         ({"in_chans": 1, "dim": 9}, "stem.0.weight is (8, 1, 2, 2) in the file and (9, 1, 2, 2)"),
@@ -147,7 +147,7 @@ def test_wrapped_models(wrap, tmp_path):
     loaded = [tensor for name, tensor in wrapped.state_dict().items() if name != "n_averaged"]
     for tensor, expected in zip(loaded, stored.values(), strict=True):
         assert torch.equal(tensor, expected)
-    # And back: what a wrapped model saves, a plain one loads.
+    # A plain model loads what a wrapped one saves, too.
     store(wrapped, tmp_path / "wrapped.pt")
     plain = build(3)
     load_checkpoint(plain, tmp_path / "wrapped.pt")

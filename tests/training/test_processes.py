@@ -39,7 +39,7 @@ BATCH_NORM = "batch norm"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two processes left, after they all came to their end."""
+    """Run two processes to their end and return their folder."""
     path = tmp_path_factory.mktemp("two")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -60,7 +60,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(folder) -> list[dict[str, Any]]:
-    """What each of the processes saw."""
+    """Load what each of the processes saw."""
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

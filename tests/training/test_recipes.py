@@ -61,7 +61,7 @@ def test_a_recipe_has_the_model_and_the_preprocessing_of_its_variant(variant, re
 
 
 def test_the_published_commands_of_the_quick_script_are_accepted():
-    """Those in the comments of the recipe."""
+    """The commands are those in the comments of the recipe."""
     recipe = "cifar10-quick"
     comments = [
         line.removeprefix("# ")

@@ -777,7 +777,7 @@ def test_few_values_per_channel_are_trained_on(changes, tmp_path):
     ],
 )
 def test_weights_that_went_bad_are_neither_scored_nor_saved(tmp_path, monkeypatch, spoilt, message):
-    """In the last step of a run, after which no loss of training tells of it."""
+    """The weights overflow in the last step, after which no loss of training tells of it."""
     original, calls = Stepper.average_statistics, []
 
     def spoil(self):
@@ -962,7 +962,7 @@ def test_a_terminated_process_saves_and_says_how_to_continue(tmp_path, capsys):
     while not (out / "last.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)  # the processes that load images too, as torchrun does
+    os.killpg(process.pid, signal.SIGTERM)  # torchrun, too, signals the processes that load images
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     assert f"Continue with: convmixer train --resume --out {out}" in error

@@ -42,7 +42,7 @@ def test_every_recipe_is_listed():
 
 
 def test_examples_in_python_run(monkeypatch, tmp_path):
-    """With a small model, and its weights, in the place of the published ones."""
+    """The examples run with a small model and its weights in the place of the published ones."""
     weights = tmp_path / "weights.pt"
     save_checkpoint(ConvMixer(8, 32, 3, 2).state_dict(), weights)
     create_model = convmixer.create_model

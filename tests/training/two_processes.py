@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs under torchrun: each process leaves what it saw in `RANK.pt`."""
+"""The program of `test_processes.py` under torchrun: each process writes a file `RANK.pt`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,7 +65,7 @@ def _batch_norm(config: Config, out: Path) -> dict[str, Any]:
 
 
 def _stopped(config: Config, out: Path, rank: int) -> str:
-    """Why both processes stop where the second alone has a signal in its second step."""
+    """Let the second process alone get a signal in its second step; return why this one stops."""
     original, steps = Stepper.step, []
 
     def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
@@ -73,16 +74,11 @@ def _stopped(config: Config, out: Path, rank: int) -> str:
             signal.raise_signal(signal.SIGTERM)
         return original(self, *arguments, **keywords)
 
-    with mock.patch.object(Stepper, "step", step):
-        try:
-            train(config, out, silent=True)
-        except TrainingInterruptedError as interruption:
-            return str(interruption)
-    return "not stopped"
+    return _reason_to_end(config, out, step)
 
 
 def _diverged(config: Config, out: Path, rank: int) -> str:
-    """Why both processes fail where the loss of the second alone is not finite."""
+    """Make the loss of the second process alone infinite; return why this one fails."""
     original = Stepper.step
 
     def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
@@ -91,12 +87,17 @@ def _diverged(config: Config, out: Path, rank: int) -> str:
             self.sums[1] = float("inf")
         return waited
 
+    return _reason_to_end(config, out, step)
+
+
+def _reason_to_end(config: Config, out: Path, step: Callable[..., float]) -> str:
+    """Train with `step` in place of `Stepper.step` and return why that ends early."""
     with mock.patch.object(Stepper, "step", step):
         try:
             train(config, out, silent=True)
-        except TrainingDivergedError as error:
-            return str(error)
-    return "not diverged"
+        except (TrainingInterruptedError, TrainingDivergedError) as reason:
+            return str(reason)
+    return "not ended"
 
 
 def _mistaken(folder: Path, images: Path) -> tuple[int | str, str]:
