@@ -224,11 +224,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     try:
-        rows = measure_cuda(list(CUDA_ARCHITECTURES))
+        rows = measure_cuda(list(ARCHITECTURES))
     except toolchain.Missing as error:
         print(f"make budget: {error}", file=sys.stderr)
         return 2
-    rows += measure_triton(list(TRITON_ARCHITECTURES))
+    rows += measure_triton(list(ARCHITECTURES))
     families = {each.family for each in rows}
     committed = [each for each in read_table(TABLE) if each.family in families]
     rows = with_reasons(rows, committed)

@@ -153,7 +153,10 @@ def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None:
     """`tensor` in the dtype in which operations on `input` take sums."""
     if tensor is None:
         return None
-    return tensor.to(torch.float64 if input.dtype == torch.float64 else torch.float32).contiguous()
+    dtype = torch.float64 if input.dtype is torch.float64 else torch.float32
+    if tensor.dtype is dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.to(dtype).contiguous()
 
 
 def convolution_operands(

@@ -65,7 +65,6 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
             for a derivative or a transform that only PyTorch computes.
         ValueError: `impl` is no implementation, or it cannot take this dtype or kernel size.
     """
-    check_name(impl)
     # Under torch.compile, index() makes a size that may be dynamic a constant.
     kernel_size = None if weight is None else operator.index(weight.shape[-1])
     what = (input.device, input.dtype, kernel_size)
@@ -102,6 +101,54 @@ def _plane(input: Tensor) -> Plane:
     )
 
 
+def convolution_at_once(
+    input: Tensor, weight: Tensor, bias: Tensor | None, impl: str
+) -> str | None:
+    """Return what `resolve` does for a convolution, or None where there is more to be said.
+
+    The arguments are checked, but what is wrong with them is not said; nor is a choice made that
+    depends on the plane of the image. `direct.takes_tensors` has to hold.
+    """
+    shape, filters = input.shape, weight.shape
+    if len(shape) != 4 or len(filters) != 4 or 0 in shape:
+        return None
+    channels, size = shape[1], filters[3]
+    dtype, device = input.dtype, input.device
+    if filters != (channels, 1, size, size) or weight.dtype is not dtype or weight.device != device:
+        return None
+    if bias is not None and not fits_channels(bias, channels, device):
+        return None
+    return _at_once(impl, device, dtype, size)
+
+
+def image_at_once(
+    input: Tensor, bias: Tensor | None, residual: Tensor | None, impl: str
+) -> str | None:
+    """Return what `resolve` does without filters; None as in `convolution_at_once`."""
+    shape, dtype, device = input.shape, input.dtype, input.device
+    if len(shape) != 4 or 0 in shape:
+        return None
+    if bias is not None and not fits_channels(bias, shape[1], device):
+        return None
+    if residual is not None and (
+        residual.shape != shape or residual.dtype is not dtype or residual.device != device
+    ):
+        return None
+    return _at_once(impl, device, dtype, None)
+
+
+def fits_channels(tensor: Tensor, channels: int, device: torch.device) -> bool:
+    """Tell whether a tensor passes `arguments.check_per_channel`."""
+    return tensor.shape == (channels,) and tensor.is_floating_point() and tensor.device == device
+
+
+def _at_once(
+    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
+) -> str | None:
+    name, error = _resolve_once(impl, device, dtype, kernel_size, None)
+    return name if error is None and name != "torch" else None
+
+
 # The answer does not change while a process runs, so a compiler need not look inside.
 @torch.compiler.assume_constant_result
 def _resolve(
@@ -115,7 +162,7 @@ def _resolve(
     return _resolve_once(impl, device, dtype, kernel_size, Plane(*plane) if plane else None)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _resolve_once(
     impl: str,
     device: torch.device,
@@ -127,6 +174,7 @@ def _resolve_once(
 
     None and None: the answer depends on the plane, which is not given.
     """
+    check_name(impl)
     if impl == "auto":
         preferred = _preference(device, Problem(kernel_size, dtype, plane))
         if preferred is None:

@@ -42,8 +42,13 @@ def extension() -> ModuleType:
         FileNotFoundError: this is not a checkout, or a compiler or build tool is missing; says so.
         RuntimeError: the sources do not compile.
     """
-    _load("_cuda_runtime").set_files(files())
+    _runtime().set_files(files())
     return _load("_cuda")
+
+
+@functools.cache
+def _runtime() -> ModuleType:
+    return _load("_cuda_runtime")
 
 
 @functools.cache
@@ -88,6 +93,20 @@ def launching(**changes: object) -> Iterator[ModuleType]:
             _permitted.clear()
             if found := machine.take_findings():
                 raise RuntimeError("\n".join(["the kernels have done wrong:", *map(str, found)]))
+
+
+@contextlib.contextmanager
+def kernels_skipped() -> Iterator[None]:
+    """Let launches do on the host what they do for a GPU, and run no kernel."""
+    global launching
+    extension()
+    checked, launching = launching, contextlib.nullcontext
+    _runtime().skip_kernels(True)
+    try:
+        yield
+    finally:
+        _runtime().skip_kernels(False)
+        launching = checked
 
 
 def permit(tensor: Tensor, writable: bool) -> None:

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from convmixer_kernels import arguments, dispatch, ops, sharding
+from convmixer_kernels import (
+    arguments,
+    derivatives,
+    direct,
+    dispatch,
+    inference_tables,
+    ops,
+    sharding,
+)
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import reference
+from convmixer_kernels.inference_tables import Sources, Tables
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,6 +60,12 @@ def depthwise_conv2d(
     tensors = (input, weight, bias)
     if has_torch_function(tensors):
         return handle_torch_function(depthwise_conv2d, tensors, *tensors, impl=impl)
+    if direct.takes_tensors((input, weight), (bias,)):
+        known = dispatch.convolution_at_once(input, weight, bias, impl)
+        if known is not None and derivatives.wanted(tensors):
+            return ops.depthwise_conv2d.gradient.apply(input, weight, bias, known, impl == "auto")
+        if known is not None:
+            return dispatch.backend(known).forward(input, weight, bias)
     input, weight = arguments.convolution_operands(input, weight, bias)
     name = dispatch.resolve(input, weight, impl)
     if name == "torch":
@@ -133,6 +148,15 @@ def depthwise_conv2d_gelu_batch_norm(
             impl=impl,
             process_group=process_group,
         )
+    if not training and _infers_directly((input, weight), tensors[2:]):
+        known = dispatch.convolution_at_once(input, weight, bias, impl)
+        tables = _inference_tables(
+            *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
+        )
+        if known is not None and tables is not None:
+            return dispatch.backend(known).forward_normalised(
+                input, weight, tables.bias, tables.normalisation, activation, residual
+            )
     arguments.check_convolution(input, weight, bias)
     arguments.check_batch_norm(
         input, gamma, beta, running_mean, running_var, momentum, eps, activation
@@ -221,6 +245,15 @@ def gelu_batch_norm(
             impl=impl,
             process_group=process_group,
         )
+    if not training and _infers_directly((input,), (*tensors[1:], bias, residual)):
+        known = dispatch.image_at_once(input, bias, residual, impl)
+        tables = _inference_tables(
+            *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
+        )
+        if known is not None and tables is not None:
+            return dispatch.backend(known).normalise(
+                input, tables.bias, tables.normalisation, residual, activation
+            )
     arguments.check_image(input)
     arguments.check_per_channel("bias", bias, input)
     arguments.check_residual(input, residual)
@@ -248,6 +281,46 @@ def gelu_batch_norm(
             output, _ = ops.activated_batch_norm_frozen(*operands, *statistics, *settings)
     _store_running_statistics(running_mean, running_var, norm)
     return output
+
+
+def _infers_directly(required: tuple[Tensor, ...], optional: tuple[Tensor | None, ...]) -> bool:
+    return direct.takes_tensors(required, optional) and not derivatives.wanted(
+        (*required, *optional)
+    )
+
+
+def _inference_tables(
+    input: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: str,
+    name: str | None,
+) -> Tables | None:
+    """Return what the kernels of `name` read, or None where an argument does not fit."""
+    if name is None or running_mean is None or running_var is None:
+        return None
+    if eps <= 0 or momentum is None or activation not in arguments.ACTIVATIONS:
+        return None
+    sources = Sources(running_mean, running_var, gamma, beta, bias)
+    device = input.get_device()
+    tables = inference_tables.kept(sources, name, eps, device)
+    if tables is None:
+        for each in sources:
+            if each is not None and not dispatch.fits_channels(each, input.shape[1], input.device):
+                return None
+
+        def compute() -> Tables:
+            *statistics, bias = (arguments.precise(each, input) for each in sources)
+            normalisation = dispatch.backend(name).running_normalisation(*statistics, eps)
+            return Tables(normalisation, bias)
+
+        tables = inference_tables.keep(sources, name, eps, device, compute)
+    return tables if tables.normalisation.shape[1] == input.shape[1] else None
 
 
 def _batch_norm(
@@ -285,7 +358,7 @@ def _name(process_group: ProcessGroup | None) -> str | None:
 def _store_running_statistics(
     running_mean: Tensor | None, running_var: Tensor | None, norm: BatchNorm
 ) -> None:
-    """Statistics that were updated in copies of another precision."""
+    """Store statistics that were updated in copies of another precision."""
     if not norm.of_batch:
         return
     for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):

@@ -10,25 +10,30 @@ from torch import Tensor
 
 
 def is_planar(tensor: Tensor) -> bool:
-    """Whether every H x W plane is contiguous; image and channel strides are free.
+    """Tell whether every H x W plane is contiguous; image and channel strides are free.
 
     True for contiguous tensors, for CNHW (a logical NCHW tensor whose channels are outermost), for
     slices of images or channels of either, and for images expanded with stride 0.
     """
-    height, width = tensor.shape[2:]
-    return (width == 1 or tensor.stride(3) == 1) and (height == 1 or tensor.stride(2) == width)
+    _, _, height, width = tensor.shape
+    _, _, row, pixel = tensor.stride()
+    return (width == 1 or pixel == 1) and (height == 1 or row == width)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the channels of a pixel are adjacent (and the tensor is not planar as well)."""
-    return tensor.stride(1) == 1 and not is_planar(tensor)
+    """Tell whether the channels of a pixel are adjacent (and the tensor is not planar as well)."""
+    _, _, height, width = tensor.shape
+    _, channel, row, pixel = tensor.stride()
+    if channel != 1:
+        return False
+    return not ((width == 1 or pixel == 1) and (height == 1 or row == width))
 
 
 def is_channels_outermost(tensor: Tensor) -> bool:
     """Tell whether images lie within channels: CNHW, dense or not."""
     images, channels, _, _ = tensor.shape
-    outermost = images > 1 and channels > 1 and 0 < tensor.stride(0) < tensor.stride(1)
-    return outermost and is_planar(tensor)
+    image, channel, _, _ = tensor.stride()
+    return images > 1 and channels > 1 and 0 < image < channel and is_planar(tensor)
 
 
 def planar(tensor: Tensor) -> Tensor:
@@ -57,11 +62,13 @@ def empty_like_input(tensor: Tensor) -> Tensor:
     use it, so that strides seen while tracing are those seen when running. The result is no view of
     another tensor: PyTorch refuses to change views that were made without gradients in place.
     """
-    if is_channels_outermost(tensor):
-        images, _, height, width = tensor.shape
-        plane = height * width
-        return tensor.new_empty_strided(tensor.shape, (plane, images * plane, width, 1))
-    if is_channels_last(tensor):
+    images, channels, height, width = tensor.shape
+    image, channel, row, pixel = tensor.stride()
+    if (width == 1 or pixel == 1) and (height == 1 or row == width):
+        if images > 1 and channels > 1 and 0 < image < channel:
+            plane = height * width
+            return tensor.new_empty_strided(tensor.shape, (plane, images * plane, width, 1))
+    elif channel == 1:
         return torch.empty_like(tensor, memory_format=torch.channels_last)
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
@@ -86,7 +93,7 @@ class GradientLayout(NamedTuple):
             grad: contiguous, of the shape of the parameter.
         """
         if grad.stride() == self.strides or not _is_dense(grad.shape, self.strides):
-            return grad.to(self.dtype)
+            return grad if grad.dtype is self.dtype else grad.to(self.dtype)
         copy = grad.new_empty_strided(grad.shape, self.strides, dtype=self.dtype)
         return copy.copy_(grad)
 

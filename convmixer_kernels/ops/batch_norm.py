@@ -26,6 +26,7 @@ from convmixer_kernels.ops.declaration import (
     empty_sums,
     nothing,
     operator,
+    run,
 )
 
 if TYPE_CHECKING:
@@ -175,7 +176,8 @@ def _convolved_gradients(
     call: _Call = ctx.call
     needed = ctx.needs_input_grad[:5]
     grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = (
-        depthwise_conv2d_batch_norm_backward(
+        run(
+            depthwise_conv2d_batch_norm_backward,
             grad,
             input,
             weight,
@@ -451,7 +453,8 @@ def _alone_gradients(
     needed = (needs_value, needs_bias, needs_gamma, needs_beta)
     grad_value = grad_bias = grad_gamma = grad_beta = None
     if any(needed):
-        grad_value, grad_bias, grad_gamma, grad_beta = activated_batch_norm_backward(
+        grad_value, grad_bias, grad_gamma, grad_beta = run(
+            activated_batch_norm_backward,
             grad,
             value,
             bias,

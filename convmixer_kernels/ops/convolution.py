@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convmixer_kernels import derivatives, dispatch, layout
+from convmixer_kernels import derivatives, direct, dispatch, layout
 from convmixer_kernels.backends import reference
 from convmixer_kernels.ops.declaration import (
     differentiable_operator,
@@ -66,17 +66,21 @@ def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
     grad_output = layout.arranged(grad_output, ctx.channels_last)
+    if direct.takes(grad_output, input, weight):
+        input_gradient, weight_gradient = _input_gradient, _weight_gradient
+    else:
+        input_gradient = depthwise_conv2d_input_gradient
+        weight_gradient = depthwise_conv2d_weight_gradient
     grad_input = grad_weight = grad_bias = None
+    with_bias = ctx.bias_layout is not None
     if weight is not None:
-        grad_input = depthwise_conv2d_input_gradient(grad_output, weight, ctx.impl)
+        grad_input = input_gradient(grad_output, weight, ctx.impl)
     if input is not None:
-        sums, bias_sums = depthwise_conv2d_weight_gradient(
-            input, grad_output, ctx.kernel_size, ctx.bias_layout is not None, ctx.impl
-        )
+        sums, bias_sums = weight_gradient(input, grad_output, ctx.kernel_size, with_bias, ctx.impl)
         grad_weight = ctx.weight_layout.arrange(sums)
-        if ctx.bias_layout is not None:
+        if with_bias:
             grad_bias = ctx.bias_layout.arrange(bias_sums)
-    elif ctx.bias_layout is not None:
+    elif with_bias:
         grad_bias = ctx.bias_layout.arrange(grad_output.sum((0, 2, 3), dtype=torch.float32))
     return grad_input, grad_weight, grad_bias
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convmixer_kernels import derivatives
+from convmixer_kernels import derivatives, direct
 
 _library = torch.library.Library("convmixer_kernels", "DEF")
 # The layout of an output follows that of the input, so a compiler must not change it in between;
 # and every operator has a fake kernel, so that it may trace them.
 _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
+_kernels: dict[Any, Callable[..., Any]] = {}
 
 
 class Operator:
@@ -31,19 +32,28 @@ class Operator:
         return self.differentiable(*arguments)
 
     def differentiable(self, *arguments: Any) -> Any:
-        """The results with gradients; a graph that was saved calls the operator here."""
+        """Return the results with gradients; a graph that was saved calls the operator here."""
         if derivatives.wanted(arguments):
             return self.gradient.apply(*arguments)
         return self.run(*arguments)
 
     def run(self, *arguments: Any) -> Any:
-        """The results alone: no gradient is recorded."""
+        """Return the results alone: no gradient is recorded."""
+        if direct.takes(*arguments):
+            return _kernels[self.overload](*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*arguments)
 
 
+def run(overload: Any, *arguments: Any) -> Any:
+    """Run an operator that has no gradient, directly where that is the same."""
+    if direct.takes(*arguments):
+        return _kernels[overload](*arguments)
+    return overload(*arguments)
+
+
 def operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Declares an operator of this package that has no gradient, and returns it.
+    """Declare an operator of this package that has no gradient, and return it.
 
     Args:
         schema: as `torch.library.Library.define` takes it.
@@ -55,7 +65,9 @@ def operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) 
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"convmixer_kernels::{name}", fake, lib=_library)
     # Looking it up costs over a microsecond a call.
-    return getattr(torch.ops.convmixer_kernels, name).default
+    overload = getattr(torch.ops.convmixer_kernels, name).default
+    _kernels[overload] = kernel
+    return overload
 
 
 def differentiable_operator(
@@ -64,7 +76,7 @@ def differentiable_operator(
     fake: Callable[..., Any],
     gradient: type[torch.autograd.Function],
 ) -> Operator:
-    """Declares an operator with its gradient.
+    """Declare an operator with its gradient.
 
     Args:
         schema, kernel, fake: as in `operator`; no gradient is recorded in `kernel`.
@@ -76,11 +88,11 @@ def differentiable_operator(
 
 
 def nothing(like: Tensor) -> Tensor:
-    """The result that an operator was not asked for: a tensor without elements."""
+    """Return the result that an operator was not asked for: a tensor without elements."""
     return like.new_empty(0)
 
 
 def empty_sums(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialised tensor of the dtype in which operations on `like` take sums."""
+    """Return an uninitialised tensor of the dtype in which operations on `like` take sums."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return like.new_empty(shape, dtype=dtype)

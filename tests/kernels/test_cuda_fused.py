@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_kernels.backends import cuda
-from convmixer_kernels.backends.cuda import batch_norm as cuda_fused
+from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.reference import batch_norm as steps
 from tests.helpers import emulated, strided
 
@@ -222,7 +222,6 @@ def test_a_large_mean_leaves_a_tiny_variance() -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
     case = Case((2, 8, 9, 9, 5), FP16, "identity", layout=LAYOUTS[layout])
-    output = torch.empty_like(case.input)
     for bias, table, activation, residual in [
         (case.bias, None, "identity", False),
         (None, case.normalisation, "identity", False),
@@ -230,9 +229,11 @@ def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
         (None, None, "identity", True),
     ]:
         with pytest.raises(ValueError, match="a tensor is added to a convolution alone: no bias"):
-            cuda_fused._fused_forward(
-                *(case.input, case.weight, bias, output, True, table),
-                *(activation, residual, case.grad),
+            convolution.convolve(
+                *(case.input, case.weight, bias, table, activation),
+                residual=residual,
+                flipped=True,
+                addend=case.grad,
             )
 
 

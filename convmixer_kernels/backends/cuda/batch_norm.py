@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convmixer_kernels import layout
 from convmixer_kernels.backends.cuda import convolution
+from convmixer_kernels.backends.cuda.convolution import ACTIVATIONS
 from convmixer_kernels.backends.cuda.device import (
     Located,
     address,
@@ -23,8 +24,7 @@ from convmixer_kernels.backends.cuda.device import (
     place_on,
 )
 
-_ACTIVATIONS = {"gelu": 0, "relu": 1, "identity": 2}
-# Passes over values, as csrc/host/launch_fused.h counts them, and the sums that each makes of a channel.
+# Passes over values, as csrc/arguments.h counts them, and the sums that each makes of a channel.
 _MOMENTS, _NORMALISE, _SUM_GRADIENTS, _VALUE_GRADIENT = range(4)
 _ROWS = {_MOMENTS: 3, _NORMALISE: 0, _SUM_GRADIENTS: 2, _VALUE_GRADIENT: 1}
 _NONE: Located = (0, (0, 0))
@@ -38,9 +38,7 @@ def forward_normalised(
     activation: str,
     residual: bool,
 ) -> Tensor:
-    output = layout.empty_like_input(input)
-    _fused_forward(input, weight, bias, output, False, normalisation, activation, residual, None)
-    return output
+    return convolution.convolve(input, weight, bias, normalisation, activation, residual=residual)
 
 
 def forward_moments(
@@ -52,7 +50,7 @@ def forward_moments(
     value = layout.empty_like_input(input)
     weight = weight.contiguous()
     if bias is not None:
-        bias = bias.to(torch.float32).contiguous()
+        bias = convolution.precise(bias)
     where, sizes, kernels = place(input), tuple(input.shape), module(input.device)
     shares = kernels.whole_plane_shares(where, sizes, weight.shape[-1], False)
     tables = input.new_empty((shares + 1, 3, input.shape[1]), dtype=torch.float32)
@@ -65,7 +63,7 @@ def forward_moments(
             address(weight),
             address(bias),
             located(value, *convolution.PLANE_STRIDES, written=True),
-            _ACTIVATIONS[activation],
+            ACTIVATIONS[activation],
             address(tables[1:], written=True),
             address(tables[0], written=True),
         )
@@ -73,7 +71,10 @@ def forward_moments(
 
 
 def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    return _stream(_MOMENTS, value, None, None, activation, bias)
+    """Return count, mean and squared deviations of an activation: float32 (3, C)."""
+    sums = _elementwise_pass(_MOMENTS, value, None, None, activation, bias)
+    assert sums is not None
+    return sums
 
 
 def batch_normalisation(
@@ -108,14 +109,16 @@ def normalise(
     activation: str,
 ) -> Tensor:
     output = layout.empty_like_input(value)
-    _stream(_NORMALISE, value, residual, output, activation, bias, normalisation)
+    _elementwise_pass(_NORMALISE, value, residual, output, activation, bias, normalisation)
     return output
 
 
 def gradient_sums(
     value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
 ) -> Tensor:
-    return _stream(_SUM_GRADIENTS, value, grad, None, activation, bias, normalisation)
+    sums = _elementwise_pass(_SUM_GRADIENTS, value, grad, None, activation, bias, normalisation)
+    assert sums is not None
+    return sums
 
 
 def value_gradient(
@@ -129,10 +132,10 @@ def value_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     output = layout.empty_like_input(value)
     tables = (normalisation, sums.contiguous())
-    summed = _stream(
+    summed = _elementwise_pass(
         _VALUE_GRADIENT, value, grad, output, activation, bias, *tables, with_sums=with_bias
     )
-    return output, summed if with_bias else None
+    return output, summed
 
 
 def fused_backward(
@@ -162,51 +165,11 @@ def fused_backward(
     )
     grad_input = grad_weight = None
     if weight is not None:
-        grad_input = layout.empty_like_input(grad_value)
-        added = None
-        if residual:
-            matches = grad.stride() == grad_input.stride()
-            added = grad if matches else torch.empty_like(grad_input).copy_(grad)
-        _fused_forward(grad_value, weight, None, grad_input, True, None, "identity", False, added)
+        addend = grad if residual else None
+        grad_input = convolution.convolve(grad_value, weight, None, flipped=True, addend=addend)
     if input is not None:
         grad_weight, _ = convolution.weight_gradient(input, grad_value, kernel_size, False)
     return grad_input, grad_weight, grad_bias
-
-
-def _fused_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    output: Tensor,
-    flipped: bool,
-    normalisation: Tensor | None,
-    activation: str,
-    residual: bool,
-    added: Tensor | None,
-) -> None:
-    channels_last = layout.is_channels_last(input)
-    source = input if channels_last else layout.planar(input)
-    weight = weight.contiguous()
-    if bias is not None:
-        bias = bias.to(torch.float32).contiguous()
-    where, kernels = place(source), module(source.device)
-    run = kernels.fused_forward_channels_last if channels_last else kernels.fused_forward
-    strides = convolution.PIXEL_STRIDES if channels_last else convolution.PLANE_STRIDES
-    with current(where):
-        run(
-            where,
-            tuple(source.shape),
-            weight.shape[-1],
-            flipped,
-            located(source, *strides),
-            address(weight),
-            address(bias),
-            located(output, *strides, written=True),
-            address(normalisation),
-            _ACTIVATIONS[activation],
-            residual,
-            address(added),
-        )
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -257,7 +220,7 @@ def _whole_backward(
             address(weight),
             address(normalisation),
             address(sums),
-            _ACTIVATIONS[activation],
+            ACTIVATIONS[activation],
             residual,
             located(grad_input, *convolution.PLANE_STRIDES, written=True),
             located(grad_value, *convolution.PLANE_STRIDES, written=True),
@@ -271,7 +234,7 @@ def _whole_backward(
     return grad_input, grad_weight, grad_bias
 
 
-def _stream(
+def _elementwise_pass(
     which: int,
     value: Tensor,
     other: Tensor | None,
@@ -281,31 +244,43 @@ def _stream(
     normalisation: Tensor | None = None,
     sums: Tensor | None = None,
     with_sums: bool = True,
-) -> Tensor:
-    """Runs a pass over `value` and gives what it sums: (rows, C), or (C,) of a single row."""
+) -> Tensor | None:
+    """Run a pass over `value` and return its sums: (rows, C), or (C,) of a single row.
+
+    Args:
+        which: one of the passes above.
+        other: a residual or a gradient of the output, of the shape of `value`.
+        output: written by passes that write a tensor; laid out like `value`.
+        sums: those of the gradient, read by the last pass.
+        with_sums: whether sums are wanted of a pass that makes some.
+    """
     channels_last = layout.is_channels_last(output if output is not None else value)
-    arranged = _even_pixels if channels_last else layout.planar
-    value, other = arranged(value), None if other is None else arranged(other)
-    where, sizes, kernels = place(value), tuple(value.shape), module(value.device)
+    if channels_last:
+        value, other = _even_pixels(value), None if other is None else _even_pixels(other)
+    else:
+        value, other = layout.planar(value), None if other is None else layout.planar(other)
+    where, sizes, kernels = place(value), value.shape, module(value.device)
     rows = _ROWS[which] if with_sums else 0
+    merged = parts = None
     with current(where):
-        tensors = [
+        tensors = (
             _steps(value, channels_last),
             _steps(other, channels_last),
             _steps(output, channels_last, written=True),
-        ]
-        shares = kernels.stream_shares(where, sizes, channels_last, *tensors) if rows else 0
-        # Apart from each other: what is returned may live on as the gradient of a bias.
-        channels = value.shape[1]
-        merged = value.new_empty(channels if rows == 1 else (rows, channels), dtype=torch.float32)
-        parts = merged.new_empty((shares, *merged.shape))
+        )
+        if rows:
+            splits = kernels.stream_shares(where, sizes, channels_last, *tensors)
+            shape = sizes[1:2] if rows == 1 else (rows, sizes[1])
+            # Apart from each other: what is returned may live on as the gradient of a bias.
+            merged = value.new_empty(shape, dtype=torch.float32)
+            parts = merged.new_empty((splits, *shape))
         kernels.stream(
             which,
             where,
             sizes,
             channels_last,
             *tensors,
-            _ACTIVATIONS[activation],
+            ACTIVATIONS[activation],
             address(bias),
             address(normalisation),
             address(sums),

@@ -17,14 +17,78 @@ from convmixer_kernels.backends.cuda.device import (
 # The dimensions whose strides the kernels take; the others are adjacent.
 PLANE_STRIDES: tuple[int, ...] = (0, 1)
 PIXEL_STRIDES: tuple[int, ...] = (0, 2, 3)
+# As csrc/arguments.h counts them.
+ACTIVATIONS = {"gelu": 0, "relu": 1, "identity": 2}
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _convolve(input, weight, bias, flipped=False)
+    """Convolve (N, C, H, W) with (C, 1, k, k) and add (C,); laid out like `input`."""
+    return convolve(input, weight, bias)
 
 
 def input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
-    return _convolve(grad_output, weight, None, flipped=True)
+    """Return the gradient of the input of `forward`, laid out like `grad_output`."""
+    return convolve(grad_output, weight, None, flipped=True)
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor | None = None,
+    activation: str = "identity",
+    *,
+    residual: bool = False,
+    flipped: bool = False,
+    addend: Tensor | None = None,
+) -> Tensor:
+    """Run the forward kernels: a convolution, and in the same pass what follows it.
+
+    Args:
+        normalisation: with it the result is activated and normalised.
+        residual: whether `input` is added to that.
+        flipped: correlate with the filters turned by half a turn, as the input gradient does.
+        addend: added to the convolution where it is not normalised; any strides.
+    """
+    output = layout.empty_like_input(input)
+    if input.numel() == 0:
+        return output
+    kernels = module(input.device)
+    if layout.is_channels_last(input):
+        strides = PIXEL_STRIDES
+        forward, fused_forward = kernels.forward_channels_last, kernels.fused_forward_channels_last
+    else:
+        input = layout.planar(input)
+        strides = PLANE_STRIDES
+        forward, fused_forward = kernels.forward, kernels.fused_forward
+    weight = weight.contiguous()
+    if bias is not None:
+        bias = precise(bias)
+    if addend is not None and addend.stride() != output.stride():
+        addend = torch.empty_like(output).copy_(addend)
+    where = place(input)
+    with current(where):
+        arguments = (
+            where,
+            input.shape,
+            weight.shape[-1],
+            flipped,
+            located(input, *strides),
+            address(weight),
+            address(bias),
+            located(output, *strides, written=True),
+        )
+        if normalisation is None and addend is None:
+            forward(*arguments)
+        else:
+            fused_forward(
+                *arguments,
+                address(normalisation),
+                ACTIVATIONS[activation],
+                residual,
+                address(addend),
+            )
+    return output
 
 
 def weight_gradient(
@@ -61,30 +125,11 @@ def weight_gradient(
     return grad_weight, grad_bias
 
 
-def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> Tensor:
-    output = layout.empty_like_input(input)
-    if input.numel() == 0:
-        return output
-    channels_last = layout.is_channels_last(input)
-    source = input if channels_last else layout.planar(input)
-    weight = weight.contiguous()
-    if bias is not None:
-        bias = bias.to(torch.float32).contiguous()
-    where, kernels = place(source), module(source.device)
-    run = kernels.forward_channels_last if channels_last else kernels.forward
-    strides = PIXEL_STRIDES if channels_last else PLANE_STRIDES
-    with current(where):
-        run(
-            where,
-            tuple(source.shape),
-            weight.shape[-1],
-            flipped,
-            located(source, *strides),
-            address(weight),
-            address(bias),
-            located(output, *strides, written=True),
-        )
-    return output
+def precise(tensor: Tensor) -> Tensor:
+    """Return a tensor of a value for each channel as kernels read it: contiguous, in float32."""
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.to(torch.float32).contiguous()
 
 
 def adjacent_channels(tensor: Tensor) -> Tensor:

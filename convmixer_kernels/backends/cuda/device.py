@@ -66,35 +66,46 @@ def module(device: torch.device) -> ModuleType:
 
 
 def place(tensor: Tensor) -> Place:
-    """Where and on what a kernel for `tensor` runs, with PyTorch's current stream."""
-    return place_on(tensor.device, tensor.dtype)
+    """Return where and on what a kernel for `tensor` runs, with PyTorch's current stream."""
+    return _place(tensor.get_device(), tensor.dtype)
 
 
 def place_on(device: torch.device, dtype: torch.dtype = torch.float16) -> Place:
-    if device.type == "cpu":
+    """Return where and on what a kernel for tensors of this device and dtype runs."""
+    return _place(-1 if device.type == "cpu" else devices.index_of(device), dtype)
+
+
+def _place(index: int, dtype: torch.dtype) -> Place:
+    if index < 0:
         return (-1, 0, _TYPES[dtype], *EMULATED_CHIP)
-    index = devices.index_of(device)
-    stream = torch.cuda.current_stream(device).cuda_stream
+    # The public way to the stream makes an object of it, for several microseconds.
+    stream = torch._C._cuda_getCurrentRawStream(index)
     return (index, stream, _TYPES[dtype], *_chip(index))
 
 
 def current(place: Place) -> contextlib.AbstractContextManager[object]:
-    """Makes the device of `place` PyTorch's current one, for a launch.
+    """Make the device of `place` PyTorch's current one, for a launch.
 
     An emulated GPU lets kernels access the tensors whose addresses are taken meanwhile, no others.
     """
-    return torch.cuda.device(place[0]) if place[0] >= 0 else emulated_gpu.launching()
+    if place[0] < 0:
+        return emulated_gpu.launching()
+    return _ALREADY if torch._C._cuda_getDevice() == place[0] else torch.cuda.device(place[0])
+
+
+_ALREADY = contextlib.nullcontext()
 
 
 def located(tensor: Tensor | None, *dimensions: int, written: bool = False) -> Located:
-    """Address of a tensor, as `address`, and its strides along some dimensions; zeros for None."""
+    """Return the address of a tensor and its strides along some dimensions; zeros for None."""
     if tensor is None:
         return 0, (0,) * len(dimensions)
-    return address(tensor, written), tuple(map(tensor.stride, dimensions))
+    strides = tensor.stride()
+    return address(tensor, written), tuple([strides[each] for each in dimensions])
 
 
 def address(tensor: Tensor | None, written: bool = False) -> int:
-    """Address of a tensor that kernels read, or write as well; 0 for None."""
+    """Return the address of a tensor that kernels read, or write as well; 0 for None."""
     if tensor is None:
         return 0
     if emulated_gpu.is_launching:
