@@ -1,20 +1,23 @@
-"""README and pages: links lead somewhere, examples run and agree, counts are those of the table."""
+"""README, pages and examples: what they link to and name exists, and their code runs."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks import budget
-from tests.helpers.fused_cases import DEVICE
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+FOLDERS = ("benchmarks", "convmixer", "convmixer_kernels", "csrc", "docs", "examples", "tests")
+FILES = [*ROOT.glob("*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -23,22 +26,63 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
-def test_functions_agree_with_what_they_are_equivalent_to() -> None:
-    """The first four examples of README, on small tensors: each y is followed by an equal one."""
-    examples = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
-    small = {'"cuda"': repr(DEVICE), "64, 768, 32, 32": "2, 6, 8, 8", "768": "6"}
-    scope: dict[str, Any] = {}
-    outputs = []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page: Path) -> None:
+    """A file of sources that stands in backticks is one of the checkout, in whatever folder."""
+    names = set(re.findall(r"`([\w./-]+\.(?:py|pyi|cuh?|cpp|h|toml|cff))`", page.read_text()))
+    known = [f"/{path.relative_to(ROOT).as_posix()}" for path in FILES]
+    assert [name for name in names if not any(path.endswith(f"/{name}") for path in known)] == []
+
+
+def _examples(page: Path) -> list[Any]:
+    codes = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [pytest.param(code, id=f"{page.name}-{i}") for i, code in enumerate(codes, 1)]
+
+
+@pytest.mark.parametrize(
+    "example", [each for page in PAGES if page.name != "training.md" for each in _examples(page)]
+)
+def test_examples_run_as_pasted(
+    example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each by itself; those of training.md need files and have a test of their own."""
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    for example in examples[:4]:
-        for text, smaller in small.items():
-            example = example.replace(text, smaller)
-        exec(example, scope)
-        outputs.append(scope["y"].detach())
-    convolved, by_pytorch, block, composed = outputs
-    assert convolved.shape == (2, 6, 8, 8)
-    torch.testing.assert_close(convolved, by_pytorch, atol=0.02, rtol=0.02)
-    torch.testing.assert_close(block, composed, atol=0.02, rtol=0.02)
+    scope: dict[str, Any] = {}
+    exec(example, scope)
+    if "depthwise_conv2d_gelu_batch_norm" in scope:
+        _check_comments(**scope)
+
+
+def _check_comments(
+    x: Tensor, weight: Tensor, norm: torch.nn.Module, y: Tensor, z: Tensor, **_: object
+) -> None:
+    """Compare the outputs with what the comments of the example say that they are."""
+    convolved = F.conv2d(x, weight, padding="same", groups=64)
+    torch.testing.assert_close(y, convolved, atol=0.05, rtol=0.02)
+    torch.testing.assert_close(z, norm(F.gelu(y.float())).to(x) + x, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("convert_timm_model.py", "converted 12 (stages.0.blocks.0.conv_dw"),
+        ("fused_block.py", "output (8, 64, 16, 16)"),
+        ("train.py", "test accuracy"),
+    ],
+)
+def test_scripts_run(
+    script: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = ROOT / "examples" / script
+    assert len(path.read_text().splitlines()) < 40
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
