@@ -26,6 +26,7 @@ _PLANES: tuple[dict[str, Any], ...] = (
     {"shape": (40, 2, 9, 56), "kernel_size": 8},
     {"shape": (2, 5, 37, 57), "layout": "off_by_one_element"},
     {"shape": (1, 5, 40, 96), "layout": "slice_of_channels", "multiprocessors": 7},
+    {"shape": (1, 2, 30, 59)},
 )
 _PIXELS: tuple[dict[str, Any], ...] = (
     {"shape": (2, 11, 34, 57), "multiprocessors": 7},
@@ -53,20 +54,26 @@ FAMILIES = {
         Case("forward", (3, 2, 20, 94), 9, _FP16),
         *_PLANES,
         _other("input_gradient", _PLANES[1]),
-        _other("forward_without_bias", _PLANES[2]),
+        _other("forward_without_bias", _PLANES[2] | {"zeros": "input"}),
     ),
     "weight gradient, whole planes": _cases(
         Case("weight_gradient", (9, 5, 16, 16), 9, _FP16), *_WHOLE
     ),
-    "weight gradient": _cases(Case("weight_gradient", (3, 2, 20, 94), 9, _BF16), *_PLANES),
+    "weight gradient": _cases(
+        Case("weight_gradient", (3, 2, 20, 94), 9, _BF16),
+        *_PLANES,
+        *({"shape": (2, 2, 9, 59), "zeros": zeros} for zeros in ("input", "grad")),
+    ),
     "channels_last forward": _cases(
         Case("forward", (2, 16, 20, 94), 9, _BF16, "channels_last"),
         *_PIXELS,
         _other("input_gradient", _PIXELS[2]),
-        _other("forward_without_bias", _PIXELS[0]),
+        _other("forward_without_bias", _PIXELS[0] | {"zeros": "input"}),
     ),
     "channels_last weight gradient": _cases(
-        Case("weight_gradient", (2, 16, 20, 94), 9, _BF16, "channels_last"), *_PIXELS
+        Case("weight_gradient", (2, 16, 20, 94), 9, _BF16, "channels_last"),
+        *_PIXELS,
+        *({"shape": (2, 11, 9, 57), "zeros": zeros} for zeros in ("input", "grad")),
     ),
     "fused forward, whole planes": _cases(
         Case("forward_normalised", (9, 5, 16, 16), 9, _BF16),

@@ -77,7 +77,13 @@ def _negated_predicate(line: str, registers: list[str], pick: random.Random) -> 
 def _other_constant(line: str, registers: list[str], pick: random.Random) -> str | None:
     # Reciprocals of divisions, and shifts of a sign that is never negative, are left alone.
     found = re.fullmatch(r"((?:add|sub|mul\.lo|mad|shl)\.\S+\s.*, )(-?\d{1,5});", line)
-    return None if not found else f"{found[1]}{int(found[2]) + pick.choice((-1, 1))};"
+    if not found:
+        return None
+    before = int(found[2])
+    # One byte more is out of line in most addresses, and one element more is nothing to a counter
+    # that goes on by many.
+    near, far = (before - 1, before + 1), (2 * before, before // 2)
+    return f"{found[1]}{pick.choice(near if abs(before) < 16 else far)};"
 
 
 def _cut_off(line: str, registers: list[str], pick: random.Random) -> str | None:
@@ -131,7 +137,7 @@ def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, M
     kernels = _kernels(FAMILIES[family][0])
     for kernel, lines in _executed(FAMILIES[family], kernels).items():
         module = module_of(kernel)
-        lines -= module.without_effect(kernel)
+        lines -= module.without_effect(kernel, lines)
         registers: list[str] = []
         for number, line in module.instructions(kernel):
             # Inline assembly may stand in braces.
@@ -143,7 +149,8 @@ def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, M
                 if after not in (None, line):
                     fault = Fault(family, kernel, kind, number, line, after)
                     possible[kind].append((fault, module))
-            if target := re.match(r"[\w.]+\s+(%\w+),", line):
+            # A copy has the same value.
+            if target := re.match(r"(?!mov\.\w+\s+%\w+, %\w+;)[\w.]+\s+(%\w+),", line):
                 registers.append(target[1])
     return [
         chosen

@@ -19,7 +19,7 @@ from typing import Any
 # A part of the faults makes no difference to any result; docs/kernels.md says which.
 LEAST_NOTICED = 0.97
 LEAST_PLANTED = 300
-FAULTS_OF_EACH_KIND = 5
+FAULTS_OF_EACH_KIND = 4
 
 
 @dataclass

@@ -6,13 +6,13 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from convmixer_kernels import emulated_gpu
 
+from .ptx_flow import Flow
+
 _WARP_BARRIER, _BLOCK_BARRIER = r"bar\.warp\.sync", r"(?:bar|barrier)\.sync"
-# A copy writes at any time until it was waited for.
-_SHARED_WRITE = r"st\.shared|stmatrix|cp\.async\.(?!commit)"
-_SHARED_READ = r"ld\.shared|ldmatrix"
 
 
 class Module:
@@ -35,18 +35,20 @@ class Module:
     def _without_barriers_for_ptxas(self) -> None:
         """Leaves out the barriers that only keep ptxas from loading early.
 
-        They would stand in for the others. So would the one that ends Bands::load: each kernel has
-        another one before it writes there.
+        They would stand in for the others.
         """
-        source, places = _barriers_for_ptxas()
-        file = next((f.split()[1] for f in self._files if f.endswith(f'{source}"')), None)
-        inlined = [f"inlined_at {file} {line} " for line in places]
         place = ""
         for number, line in enumerate(self.lines):
             if line.startswith(".loc"):
                 place = line + " "
-            elif re.match(_WARP_BARRIER, line) and any(each in place for each in inlined):
+            elif re.match(_WARP_BARRIER, line) and self._inlined_at(_places().for_ptxas) in place:
                 self.lines[number] = ""
+
+    def _inlined_at(self, line: int) -> str:
+        """The part of .loc that names a line of the header of the bands."""
+        header = _places().header
+        file = next((f.split()[1] for f in self._files if f.endswith(f'{header}"')), None)
+        return f"inlined_at {file} {line} "
 
     def instructions(self, kernel: str) -> Iterator[tuple[int, str]]:
         """Number, from 1, and text of each line of a kernel."""
@@ -66,13 +68,17 @@ class Module:
         """The number, from 1, of the first line of a kernel in its module of one kernel."""
         return len(self._head) + 1
 
-    def without_effect(self, kernel: str) -> set[int]:
-        """Lines that can be changed without any difference to what the kernel does.
+    def without_effect(self, kernel: str, executed: set[int]) -> set[int]:
+        """Lines that can be changed without any difference if the others of `executed` run alone.
 
-        Choices between divisions of 32 and of 64 bits, either of which is right, and barriers with
-        no two accesses to shared memory to keep apart that another barrier does not keep apart.
+        Choices between divisions of 32 and of 64 bits, either of which is right; results that
+        nothing reads; barriers with no two accesses to shared memory to keep apart that another
+        barrier does not keep apart. The one after the bands were loaded is among these in most
+        kernels, as copies go elsewhere.
         """
-        return self._choices_of_divisions(kernel) | self._idle_barriers(kernel)
+        flow = Flow(dict(self.instructions(kernel)), executed)
+        barriers = self._idle_barriers(flow)
+        return self._choices_of_divisions(kernel) | flow.unread_results() | barriers
 
     def _choices_of_divisions(self, kernel: str) -> set[int]:
         lines, high = set(), ""
@@ -87,54 +93,22 @@ class Module:
                 lines.add(number)
         return lines
 
-    def _idle_barriers(self, kernel: str) -> set[int]:
-        flow = _Flow(dict(self.instructions(kernel)))
-        idle = set()
+    def _idle_barriers(self, flow: Flow) -> set[int]:
+        after_bands = self._inlined_at(_places().after_bands)
+        idle, place = set(), ""
         for number, line in flow.lines.items():
+            if line.startswith(".loc"):
+                place = line + " "
             for barrier in (_WARP_BARRIER, _BLOCK_BARRIER):
                 if re.match(barrier, line):
                     # Barriers of the block keep a warp's own accesses apart, too.
                     others = _BLOCK_BARRIER if barrier == _BLOCK_BARRIER else r"(?:bar|barrier)\."
                     before = flow.accesses(number, flow.before, others)
                     after = flow.accesses(number, flow.after, others)
-                    if not (before and after and "write" in before | after):
+                    conflict = before and after and "write" in before | after
+                    if after_bands in place or not conflict:
                         idle.add(number)
         return idle
-
-
-class _Flow:
-    """Which lines of a kernel may run before and after which."""
-
-    def __init__(self, lines: dict[int, str]) -> None:
-        self.lines = lines
-        labels = {line[:-1]: number for number, line in lines.items() if line.endswith(":")}
-        self.after: dict[int, list[int]] = {number: [] for number in lines}
-        self.before: dict[int, list[int]] = {number: [] for number in lines}
-        for number, line in lines.items():
-            target = re.match(r"(?:@!?%p\d+ )?bra(?:\.uni)? (\S+);", line)
-            ends = re.match(r"bra|ret;|exit;|trap;", line)
-            following = [] if ends or number + 1 not in lines else [number + 1]
-            for each in following + ([labels[target[1]]] if target else []):
-                self.after[number].append(each)
-                self.before[each].append(number)
-
-    def accesses(self, barrier: int, next_lines: dict[int, list[int]], until: str) -> set[str]:
-        """ "read" or "write", of the accesses to shared memory up to other barriers."""
-        found, seen, waiting = set(), {barrier}, list(next_lines[barrier])
-        while waiting:
-            number = waiting.pop()
-            if number in seen:
-                continue
-            seen.add(number)
-            line = re.sub(r"^@!?%p\d+ ", "", self.lines[number])
-            if re.match(until, line):
-                continue
-            if re.match(_SHARED_WRITE, line):
-                found.add("write")
-            elif re.match(_SHARED_READ, line):
-                found.add("read")
-            waiting += next_lines[number]
-        return found
 
 
 @functools.cache
@@ -148,14 +122,21 @@ def _module(file: str) -> Module:
     return Module(file)
 
 
+class _Places(NamedTuple):
+    """Lines of a header with barriers that are special."""
+
+    header: str
+    after_bands: int  # the one that ends Bands::load
+    for_ptxas: int
+
+
 @functools.cache
-def _barriers_for_ptxas() -> tuple[str, tuple[int, int]]:
-    """The header that holds them and their lines there."""
+def _places() -> _Places:
     for header in sorted(emulated_gpu.CSRC.rglob("*.cuh")):
         last_barrier = 0
         for number, line in enumerate(header.read_text().split("\n"), 1):
             if "void load_no_further()" in line:
-                return header.name, (number, last_barrier)
+                return _Places(header.name, last_barrier, number)
             if "__syncwarp" in line:
                 last_barrier = number
     raise LookupError(f"no header of {emulated_gpu.CSRC} defines load_no_further any more")

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels import layout
 from convmixer_kernels.backends.reference import batch_norm as reference
 from tests.helpers import strided
 
@@ -46,13 +45,17 @@ class Case:
     capability: tuple[int, int] = (8, 0)
     multiprocessors: int = 1
     offset: float = 0.0  # of the bias: values far from 0 against their deviation
+    zeros: str = (
+        ""  # "input" or "grad", which is 0: so is the result, but for what is read beside it
+    )
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
         gpu = f"{self.backend} sm_{self.capability[0]}{self.capability[1]}"
         sizes = f"{shape} k={self.kernel_size} {str(self.dtype)[6:]} {self.layout}"
-        offset = f" +{self.offset:g}" if self.offset else ""
-        return f"{gpu} {self.operation} {sizes} {self.activation} {self.multiprocessors} SM{offset}"
+        values = f" +{self.offset:g}" if self.offset else ""
+        values += f" {self.zeros}=0" if self.zeros else ""
+        return f"{gpu} {self.operation} {sizes} {self.activation} {self.multiprocessors} SM{values}"
 
 
 class Bound(NamedTuple):
@@ -82,6 +85,8 @@ class Operands:
         self.weight = (self.normal(channels, 1, k, k) / k).to(case.dtype)
         self.bias, self.gamma, self.beta = (self.normal(channels) for _ in range(3))
         self.bias += case.offset
+        if case.zeros:
+            getattr(self, case.zeros).zero_()
         self.running_mean, self.running_var = self.normal(channels), self.uniform(channels)
         mean, shift, rstd = (
             0.3 * self.normal(channels),
@@ -265,13 +270,13 @@ def _fused_backward(o: Operands, of_input: bool = True, of_weight: bool = True) 
     gradient, size = _of_value(
         o.value.double(), o.grad.double(), o.table.double(), o.sums.double(), count, name
     )
-    # Kernels round the gradient of the value to 16 bit, where an approximation may fall either way.
-    rounded = layout.empty_like_input(o.value).copy_(gradient).double()
-    relative = torch.finfo(dtype).eps / 4
+    # Kernels round the gradient of the value to 16 bit. Where it lies between two such numbers, an
+    # approximation may fall either way.
+    rounded = gradient.to(dtype).double()
+    either = [(gradient + sign * size * 2**-17).to(dtype).double() for sign in (-1, 1)]
+    apart = torch.maximum(*((each - rounded).abs() for each in either))
     residual = of_input and of_weight
     exact = _of_input(rounded, o.weight) + (o.grad.double() if residual else 0)
-    size_of_input = _of_input(size, o.weight.abs()) + o.grad.double().abs()
-    of_weights = _of_weight(o.input, rounded, k), _of_weight(o.input.abs(), size, k)
 
     def run(backend: Any) -> Results:
         gradients = backend.fused_backward(
@@ -284,10 +289,12 @@ def _fused_backward(o: Operands, of_input: bool = True, of_weight: bool = True) 
 
     bounds = {}
     if of_input:
-        bounds["input gradient"] = Bound(exact, size_of_input * relative)
+        of_input_slack = _of_input(apart + rounded.abs() * 2**-20, o.weight.abs())
+        bounds["input gradient"] = Bound(exact, of_input_slack + o.grad.double().abs() * 2**-20)
         bounds["bias gradient"] = Bound(gradient.sum(_PIXELS), size.sum(_PIXELS) * 2**-16)
     if of_weight:
-        bounds["weight gradient"] = Bound(of_weights[0], of_weights[1] * relative)
+        of_weight_slack = _of_weight(o.input.abs(), apart + rounded.abs() * 2**-18, k)
+        bounds["weight gradient"] = Bound(_of_weight(o.input, rounded, k), of_weight_slack)
     return run, lambda results: bounds
 
 
