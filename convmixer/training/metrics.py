@@ -44,7 +44,7 @@ def in_top(count: int) -> Callable[[Predictions], Tensor]:
 
     def marks(predictions: Predictions) -> Tensor:
         scores, classes = predictions
-        # Fewer classes than `count` all count.
+        # If there are at most `count` classes, all of them have one of the best scores.
         best = scores.topk(min(count, scores.shape[1]), dim=1).indices
         return (best == classes[:, None]).any(1)
 
