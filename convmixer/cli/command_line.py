@@ -50,10 +50,6 @@ def _run(words: Sequence[str]) -> int:
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         commands[arguments.command].unknown(unknown[0])
-    return _execute(arguments, words)
-
-
-def _execute(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     # PyTorch takes seconds to import, and neither --help nor a mistyped option needs it.
     import torch
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from convmixer.cli.parser import field_overrides
-from convmixer.config.fields import override
-from convmixer.config.recipes import load_recipe
+from convmixer.config.fields import FIELDS, as_text, get_value, override
+from convmixer.config.recipes import fields_of, load_recipe
+from convmixer.config.settings import Config
 from convmixer.errors import UsageError
 from convmixer.paper.ablation_sets import TITLES, ablation_set
 from convmixer.paper.ablations import ablate, folder_name
@@ -17,6 +18,8 @@ from convmixer.terminal import write_line
 from convmixer.training.evaluation import checkpoint_config, evaluate
 from convmixer.training.run_folder import RunFolder, weights_file
 from convmixer.training.runs import train, train_seeds
+
+COMMAND_LINE = "command line"
 
 
 def _positive(name: str, value: int) -> int:
@@ -44,11 +47,25 @@ def _train(arguments: argparse.Namespace) -> None:
             raise UsageError(f"the run in {out} is of recipe {config.recipe}")
     else:
         config = load_recipe(arguments.recipe)
-    config = override(config, field_overrides(arguments))
-    if seeds > 1:
+    overrides = field_overrides(arguments)
+    config = override(config, overrides)
+    if arguments.show:
+        recipe_fields = set(FIELDS) if arguments.resume else fields_of(arguments.recipe)
+        source = f"the run in {out}" if arguments.resume else f"recipe {arguments.recipe}"
+        origins = {name: source for name in recipe_fields} | dict.fromkeys(overrides, COMMAND_LINE)
+        _show(config, origins)
+    elif seeds > 1:
         train_seeds(config, out, seeds, resume=arguments.resume)
     else:
         train(config, out, resume=arguments.resume)
+
+
+def _show(config: Config, origins: Mapping[str, str]) -> None:
+    """Print every field of the settings with its value and its origin."""
+    values = {name: as_text(get_value(config, name)) for name in FIELDS if name != "description"}
+    names, width = max(map(len, values)), max(map(len, values.values()))
+    for name, value in values.items():
+        write_line(f"{name:{names}}  {value:{width}}  {origins.get(name, 'default')}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -175,13 +175,16 @@ def _add_train(commands: Commands) -> Parser:
         description=TRAIN,
         epilog=TRAIN_EXAMPLES,
         usage="convmixer train --recipe NAME [--out FOLDER] [--resume] [--seeds N] "
-        "[--FIELD VALUE ...]",
+        "[--show] [--FIELD VALUE ...]",
     )
     _add_recipe(parser, "what to train")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/RECIPE)"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
+    parser.add_argument(
+        "--show", action="store_true", help="print the settings with their origin; train nothing"
+    )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train N seeds; mean and deviation"
     )

@@ -84,6 +84,13 @@ def suggestion(name: str) -> str:
     return closest(usual_name(name), [*FIELDS, *_BY_LAST_PART])
 
 
+def as_text(value: Any) -> str:
+    """Return the value of a field as the command line takes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def get_value(config: Config, name: str) -> Any:
     """Return the field with the full name `name`."""
     value: Any = config
@@ -110,10 +117,11 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     return changed
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields in a nested dictionary, each with its full name and its value."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -129,7 +137,7 @@ def from_dict(tree: Mapping[str, Any], where: str = "") -> Config:
         UsageError: a field is unknown or has a wrong value.
     """
     config, seen = Config(), set()
-    for name, value in _flatten(tree):
+    for name, value in flatten(tree):
         try:
             if name not in FIELDS:
                 raise UsageError(f"unknown field {name!r}{suggestion(name)}")

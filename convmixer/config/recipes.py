@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convmixer.config.fields import from_dict, override, to_dict
+from convmixer.config.fields import flatten, from_dict, override, to_dict
 from convmixer.config.settings import Config, check
 from convmixer.errors import UsageError, closest
 
@@ -56,6 +56,23 @@ def load_yaml(path: Path) -> Config:
     return config
 
 
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe that ships with the package, or `name` as the path of a file.
+
+    Raises:
+        UsageError: the recipe is unknown; the message names the closest one.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = recipe_names()
+    if name not in known:
+        raise UsageError(
+            f"unknown recipe {name!r}{closest(name, known)}; recipes: {', '.join(known)}, "
+            "or the path of a .yaml file"
+        )
+    return RECIPE_FOLDER / f"{name}.yaml"
+
+
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Return the settings of a recipe.
 
@@ -68,14 +85,13 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Config
         UsageError: the recipe or a field is unknown, and the message names the closest one; or a
             value is out of range.
     """
-    if name.endswith((".yaml", ".yml")):
-        config = load_yaml(Path(name))
-    elif name in recipe_names():
-        config = load_yaml(RECIPE_FOLDER / f"{name}.yaml")
-    else:
-        known = recipe_names()
-        raise UsageError(
-            f"unknown recipe {name!r}{closest(name, known)}; recipes: {', '.join(known)}, "
-            "or the path of a .yaml file"
-        )
+    config = load_yaml(recipe_file(name))
     return override(config, overrides) if overrides else config
+
+
+def fields_of(name: str) -> set[str]:
+    """Return the full names of the fields that a recipe sets; see `load_recipe`."""
+    from convmixer.config import strict_yaml
+
+    path = recipe_file(name)
+    return {field for field, _ in flatten(strict_yaml.parse(path.read_text("utf-8"), str(path)))}

@@ -1,4 +1,4 @@
-"""YAML without surprises: plain values, and no key twice in a mapping."""
+"""Reading and writing YAML: plain values, and no key twice in a mapping."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def _report(
 def _metrics(result: Mapping[str, Any], suffix: str = "") -> str:
     """Return the metrics of a result whose names end in `suffix` for a line."""
     named = ((metric, f"{result['split']}_{metric.name}{suffix}") for metric in METRICS)
-    return "  ".join(f"{m.title} {m.text(result[name])}" for m, name in named if name in result)
+    return "  ".join(f"{m.title} {result[name]:.2f}%" for m, name in named if name in result)
 
 
 def _draw(

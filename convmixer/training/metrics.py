@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over images of a value that each image has."""
+    """A mean over images of a value from 0 to 1, reported in percent."""
 
     name: str
     """The name in files, after that of the split: `test_accuracy`."""
@@ -35,14 +35,8 @@ class Metric:
     """The name in lines for the reader."""
     of_images: Callable[[Predictions], Tensor]
     """The function that returns the value of each image, (N,)."""
-    percent: bool = True
-    """True reports values from 0 to 1 as 0 to 100 %."""
     every_epoch: bool = True
     """False leaves the metric to the final test and `convmixer evaluate`."""
-
-    def text(self, value: float) -> str:
-        """Return a value of the metric for a line."""
-        return f"{value:.2f}%" if self.percent else f"{value:.4f}"
 
 
 def in_top(count: int) -> Callable[[Predictions], Tensor]:
@@ -50,7 +44,7 @@ def in_top(count: int) -> Callable[[Predictions], Tensor]:
 
     def marks(predictions: Predictions) -> Tensor:
         scores, classes = predictions
-        # Fewer classes than `count` all count.
+        # If there are at most `count` classes, all of them have one of the best scores.
         best = scores.topk(min(count, scores.shape[1]), dim=1).indices
         return (best == classes[:, None]).any(1)
 
@@ -84,7 +78,7 @@ class Means(NamedTuple):
     images: int
     loss: float
     metrics: dict[str, float]
-    """The mean of each metric by its name, in percent where the metric is."""
+    """The mean of each metric by its name, in percent."""
 
     def columns(self, split: str) -> dict[str, float]:
         """Return loss and metrics under their names in files."""
@@ -117,8 +111,7 @@ def sums_of_batch(loss: Tensor, predictions: Predictions, metrics: Sequence[Metr
 def means(sums: Tensor, metrics: Sequence[Metric]) -> Means:
     """Return the means over the images of `sums`, of which there has to be at least one."""
     images, loss, *values = sums.tolist()
-    scaled = {
-        metric.name: (100.0 if metric.percent else 1.0) * value / images
-        for metric, value in zip(metrics, values, strict=True)
+    percent = {
+        metric.name: 100.0 * value / images for metric, value in zip(metrics, values, strict=True)
     }
-    return Means(int(images), loss / images, scaled)
+    return Means(int(images), loss / images, percent)

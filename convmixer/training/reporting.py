@@ -128,7 +128,7 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     for split, metric in itertools.product(SPLITS, EPOCH_METRICS):
         if (value := row.get(f"{split}_{metric.name}")) is not None:
             title = split if metric is ACCURACY else f"{split} {metric.title}"
-            parts.append(f"{title} {metric.text(value)}")
+            parts.append(f"{title} {value:.2f}%")
     return "  ".join([*parts, f"images/s {rounded(row['images_per_second'])}"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ from convmixer.config.fields import (
     to_dict,
 )
 from convmixer.config.recipes import load_recipe, load_yaml, recipe_names, to_yaml
+from convmixer.config.setting_types import parse_value
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError, one_line
 from convmixer.training.evaluation import checkpoint_config, evaluate
@@ -418,6 +420,45 @@ def test_python_m_convmixer():
     command = [sys.executable, "-m", "convmixer", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("convmixer ")
+
+
+# Settings with their origin
+
+
+def _shown(capsys, *options: object) -> dict[str, tuple[str, str]]:
+    assert main(["train", "--show", *map(str, options)]) == 0
+    lines = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
+    return {name: (value, origin) for name, value, origin in lines}
+
+
+def test_settings_are_shown_with_their_origin(capsys, tmp_path, run_folder):
+    out = tmp_path / "run"
+    shown = _shown(capsys, "--recipe", "digits", "--dim", 8, "--scale", "0.5,1", "--out", out)
+    assert shown.keys() == FIELDS.keys() - {"description"}
+    assert shown["model.dim"] == ("8", "command line")
+    assert shown["augment.scale"] == ("0.5,1.0", "command line")
+    assert shown["augment.ratio"] == ("0.75,1.3333333333333333", "recipe digits")
+    assert shown["threads"] == ("1", "recipe digits")
+    assert shown["data.folder"] == ("none", "default")
+    assert shown["sync_batch_norm"] == ("true", "default")
+    assert not out.exists()
+
+    shown = _shown(capsys, "--resume", "--out", run_folder, "--workers", 0)
+    assert shown.pop("data.workers") == ("0", "command line")
+    assert {origin for _, origin in shown.values()} == {f"the run in {run_folder}"}
+
+    (tmp_path / "own.yaml").write_text(
+        "recipe: own\noptimizer: {lr: 0.5}\nmodel: {patch_size: 2}\n"
+    )
+    shown = _shown(capsys, "--recipe", tmp_path / "own.yaml")
+    of_recipe = {name for name, (_, origin) in shown.items() if origin != "default"}
+    assert of_recipe == {"recipe", "optimizer.lr", "model.patch_size"}
+
+
+def test_shown_values_are_options_again(capsys):
+    config = load_recipe("imagenet-a1")
+    for name, (value, _) in _shown(capsys, "--recipe", "imagenet-a1").items():
+        assert parse_value(FIELDS[name], value) == get_value(config, name)
 
 
 # Evaluation
