@@ -6,10 +6,13 @@ Both switches must be set before the packages are first imported.
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +24,23 @@ os.environ.setdefault("CONVMIXER_KERNELS_EMULATE", "1")
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 pytest.register_assert_rewrite("tests.helpers")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run all tests in an empty folder, so that none depends on where pytest was started."""
+    started_in = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("empty"))
+    yield
+    os.chdir(started_in)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give every test the same random numbers, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,33 +124,48 @@ def _convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:
     )
 
 
-# Name, label in the tables, parameters in millions and images/s as printed, and how it is built.
+class _Peer(NamedTuple):
+    """A network of timm in the tables; label, millions of parameters and images/s as printed."""
+
+    name: str
+    label: str
+    millions: float
+    images_per_second: int
+    build: Callable[[], nn.Module]
+
+
 # A block of ResMLP scales its branches by 1e-4, or 1e-6 from 24 blocks on.
-_PEERS: tuple[tuple[str, str, float, int, Callable[[], nn.Module]], ...] = (
-    ("resnet152", "ResNet-152", 60.2, 828, _timm("resnet152")),
-    ("resnet101", "ResNet-101", 44.6, 1187, _timm("resnet101")),
-    ("resnet50", "ResNet-50", 25.6, 1739, _timm("resnet50")),
-    ("deit_base_p7", "DeiT-B, patch 7", 86.7, 83, _timm("deit_base_patch16_224", patch_size=7)),
-    ("deit_small_p7", "DeiT-S, patch 7", 22.1, 174, _timm("deit_small_patch16_224", patch_size=7)),
-    ("deit_tiny_p7", "DeiT-Ti, patch 7", 5.7, 336, _timm("deit_tiny_patch16_224", patch_size=7)),
-    ("deit_base_p16", "DeiT-B", 86, 792, _timm("deit_base_patch16_224")),
-    ("deit_small_p16", "DeiT-S", 22, 1610, _timm("deit_small_patch16_224")),
-    ("deit_tiny_p16", "DeiT-Ti", 5.7, 2603, _timm("deit_tiny_patch16_224")),
-    ("resmlp_s12_p8", "ResMLP-S12/8", 22.1, 872, _res_mlp(8, 12, 384, init_values=1e-4)),
-    ("resmlp_b24_p8", "ResMLP-B24/8", 129, 181, _timm("resmlp_big_24_224")),
-    ("resmlp_b24_p16", "ResMLP-B24", 116, 1597, _res_mlp(16, 24, 768, init_values=1e-6)),
-    ("swin_small", "Swin-S", 50, 576, _timm("swin_small_patch4_window7_224")),
-    ("swin_tiny", "Swin-T", 29, 878, _timm("swin_tiny_patch4_window7_224")),
-    ("vit_base_p16", "ViT-B/16", 86, 789, _timm("vit_base_patch16_224")),
-    ("mixer_b16", "Mixer-B/16", 59, 1025, _timm("mixer_b16_224")),
-    (
+_PEERS = (
+    _Peer("resnet152", "ResNet-152", 60.2, 828, _timm("resnet152")),
+    _Peer("resnet101", "ResNet-101", 44.6, 1187, _timm("resnet101")),
+    _Peer("resnet50", "ResNet-50", 25.6, 1739, _timm("resnet50")),
+    _Peer(
+        "deit_base_p7", "DeiT-B, patch 7", 86.7, 83, _timm("deit_base_patch16_224", patch_size=7)
+    ),
+    _Peer(
+        "deit_small_p7", "DeiT-S, patch 7", 22.1, 174, _timm("deit_small_patch16_224", patch_size=7)
+    ),
+    _Peer(
+        "deit_tiny_p7", "DeiT-Ti, patch 7", 5.7, 336, _timm("deit_tiny_patch16_224", patch_size=7)
+    ),
+    _Peer("deit_base_p16", "DeiT-B", 86, 792, _timm("deit_base_patch16_224")),
+    _Peer("deit_small_p16", "DeiT-S", 22, 1610, _timm("deit_small_patch16_224")),
+    _Peer("deit_tiny_p16", "DeiT-Ti", 5.7, 2603, _timm("deit_tiny_patch16_224")),
+    _Peer("resmlp_s12_p8", "ResMLP-S12/8", 22.1, 872, _res_mlp(8, 12, 384, init_values=1e-4)),
+    _Peer("resmlp_b24_p8", "ResMLP-B24/8", 129, 181, _timm("resmlp_big_24_224")),
+    _Peer("resmlp_b24_p16", "ResMLP-B24", 116, 1597, _res_mlp(16, 24, 768, init_values=1e-6)),
+    _Peer("swin_small", "Swin-S", 50, 576, _timm("swin_small_patch4_window7_224")),
+    _Peer("swin_tiny", "Swin-T", 29, 878, _timm("swin_tiny_patch4_window7_224")),
+    _Peer("vit_base_p16", "ViT-B/16", 86, 789, _timm("vit_base_patch16_224")),
+    _Peer("mixer_b16", "Mixer-B/16", 59, 1025, _timm("mixer_b16_224")),
+    _Peer(
         "isotropic_mobilenetv3_p8",
         "Isotropic MobileNetV3, patch 8",
         20,
         355,
         partial(IsotropicMobileNetV3, 8),
     ),
-    (
+    _Peer(
         "isotropic_mobilenetv3_p16",
         "Isotropic MobileNetV3, patch 16",
         20,
@@ -186,7 +201,7 @@ def visit_networks() -> list[Network]:
 
 
 def dry_run_networks() -> list[Network]:
-    """One that shows that networks run."""
+    """List one small network, which shows that networks run."""
     return [Network("convmixer_8_1", partial(ConvMixer, 8, 1, 3, 7), True, image_size=28)]
 
 
@@ -205,11 +220,11 @@ def rows() -> list[Row]:
     The paper lists ResNet-152 twice in table 2.
     """
     convmixers = _convmixer_rows()
-    peers = {name: (label, millions, speed) for name, label, millions, speed, _ in _PEERS}
+    peers = {peer.name: peer for peer in _PEERS}
 
     def peer_row(table: int, name: str) -> Row:
-        label, millions, speed = peers[name]
-        return Row(table, label, name, millions, speed, "RTX 8000")
+        peer = peers[name]
+        return Row(table, peer.label, name, peer.millions, peer.images_per_second, "RTX 8000")
 
     return [
         *(row for row in convmixers if row.table == 1),
@@ -249,7 +264,7 @@ def _convmixer_rows() -> list[Row]:
 
 
 def note(name: str) -> str:
-    """Return the remark on the network of this name, or None."""
+    """Return the remarks on the network of this name; empty without any."""
     notes = [_NETWORKS[name].note]
     if name in PARAMETER_NOTES:
         notes.append(f"parameters: {PARAMETER_NOTES[name]}")
@@ -268,12 +283,12 @@ _NETWORKS = {
         for row in _convmixer_rows()
     },
     **{
-        name: Network(
-            name,
-            build,
+        peer.name: Network(
+            peer.name,
+            peer.build,
             has_depthwise=False,
-            note=_MOBILENET_NOTE if name.startswith("isotropic") else "",
+            note=_MOBILENET_NOTE if peer.name.startswith("isotropic") else "",
         )
-        for name, _, _, _, build in _PEERS
+        for peer in _PEERS
     },
 }

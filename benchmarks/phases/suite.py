@@ -10,17 +10,26 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from benchmarks.lib.facts import Facts
 from benchmarks.lib.measurement import NotMeasured
 from benchmarks.phases.context import ROOT, Visit, environment
 
-# Name, expression of markers, words, and whether processes run side by side.
+
+class Part(NamedTuple):
+    """Tests of one run of pytest: its options -m and -k, and whether processes run side by side."""
+
+    name: str
+    markers: str
+    words: str
+    parallel: bool
+
+
 PARTS = (
-    ("cuda", "gpu and not memory", "not triton", True),
-    ("triton", "gpu and not memory", "triton", True),
-    ("memory", "gpu and memory", "", False),
+    Part("cuda", "gpu and not memory", "not triton", True),
+    Part("triton", "gpu and not memory", "triton", True),
+    Part("memory", "gpu and memory", "", False),
 )
 # Outcomes as pytest prints them, alone and from several processes.
 _OUTCOME = re.compile(
@@ -37,13 +46,13 @@ def suite(visit: Visit) -> None:
     missing = [name for name in ("pytest", "xdist") if importlib.util.find_spec(name) is None]
     if missing:
         raise NotMeasured(f"there is no {missing[0]}")
-    for name, markers, words, parallel in PARTS:
-        jobs = f"-n{os.cpu_count()}" if parallel else "-pno:xdist"
+    for part in PARTS:
+        jobs = f"-n{os.cpu_count()}" if part.parallel else "-pno:xdist"
         command = [
             *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-pno:cacheprovider"),
-            *(jobs, "-m", markers, "-k", words, *gpu_tests()),
+            *(jobs, "-m", part.markers, "-k", part.words, *gpu_tests()),
         ]
-        log = visit.folder / f"suite-{name}.log"
+        log = visit.folder / f"suite-{part.name}.log"
         with (
             log.open("w", buffering=1) as output,
             subprocess.Popen(
@@ -56,7 +65,7 @@ def suite(visit: Visit) -> None:
             ) as tests,
         ):
             assert tests.stdout is not None
-            count(name, tests.stdout, visit.facts, output)
+            count(part.name, tests.stdout, visit.facts, output)
 
 
 def count(part: str, lines: Iterable[str], facts: Facts, log: IO[str]) -> None:

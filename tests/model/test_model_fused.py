@@ -204,10 +204,6 @@ def without_bias(model: ConvMixer) -> None:
         block[0].fn[0].bias = block[1].bias = None
 
 
-def half_buffers(norm: nn.BatchNorm2d) -> None:
-    norm.running_mean, norm.running_var = norm.running_mean.half(), norm.running_var.half()
-
-
 @pytest.mark.parametrize(
     "change",
     [
