@@ -10,6 +10,7 @@
 #   make report   tables and pictures from stored results: make report RESULTS=build/visit/visit.jsonl
 #   make wheel    a wheel for this Python with the kernels of every architecture, in dist
 #   make budget   registers, spills and instructions of every kernel, against benchmarks/budget.csv
+#   make api      docs/api.md, from the docstrings
 #   make lint, make format, make clean
 
 SHELL := /bin/bash
@@ -20,12 +21,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -o '^GPU' | head -1)
-PYTHON_FOLDERS := convmixer convmixer_kernels benchmarks tests csrc setup.py
+PYTHON_FOLDERS := convmixer convmixer_kernels benchmarks docs examples tests csrc setup.py
 BUILD_TOOLS := setup.py $(wildcard csrc/build_tools/*.py)
 CPP_FILES := $(shell find benchmarks csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 CUDA_SOURCES := $(filter-out benchmarks/% csrc/interpreter/% tests/%,$(CPP_FILES))
 
-.PHONY: demo test compiled gpu report wheel budget lint format clean
+.PHONY: demo test compiled gpu report wheel budget api lint format clean
 .PHONY: gpu-full gpu-present gpu-carry gpu-build gpu-test gpu-sanitize gpu-benchmark
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
@@ -103,6 +104,9 @@ wheel: $(VENV)/installed
 
 budget: $(VENV)/installed
 	$(BIN)/python benchmarks/budget.py
+
+api: $(VENV)/installed
+	$(BIN)/python docs/make_api.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(PYTHON_FOLDERS)

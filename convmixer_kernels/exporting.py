@@ -1,4 +1,4 @@
-"""Exported programs without the operators of this package, for who does not know them."""
+"""Exported programs without the operators of this package, for tools that do not know them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from convmixer import evaluate, load_recipe, train
 folder = sys.argv[1] if len(sys.argv) > 1 else "runs/example"
 
 # Any setting of a recipe can be replaced; `convmixer train --help` lists them.
-config = load_recipe("digits", {"epochs": 2, "model.dim": 32, "optimizer.lr": 0.02})
+config = load_recipe("digits", {"epochs": 2, "model.dim": 32, "model.depth": 2})
 summary = train(config, folder)
 print(f"test accuracy {summary['test_accuracy']:.2f} % after {summary['epochs']} epochs")
 

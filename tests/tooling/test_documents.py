@@ -22,8 +22,20 @@ FILES = [*ROOT.glob("*"), *(path for folder in FOLDERS for path in (ROOT / folde
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)", page.read_text())
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not _leads_somewhere(page, link)] == []
+
+
+def _leads_somewhere(page: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    return target.exists() and (not anchor or anchor in _anchors(target))
+
+
+def _anchors(page: Path) -> list[str]:
+    """Return the anchors of the headings of a page, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -61,6 +73,12 @@ def _check_comments(
     convolved = F.conv2d(x, weight, padding="same", groups=64)
     torch.testing.assert_close(y, convolved, atol=0.05, rtol=0.02)
     torch.testing.assert_close(z, norm(F.gelu(y.float())).to(x) + x, atol=0.05, rtol=0.02)
+
+
+def test_api_page_is_current() -> None:
+    """`make api` writes it."""
+    written = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert written["PAGE"].read_text() == written["page"]()
 
 
 @pytest.mark.parametrize(
