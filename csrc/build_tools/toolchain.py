@@ -1,4 +1,4 @@
-"""Find the tools for compiling CUDA on this machine. This runs before anything has been installed."""
+"""Find the tools for compiling CUDA on this machine, before anything has been installed."""
 
 from __future__ import annotations
 
