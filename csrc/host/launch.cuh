@@ -17,7 +17,6 @@ using Constant = std::integral_constant<int, Value>;
 
 // Calls launch(Constant<group_rows>, Constant<tiles>) for a tile of `tile_shapes`;
 // cudaErrorInvalidValue for any other.
-
 template <class Launch, size_t... I>
 cudaError_t with_tile(TileShape tile, Launch launch, std::index_sequence<I...>) {
   cudaError_t status = cudaErrorInvalidValue;

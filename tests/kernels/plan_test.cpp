@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "kernels/forward.cuh"
 #include "kernels/forward_channels_last.cuh"
 #include "kernels/weight_gradient.cuh"
 #include "kernels/weight_gradient_channels_last.cuh"

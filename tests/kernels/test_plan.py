@@ -1,4 +1,4 @@
-"""The planner of the CUDA kernels, tested on its own in C++, its tables, and the GPUs that it knows."""
+"""The planner of the CUDA kernels, tested in C++, its tables, and the GPUs that it knows."""
 
 from __future__ import annotations
 
