@@ -95,6 +95,7 @@ FAMILIES = {
         _other("forward_normalised", _PIXELS[0], "relu"),
         _other("forward_normalised", _PIXELS[1], "identity"),
         _other("fused_backward", _PIXELS[0]),
+        _other("fused_backward", _PIXELS[1]),
         _other("fused_backward_of_input", _PIXELS[2]),
     ),
     "moments forward": _cases(

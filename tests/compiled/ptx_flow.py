@@ -74,9 +74,11 @@ class Flow:
             if re.search(_REGISTER, line)
         }
         needed = dict.fromkeys(self.lines, 0)  # before each line, a bit for each register
-        changed, unread = True, set()
+        unread: set[int] = set()
+        changed = True
         while changed:
-            changed, unread = False, set()
+            changed = False
+            unread.clear()
             for number in reversed(self.lines):
                 after = 0
                 for each in self.after[number]:

@@ -78,10 +78,10 @@ def run(case: Case, settings: tuple[dict[str, object], ...] = SETTINGS) -> Verdi
             for name, bound in bounds(results).items():
                 result = results[name]
                 assert result is not None, name
-                error = largest_error(result, bound)
-                verdict.errors[name] = max(verdict.errors.get(name, 0.0), error)
-                if not error <= LIMIT:
-                    verdict.problems.append(f"{name}: {error:.2f} times the allowed error")
+                largest = largest_error(result, bound)
+                verdict.errors[name] = max(verdict.errors.get(name, 0.0), largest)
+                if not largest <= LIMIT:
+                    verdict.problems.append(f"{name}: {largest:.2f} times the allowed error")
             if number == 1 and first is not None:
                 verdict.problems += _differences(first, results)
             first = first or results
