@@ -4,9 +4,9 @@
     python tests/versions.py --keep build/versions 2.13.0
 
 Run it with the Python of an environment in which the tests run. Each version is installed into a
-virtual environment of its own, which takes up to 6 GB and is removed after its tests unless `--keep`
-names a folder for it; all other packages are those of the Python that runs this script. Prints for
-each version what was skipped and a line that sums up, and exits with 1 if a test failed.
+virtual environment of its own, which takes up to 6 GB and is removed after its tests unless
+`--keep` names a folder for it; all other packages are those of the Python that runs this script.
+Prints for each version what was skipped and a line that sums up, and exits with 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def run_tests(python: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("versions", nargs="+", metavar="VERSION", help="of PyTorch, such as 2.8.0")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where environments stay")
     arguments = parser.parse_args()
