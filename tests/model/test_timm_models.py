@@ -215,3 +215,82 @@ def test_scripts_run_with_the_models_registered(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["timm_models"])
     with pytest.raises(SystemExit, match=r"usage: python -m convmixer\.timm_models SCRIPT"):
         runpy.run_module("convmixer.timm_models", run_name="__main__")
+
+
+# ---- what timm's tests ask of every model ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("stem", ["patch", "resnet"])
+def test_checkpointing_changes_no_output(stem):
+    model, batch = small(stem=stem).eval(), images(1, 3, 8, 8)
+    output = model(batch)
+    assert output.isfinite().all()
+    features, _ = model.forward_intermediates(batch)
+    torch.testing.assert_close(features, model.forward_features(batch))
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model(batch), output)
+    torch.testing.assert_close(model.forward_intermediates(batch)[0], features)
+
+
+@pytest.mark.parametrize("residual", ["depthwise", "none", "both"])
+def test_every_parameter_gets_a_gradient(residual):
+    model = small(num_classes=42, residual=residual).train()
+    output = model(images(2, 3, 8, 8))
+    output.mean().backward()
+    assert output.shape == (2, 42)
+    assert [name for name, each in model.named_parameters() if each.grad is None] == []
+
+
+def test_the_parts_that_the_settings_name_are_there():
+    model, batch = small().eval(), images(1, 3, 8, 8)
+    names = model.state_dict().keys()
+    for part in ("classifier", "first_conv"):
+        assert f"{model.default_cfg[part]}.weight" in names
+    assert model.num_classes == model.default_cfg["num_classes"] > 0
+    features = model.forward_features(batch)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert features.shape[1] == model.num_features
+    assert pooled.shape[1] == model.head_hidden_size
+    model.reset_classifier(0)
+    assert model.num_classes == 0
+    torch.testing.assert_close(model(batch), pooled)
+    model.reset_classifier(0, "")
+    torch.testing.assert_close(model(batch), features)
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (-2, -1)])
+def test_intermediates_are_those_that_the_feature_information_promises(levels):
+    model, batch = small().eval(), images(1, 3, 10, 8)
+    information = timm.models.FeatureInfo(model.feature_info, levels)
+    _, intermediates = model.forward_intermediates(batch, [level % 2 for level in levels])
+    assert len(intermediates) == len(levels)
+    for feature, channels, reduction in zip(
+        intermediates, information.channels(), information.reduction(), strict=True
+    ):
+        assert feature.shape == (1, channels, 10 // reduction, 8 // reduction)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_traced_by_torch_fx_as_timm_traces(training):
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    tracing = {
+        "leaf_modules": timm.models.get_notrace_modules(),
+        "autowrap_functions": timm.models.get_notrace_functions(),
+        "param_shapes_constant": True,
+    }
+    model, batch = small(num_classes=42).train(training), images(2, 3, 8, 8)
+    nodes = extraction.get_graph_node_names(model, tracer_kwargs=tracing)
+    traced = extraction.create_feature_extractor(
+        model,
+        train_return_nodes=[nodes[0][-1]],
+        eval_return_nodes=[nodes[1][-1]],
+        tracer_kwargs=tracing,
+    ).train(training)
+    (output,) = traced(batch).values()
+    assert output.shape == (2, 42)
+    if not training:
+        assert torch.equal(output, model(batch))
+        return
+    output.mean().backward()
+    assert [name for name, each in traced.named_parameters() if each.grad is None] == []
+    assert sum(p.numel() for p in traced.parameters()) == sum(p.numel() for p in model.parameters())

@@ -6,6 +6,7 @@ no message is sent, so a placement that needs one would show in wrong values.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convmixer_kernels import DepthwiseConv2d
+from convmixer_kernels import DepthwiseConv2d, convert_depthwise
 from tests.helpers.depthwise_cases import DEVICE, KERNELS
 
 pytestmark = pytest.mark.gpu
@@ -92,3 +93,40 @@ def test_layer(impl, divided, dimension, bias, processes):
         else:
             rounding = torch.finfo(torch.float16).eps * parameter.grad.abs().max()
             torch.testing.assert_close(one + other, parameter.grad, atol=rounding.item(), rtol=0)
+
+
+def test_fully_sharded_data_parallel_in_one_process():
+    """Parameters are distributed tensors between steps and plain ones within."""
+    sharding = pytest.importorskip("torch.distributed.fsdp")
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        torch.nn.Conv2d(6, 6, 5, padding=2, groups=6), torch.nn.GELU(), torch.nn.Conv2d(6, 6, 1)
+    ).to(DEVICE)
+    model = copy.deepcopy(plain)
+    convert_depthwise(model, KERNELS[0])
+    image = torch.randn(2, 6, 7, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    dist.init_process_group(
+        "gloo" if DEVICE == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
+    )
+    try:
+        mesh = dist.init_device_mesh(DEVICE, (1,))
+        half = sharding.MixedPrecisionPolicy(torch.float16, torch.float32)
+        for layer in (model[0], model):
+            sharding.fully_shard(layer, mesh=mesh, mp_policy=half)
+        assert all(isinstance(parameter, tensor.DTensor) for parameter in model.parameters())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(image).float().square().sum().backward()
+        grads = [parameter.grad.full_tensor() for parameter in model.parameters()]
+        optimizer.step()
+        state = {name: value.full_tensor() for name, value in model.state_dict().items()}
+    finally:
+        dist.destroy_process_group()
+    output = plain.half()(image.half())
+    output.float().square().sum().backward()
+    for (name, parameter), grad in zip(plain.named_parameters(), grads, strict=True):
+        expected = parameter.grad.float()
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(grad, expected, atol=0.01 * scale, rtol=0.01, msg=name)
+        torch.testing.assert_close(
+            state[name], parameter.float() - 0.1 * grad, atol=1e-3, rtol=1e-3
+        )

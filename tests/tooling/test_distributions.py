@@ -1,4 +1,4 @@
-"""Distributions as others get them: in an environment without compilers and without this checkout."""
+"""Distributions as others get them: in an environment without compilers and this checkout."""
 
 from __future__ import annotations
 
