@@ -27,8 +27,11 @@ _INTEGER = re.compile(
 _MOVE = re.compile(r"U?MOV|IMAD\.MOV|CS2R|R2UR")
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
+# cuobjdump 12.8 notes the scheduling of sm_120 behind the operands: "&req={0} ?trans6".
 _INSTRUCTION = re.compile(
-    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;", re.M
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)"
+    r"\s*([^;&?]*?)\s*(?:[&?][^;]*)?;",
+    re.M,
 )
 _USAGE = re.compile(r"^\s*Function (\S+):\s+REG:(\d+) STACK:\d+ SHARED:(\d+)", re.M)
 

@@ -243,31 +243,34 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return fused_cases.record_steps(monkeypatch, names)
 
 
-def steps_of_backward(
-    arguments: Arguments,
-    names: Sequence[str],
-    needed: set[str],
-    impl: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> list[str]:
-    """Run both passes and return the steps of the backward pass.
+StepsOfBackward = Callable[[str, Arguments, Sequence[str], set[str]], list[str]]
+
+
+@pytest.fixture
+def steps_of_backward(use: Use, monkeypatch: pytest.MonkeyPatch) -> StepsOfBackward:
+    """Run both passes of an implementation and return the steps of the backward pass.
 
     Of the arguments `names`, those in `needed` get the gradients of a call that asks for all, and
     the others get none.
     """
-    everything = fused_cases.run(arguments, impl)
-    leaves = {leaf: getattr(arguments, leaf).clone() for leaf in names}
-    for leaf in needed:
-        leaves[leaf].requires_grad_()
-    recorded = record(monkeypatch)
-    output = fused_cases.call(replace(arguments, **leaves), impl)
-    recorded.clear()
-    output.backward(arguments.grad)
-    for leaf, tensor in leaves.items():
-        assert (tensor.grad is not None) == (leaf in needed)
-        if tensor.grad is not None:
-            torch.testing.assert_close(tensor.grad, everything[leaf], atol=2e-3, rtol=2e-3)
-    return recorded
+
+    def run(name: str, arguments: Arguments, names: Sequence[str], needed: set[str]) -> list[str]:
+        impl = use(name)
+        everything = fused_cases.run(arguments, impl)
+        leaves = {leaf: getattr(arguments, leaf).clone() for leaf in names}
+        for leaf in needed:
+            leaves[leaf].requires_grad_()
+        recorded = record(monkeypatch)
+        output = fused_cases.call(replace(arguments, **leaves), impl)
+        recorded.clear()
+        output.backward(arguments.grad)
+        for leaf, tensor in leaves.items():
+            assert (tensor.grad is not None) == (leaf in needed)
+            if tensor.grad is not None:
+                torch.testing.assert_close(tensor.grad, everything[leaf], atol=2e-3, rtol=2e-3)
+        return recorded
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -289,11 +292,10 @@ def test_only_the_gradients_asked_for(
     needed: set[str],
     training: bool,
     calls: list[str],
-    use: Use,
-    monkeypatch: pytest.MonkeyPatch,
+    steps_of_backward: StepsOfBackward,
 ) -> None:
     arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
-    assert steps_of_backward(arguments, LEAVES[:5], needed, use(name), monkeypatch) == calls
+    assert steps_of_backward(name, arguments, LEAVES[:5], needed) == calls
 
 
 @pytest.mark.parametrize(
@@ -311,12 +313,11 @@ def test_only_the_gradients_asked_for_alone(
     needed: set[str],
     training: bool,
     calls: list[str],
-    use: Use,
-    monkeypatch: pytest.MonkeyPatch,
+    steps_of_backward: StepsOfBackward,
 ) -> None:
     arguments = random_arguments(SHAPE, None, dtypes_of(name)[0], training=training)
     leaves = [leaf for leaf in LEAVES if leaf != "weight"]
-    assert steps_of_backward(arguments, leaves, needed, use(name), monkeypatch) == calls
+    assert steps_of_backward(name, arguments, leaves, needed) == calls
 
 
 @pytest.mark.parametrize("differentiable", [True, False])

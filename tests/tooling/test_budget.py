@@ -124,6 +124,13 @@ def test_a_disassembly_is_split_into_functions_and_instructions() -> None:
     assert rest == [sass.Instruction(0, None, "EXIT", "")]
 
 
+def test_notes_on_scheduling_are_no_operands() -> None:
+    """cuobjdump 12.8 prints them for sm_120."""
+    text = disassembly("kernel", LOOP).replace(" ;", "    &req={0} &wr=0x1   ?WAIT4_END_GROUP;")
+    ((_, found),) = sass.functions(text)
+    assert found == instructions(LOOP)
+
+
 def test_the_mix_is_that_of_the_main_loop() -> None:
     kernel = measure(LOOP)
     assert kernel.mix == Counter(LDGSTS=1, LDSM=1, HMMA=1, other=1, total=4)
