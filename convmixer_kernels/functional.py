@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -148,7 +149,7 @@ def depthwise_conv2d_gelu_batch_norm(
             impl=impl,
             process_group=process_group,
         )
-    if not training and _infers_directly((input, weight), tensors[2:]):
+    if not training and _infers_directly((input, weight), (), tensors):
         known = dispatch.convolution_at_once(input, weight, bias, impl)
         tables = _inference_tables(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
@@ -169,14 +170,15 @@ def depthwise_conv2d_gelu_batch_norm(
         input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
     )
     arguments.check_values_per_channel(input, norm)
-    bias = arguments.precise(bias, input)
+    precise_bias = arguments.precise(bias, input)
     inside = residual and outer.dtype == input.dtype
     if _in_pytorch(norm, name):
-        value = reference.forward(input, weight, bias)
+        value = reference.forward(input, weight, precise_bias)
         added = input if inside else None
         output = reference.activated_batch_norm(value, None, added, norm, activation)
     else:
-        operands = (input, weight, bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var)
+        statistics = (norm.running_mean, norm.running_var)
+        operands = (input, weight, precise_bias, norm.gamma, norm.beta, *statistics)
         settings = (inside, activation, eps, name, impl == "auto")
         if norm.of_batch:
             group = _name(norm.process_group)
@@ -185,7 +187,7 @@ def depthwise_conv2d_gelu_batch_norm(
             )
         else:
             output, *_ = ops.depthwise_conv2d_batch_norm_frozen(*operands, False, *settings)
-    _store_running_statistics(running_mean, running_var, norm)
+    _after_training(running_mean, running_var, norm, (gamma, beta, bias))
     return output + outer if residual and not inside else output
 
 
@@ -245,7 +247,7 @@ def gelu_batch_norm(
             impl=impl,
             process_group=process_group,
         )
-    if not training and _infers_directly((input,), (*tensors[1:], bias, residual)):
+    if not training and _infers_directly((input,), (residual,), (*tensors, bias, residual)):
         known = dispatch.image_at_once(input, bias, residual, impl)
         tables = _inference_tables(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
@@ -265,11 +267,11 @@ def gelu_batch_norm(
         input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
     )
     arguments.check_values_per_channel(input, norm)
-    bias = arguments.precise(bias, input)
+    precise_bias = arguments.precise(bias, input)
     if _in_pytorch(norm, name):
-        output = reference.activated_batch_norm(input, bias, residual, norm, activation)
+        output = reference.activated_batch_norm(input, precise_bias, residual, norm, activation)
     else:
-        operands = (input, bias, residual, norm.gamma, norm.beta)
+        operands = (input, precise_bias, residual, norm.gamma, norm.beta)
         statistics = (norm.running_mean, norm.running_var)
         settings = (activation, eps, name, impl == "auto")
         if norm.of_batch:
@@ -279,14 +281,16 @@ def gelu_batch_norm(
             )
         else:
             output, _ = ops.activated_batch_norm_frozen(*operands, *statistics, *settings)
-    _store_running_statistics(running_mean, running_var, norm)
+    _after_training(running_mean, running_var, norm, (gamma, beta, bias))
     return output
 
 
-def _infers_directly(required: tuple[Tensor, ...], optional: tuple[Tensor | None, ...]) -> bool:
-    return direct.takes_tensors(required, optional) and not derivatives.wanted(
-        (*required, *optional)
-    )
+def _infers_directly(
+    required: tuple[Tensor, ...],
+    optional: tuple[Tensor | None, ...],
+    differentiable: tuple[Tensor | None, ...],
+) -> bool:
+    return direct.takes_tensors(required, optional) and not derivatives.wanted(differentiable)
 
 
 def _inference_tables(
@@ -311,13 +315,20 @@ def _inference_tables(
     tables = inference_tables.kept(sources, name, eps, device)
     if tables is None:
         for each in sources:
-            if each is not None and not dispatch.fits_channels(each, input.shape[1], input.device):
+            if each is not None and not (
+                direct.is_plain(each) and dispatch.fits_channels(each, input.shape[1], input.device)
+            ):
                 return None
 
         def compute() -> Tables:
-            *statistics, bias = (arguments.precise(each, input) for each in sources)
-            normalisation = dispatch.backend(name).running_normalisation(*statistics, eps)
-            return Tables(normalisation, bias)
+            normalisation = dispatch.backend(name).running_normalisation(
+                arguments.precise(running_mean, input),
+                arguments.precise(running_var, input),
+                arguments.precise(gamma, input),
+                arguments.precise(beta, input),
+                eps,
+            )
+            return Tables(normalisation, arguments.precise(bias, input))
 
         tables = inference_tables.keep(sources, name, eps, device, compute)
     return tables if tables.normalisation.shape[1] == input.shape[1] else None
@@ -355,12 +366,17 @@ def _name(process_group: ProcessGroup | None) -> str | None:
     return None if process_group is None else process_group.group_name
 
 
-def _store_running_statistics(
-    running_mean: Tensor | None, running_var: Tensor | None, norm: BatchNorm
+def _after_training(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    norm: BatchNorm,
+    parameters: tuple[Tensor | None, ...],
 ) -> None:
-    """Store statistics that were updated in copies of another precision."""
+    """Store statistics that were updated in copies of another precision, and tell of a graph."""
     if not norm.of_batch:
         return
     for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
         if buffer is not None and updated is not None and updated is not buffer:
             buffer.copy_(updated)
+    if not torch.compiler.is_compiling():
+        inference_tables.trained((running_mean, running_var, *parameters))

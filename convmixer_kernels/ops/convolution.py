@@ -106,8 +106,7 @@ def _gradients_of_pytorch(
 def _forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, impl: str, automatic: bool = False
 ) -> Tensor:
-    output: Tensor = dispatch.backend(impl).forward(input, weight, bias)
-    return output
+    return dispatch.backend(impl).forward(input, weight, bias)
 
 
 def _fake_forward(input: Tensor, *_: object) -> Tensor:
@@ -115,8 +114,7 @@ def _fake_forward(input: Tensor, *_: object) -> Tensor:
 
 
 def _input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tensor:
-    grad_input: Tensor = dispatch.backend(impl).input_gradient(grad_output, weight)
-    return grad_input
+    return dispatch.kernel_backend(impl).input_gradient(grad_output, weight)
 
 
 def _fake_input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tensor:
@@ -126,7 +124,7 @@ def _fake_input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tens
 def _weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    weight_gradient = dispatch.backend(impl).weight_gradient
+    weight_gradient = dispatch.kernel_backend(impl).weight_gradient
     grad_weight, grad_bias = weight_gradient(input, grad_output, kernel_size, with_bias)
     return grad_weight, nothing(grad_weight) if grad_bias is None else grad_bias
 

@@ -94,23 +94,27 @@ def convolve(
 def weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
+    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
     channels = input.shape[1]
     grad_weight = input.new_empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
     grad_bias = grad_weight.new_empty(channels) if with_bias else None
     if len(input) == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
-    channels_last = layout.is_channels_last(input)
-    arranged = adjacent_channels if channels_last else layout.planar
-    input, grad_output = arranged(input), arranged(grad_output)
-    sizes, where, kernels = tuple(input.shape), place(input), module(input.device)
-    if channels_last:
-        run, strides = kernels.weight_gradient_channels_last, PIXEL_STRIDES
-        shares = kernels.weight_gradient_shares_channels_last(where, sizes, kernel_size)
+    kernels = module(input.device)
+    if layout.is_channels_last(input):
+        input, grad_output = adjacent_channels(input), adjacent_channels(grad_output)
+        strides = PIXEL_STRIDES
+        run = kernels.weight_gradient_channels_last
+        count_splits = kernels.weight_gradient_shares_channels_last
     else:
-        run, strides = kernels.weight_gradient, PLANE_STRIDES
-        shares = kernels.weight_gradient_shares(where, sizes, kernel_size)
-    per_share = channels * (kernel_size * kernel_size + 1)
-    workspace = grad_weight.new_empty(shares * per_share if shares > 1 else 0)
+        input, grad_output = layout.planar(input), layout.planar(grad_output)
+        strides = PLANE_STRIDES
+        run, count_splits = kernels.weight_gradient, kernels.weight_gradient_shares
+    where, sizes = place(input), input.shape
+    splits = count_splits(where, sizes, kernel_size)
+    workspace = None
+    if splits > 1:
+        workspace = grad_weight.new_empty(splits * channels * (kernel_size * kernel_size + 1))
     with current(where):
         run(
             where,
