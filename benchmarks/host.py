@@ -33,6 +33,14 @@ from convmixer_kernels import (
     gelu_batch_norm,
 )
 
+CALLS = (
+    "forward",
+    "forward and backward",
+    "fused inference",
+    "gelu_batch_norm inference",
+    "fused training step",
+    "block of a model in inference",
+)
 _BLOCKS = 20
 
 
@@ -51,7 +59,7 @@ class Call(NamedTuple):
 
 
 def calls() -> dict[str, Call]:
-    """Make every call that is timed, on tensors of 1x8x8x8 and filters of 9x9."""
+    """Make every one of `CALLS`, on tensors of 1x8x8x8 and filters of 9x9."""
     torch.manual_seed(0)
     image, filters = torch.randn(1, 8, 8, 8).half(), torch.randn(8, 1, 9, 9).half()
     bias, gamma, beta, mean, var = (torch.rand(8) for _ in range(5))
@@ -88,16 +96,15 @@ def calls() -> dict[str, Call]:
     model = model.half().eval()
     with torch.no_grad():
         features = model.stem(torch.randn(1, 3, 32, 32).half())
-    return {
-        "forward": Call(_without_gradients(forward)),
-        "forward and backward": Call(backward, trains=True),
-        "fused inference": Call(_without_gradients(fused_inference)),
-        "gelu_batch_norm inference": Call(_without_gradients(norm_inference)),
-        "fused training step": Call(fused_training, trains=True),
-        "block of a model in inference": Call(
-            _without_gradients(lambda: model.blocks(features)), times=_BLOCKS
-        ),
-    }
+    made = (
+        Call(_without_gradients(forward)),
+        Call(backward, trains=True),
+        Call(_without_gradients(fused_inference)),
+        Call(_without_gradients(norm_inference)),
+        Call(fused_training, trains=True),
+        Call(_without_gradients(lambda: model.blocks(features)), times=_BLOCKS),
+    )
+    return dict(zip(CALLS, made, strict=True))
 
 
 def _without_gradients(function: Callable[[], object]) -> Callable[[], object]:
@@ -124,18 +131,25 @@ def _seconds(function: Callable[[], object], number: int) -> float:
     return (time.thread_time() - start) / number
 
 
-def measure(rounds: int, number: int = 50) -> dict[str, tuple[float, float]]:
-    """Return microseconds and the ratio to `F.conv2d` of every call, medians of rounds."""
+class Measured(NamedTuple):
+    """Seconds of a call, and how many times those of `F.conv2d`, once a round."""
+
+    seconds: tuple[float, ...]
+    ratios: tuple[float, ...]
+
+
+def measure(name: str, rounds: int, number: int = 50) -> Measured:
+    """Time a call of `calls` and `F.conv2d` in turn, `number` of each in a round."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with emulated_gpu.kernels_skipped():
-            return {name: _measure(call, rounds, number) for name, call in calls().items()}
+            return _measure(calls()[name], rounds, number)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(call: Call, rounds: int, number: int) -> tuple[float, float]:
+def _measure(call: Call, rounds: int, number: int) -> Measured:
     baseline = _baselines()[call.trains]
     for function in (call.run, baseline):
         _seconds(function, 3)
@@ -143,8 +157,7 @@ def _measure(call: Call, rounds: int, number: int) -> tuple[float, float]:
     for _ in range(rounds):
         seconds = _seconds(call.run, max(1, number // call.times)) / call.times
         found.append((seconds, seconds / _seconds(baseline, number)))
-    times, ratios = zip(*found, strict=True)
-    return 1e6 * statistics.median(times), statistics.median(ratios)
+    return Measured(*zip(*found, strict=True))
 
 
 def changing_batches(rounds: int, number: int = 1000) -> float:
@@ -183,13 +196,14 @@ def profile(name: str, number: int = 2000) -> pstats.Stats:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--profile", metavar="CALL", choices=calls(), help="where its time goes")
+    parser.add_argument("--profile", metavar="CALL", choices=CALLS, help="where its time goes")
     options = parser.parse_args(arguments)
     if options.profile:
         profile(options.profile).print_stats(25)
         return
-    for name, (microseconds, ratio) in measure(options.rounds).items():
-        sys.stdout.write(f"{name:30} {microseconds:7.1f} us {ratio:6.2f} times F.conv2d\n")
+    for name in CALLS:
+        seconds, ratios = map(statistics.median, measure(name, options.rounds))
+        sys.stdout.write(f"{name:30} {1e6 * seconds:7.1f} us {ratios:6.2f} times F.conv2d\n")
     ratio = changing_batches(options.rounds)
     sys.stdout.write(f"{'random batch sizes':30} {ratio:17.2f} times equal ones\n")
 

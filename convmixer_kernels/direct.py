@@ -52,17 +52,7 @@ def is_plain(argument: Any) -> bool:
     return (kind is Tensor or kind is Parameter) and not (argument.is_neg() or argument.is_meta)
 
 
-def takes(*arguments: Any) -> bool:
-    """Tell whether the kernel of an operator may be called with these arguments directly."""
-    if not dispatcher_is_idle():
-        return False
-    for argument in arguments:
-        if isinstance(argument, Tensor) and not is_plain(argument):
-            return False
-    return True
-
-
-def takes_tensors(required: tuple[Any, ...], optional: tuple[Any, ...] = ()) -> bool:
+def takes(required: tuple[Any, ...], optional: tuple[Any, ...] = ()) -> bool:
     """Tell whether kernels may be called directly with these, of which some may be None."""
     return (
         dispatcher_is_idle()

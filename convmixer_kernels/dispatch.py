@@ -112,7 +112,7 @@ def convolution_at_once(
     """Return what `resolve` does for a convolution, or None where there is more to be said.
 
     The arguments are checked, but what is wrong with them is not said; nor is a choice made that
-    depends on the plane of the image. `direct.takes_tensors` has to hold.
+    depends on the plane of the image. `direct.takes` has to hold.
     """
     shape, filters = input.shape, weight.shape
     if len(shape) != 4 or len(filters) != 4 or 0 in shape:

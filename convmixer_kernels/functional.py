@@ -61,7 +61,7 @@ def depthwise_conv2d(
     tensors = (input, weight, bias)
     if has_torch_function(tensors):
         return handle_torch_function(depthwise_conv2d, tensors, *tensors, impl=impl)
-    if direct.takes_tensors((input, weight), (bias,)):
+    if direct.takes((input, weight), (bias,)):
         known = dispatch.convolution_at_once(input, weight, bias, impl)
         if known is not None and derivatives.wanted(tensors):
             return ops.depthwise_conv2d.gradient.apply(input, weight, bias, known, impl == "auto")
@@ -158,6 +158,16 @@ def depthwise_conv2d_gelu_batch_norm(
             return dispatch.backend(known).forward_normalised(
                 input, weight, tables.bias, tables.normalisation, activation, residual
             )
+    if training and direct.takes((input, weight), tensors[2:]):
+        known = dispatch.convolution_at_once(input, weight, bias, impl)
+        norm = (gamma, beta, running_mean, running_var)
+        if known is not None and _trains_at_once(input, norm, momentum, eps, activation):
+            output, *_ = ops.depthwise_conv2d_batch_norm_training.differentiable(
+                *(input, weight, arguments.precise(bias, input), *norm, momentum),
+                *(_name(process_group), residual, activation, eps, known, impl == "auto"),
+            )
+            inference_tables.trained((*norm, bias))
+            return output
     arguments.check_convolution(input, weight, bias)
     arguments.check_batch_norm(
         input, gamma, beta, running_mean, running_var, momentum, eps, activation
@@ -256,6 +266,16 @@ def gelu_batch_norm(
             return dispatch.backend(known).normalise(
                 input, tables.bias, tables.normalisation, residual, activation
             )
+    if training and direct.takes((input,), (*tensors[1:], bias, residual)):
+        known = dispatch.image_at_once(input, bias, residual, impl)
+        norm = (gamma, beta, running_mean, running_var)
+        if known is not None and _trains_at_once(input, norm, momentum, eps, activation):
+            output, _ = ops.activated_batch_norm_training.differentiable(
+                *(input, arguments.precise(bias, input), residual, *norm, momentum),
+                *(_name(process_group), activation, eps, known, impl == "auto"),
+            )
+            inference_tables.trained((*norm, bias))
+            return output
     arguments.check_image(input)
     arguments.check_per_channel("bias", bias, input)
     arguments.check_residual(input, residual)
@@ -290,7 +310,7 @@ def _infers_directly(
     optional: tuple[Tensor | None, ...],
     differentiable: tuple[Tensor | None, ...],
 ) -> bool:
-    return direct.takes_tensors(required, optional) and not derivatives.wanted(differentiable)
+    return direct.takes(required, optional) and not derivatives.wanted(differentiable)
 
 
 def _inference_tables(
@@ -332,6 +352,31 @@ def _inference_tables(
 
         tables = inference_tables.keep(sources, name, eps, device, compute)
     return tables if tables.normalisation.shape[1] == input.shape[1] else None
+
+
+def _trains_at_once(
+    input: Tensor,
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> bool:
+    """Tell whether arguments of training are right, and kernels read its tensors as they are."""
+    _, _, running_mean, running_var = norm
+    images, channels, height, width = input.shape
+    if (running_mean is None) != (running_var is None) or images * height * width == 1:
+        return False
+    if eps <= 0 or momentum is None or activation not in arguments.ACTIVATIONS:
+        return False
+    device = input.device
+    for each in norm:
+        if each is not None and not (
+            dispatch.fits_channels(each, channels, device)
+            and each.dtype is torch.float32
+            and each.is_contiguous()
+        ):
+            return False
+    return True
 
 
 def _batch_norm(

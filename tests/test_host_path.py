@@ -142,7 +142,7 @@ def test_what_sees_operators_keeps_calls_from_the_short_way(
 @pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
 def test_gradient_modes_leave_the_dispatcher_idle(context: Callable[[], Any]) -> None:
     with context():
-        assert direct.takes_tensors((torch.zeros(2), nn.Parameter(torch.zeros(2))), (None,))
+        assert direct.takes((torch.zeros(2), nn.Parameter(torch.zeros(2))), (None,))
 
 
 def test_tensors_that_the_dispatcher_treats_in_its_own_way() -> None:
@@ -156,8 +156,8 @@ def test_tensors_that_the_dispatcher_treats_in_its_own_way() -> None:
         None,
         1.0,
     ):
-        assert not direct.takes_tensors((tensor,))
-        assert tensor is None or not direct.takes_tensors((), (tensor,))
+        assert not direct.takes((tensor,))
+        assert tensor is None or not direct.takes((), (tensor,))
 
 
 @pytest.fixture

@@ -66,22 +66,24 @@ def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
     grad_output = layout.arranged(grad_output, ctx.channels_last)
-    if direct.takes(grad_output, input, weight):
-        input_gradient, weight_gradient = _input_gradient, _weight_gradient
-    else:
-        input_gradient = depthwise_conv2d_input_gradient
-        weight_gradient = depthwise_conv2d_weight_gradient
-    grad_input = grad_weight = grad_bias = None
-    with_bias = ctx.bias_layout is not None
-    if weight is not None:
-        grad_input = input_gradient(grad_output, weight, ctx.impl)
+    is_direct = direct.takes((grad_output,), (input, weight))
+    kernels, impl = dispatch.kernel_backend(ctx.impl), ctx.impl
+    grad_input = grad_weight = grad_bias = bias_sums = None
+    if weight is not None and is_direct:
+        grad_input = kernels.input_gradient(grad_output, weight)
+    elif weight is not None:
+        grad_input = depthwise_conv2d_input_gradient(grad_output, weight, impl)
     if input is not None:
-        sums, bias_sums = weight_gradient(input, grad_output, ctx.kernel_size, with_bias, ctx.impl)
+        rest = (ctx.kernel_size, ctx.bias_layout is not None)
+        if is_direct:
+            sums, bias_sums = kernels.weight_gradient(input, grad_output, *rest)
+        else:
+            sums, bias_sums = depthwise_conv2d_weight_gradient(input, grad_output, *rest, impl)
         grad_weight = ctx.weight_layout.arrange(sums)
-        if with_bias:
-            grad_bias = ctx.bias_layout.arrange(bias_sums)
-    elif with_bias:
-        grad_bias = ctx.bias_layout.arrange(grad_output.sum((0, 2, 3), dtype=torch.float32))
+    elif ctx.bias_layout is not None:
+        bias_sums = grad_output.sum((0, 2, 3), dtype=torch.float32)
+    if ctx.bias_layout is not None:
+        grad_bias = ctx.bias_layout.arrange(bias_sums)
     return grad_input, grad_weight, grad_bias
 
 

@@ -44,7 +44,8 @@ def forward_normalised(
     activation: str,
     residual: bool,
 ) -> Tensor:
-    return convolution.convolve(input, weight, bias, normalisation, activation, residual=residual)
+    """Convolve, activate, normalise and add `input` if `residual`, in one kernel."""
+    return convolution.forward(input, weight, bias, normalisation, activation, residual)
 
 
 def forward_moments(
@@ -174,7 +175,7 @@ def fused_backward(
     grad_input = grad_weight = None
     if weight is not None:
         addend = grad if residual else None
-        grad_input = convolution.convolve(grad_value, weight, None, flipped=True, addend=addend)
+        grad_input = convolution.forward(grad_value, weight, None, flipped=True, addend=addend)
     if input is not None:
         grad_weight, _ = convolution.weight_gradient(input, grad_value, kernel_size, False)
     return grad_input, grad_weight, grad_bias
