@@ -30,6 +30,7 @@ _QUICK_MINUTES = 5.5
 # other shapes, the other kernel sizes and what torch.compile has to compile first.
 _ORDER = (
     ("test_ceilings", True),
+    ("test_host", True),
     ("test_depthwise", True),
     ("test_blocks", True),
     ("test_networks", True),

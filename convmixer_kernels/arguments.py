@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -147,6 +147,14 @@ def check_values_per_channel(input: Tensor, norm: BatchNorm) -> None:
             "Expected more than 1 value per channel when training, got input size "
             f"{tuple(input.shape)}"
         )
+
+
+@overload
+def precise(tensor: Tensor, input: Tensor) -> Tensor: ...
+
+
+@overload
+def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None: ...
 
 
 def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None:

@@ -15,15 +15,28 @@ from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
 
 
+def _key_set(*keys: torch._C.DispatchKey) -> int:
+    found = torch._C.DispatchKeySet(keys[0])
+    for key in keys[1:]:
+        found = found.add(key)
+    return found.raw_repr()
+
+
+# What PyTorch adds to the keys of every call where nothing is active: in inference mode, and
+# without. Modes, transforms of torch.func, tracers and both kinds of vmap add keys of their own.
+_IDLE = (
+    _key_set(torch._C.DispatchKey.BackendSelect),
+    _key_set(torch._C.DispatchKey.BackendSelect, torch._C.DispatchKey.ADInplaceOrView),
+)
+
+
 def dispatcher_is_idle() -> bool:
     """Tell whether no compiler, tracer, mode, transform, autocast or profiler sees operators."""
     return not (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
+        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE
         or torch._C._is_torch_function_mode_enabled()
-        or torch._C._are_functorch_transforms_active()
         or torch._C._is_any_autocast_enabled()
-        or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
         or profiler._is_profiler_enabled
     )
@@ -39,24 +52,10 @@ def is_plain(argument: Any) -> bool:
     return (kind is Tensor or kind is Parameter) and not (argument.is_neg() or argument.is_meta)
 
 
-def takes(*arguments: Any) -> bool:
-    """Tell whether the kernel of an operator may be called with these arguments directly."""
-    if not dispatcher_is_idle():
-        return False
-    for argument in arguments:
-        if isinstance(argument, Tensor) and not is_plain(argument):
-            return False
-    return True
-
-
-def takes_tensors(required: tuple[Any, ...], optional: tuple[Any, ...]) -> bool:
-    """Tell whether an operation on these may go to kernels directly: tensors, or None if optional."""
-    if not dispatcher_is_idle():
-        return False
-    for argument in required:
-        if not is_plain(argument):
-            return False
-    for argument in optional:
-        if argument is not None and not is_plain(argument):
-            return False
-    return True
+def takes(required: tuple[Any, ...], optional: tuple[Any, ...] = ()) -> bool:
+    """Tell whether kernels may be called directly with these, of which some may be None."""
+    return (
+        dispatcher_is_idle()
+        and all([is_plain(each) for each in required])
+        and all([each is None or is_plain(each) for each in optional])
+    )

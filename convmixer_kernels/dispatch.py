@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,14 +18,20 @@ from convmixer_kernels import (
     layout,
     preference,
 )
+from convmixer_kernels.backends import Backend, KernelBackend
 from convmixer_kernels.preference import IMPLEMENTATIONS, Plane, Preference, Problem
 
 
 @functools.cache
-def backend(name: str) -> ModuleType:
-    """The module of an implementation, imported when it is first needed."""
-    module = "reference" if name == "torch" else name
-    return importlib.import_module(f"convmixer_kernels.backends.{module}")
+def backend(name: str) -> Backend:
+    """Return the module of an implementation, imported when it is first needed."""
+    folder = "reference" if name == "torch" else name
+    return cast(Backend, importlib.import_module(f"convmixer_kernels.backends.{folder}"))
+
+
+def kernel_backend(name: str) -> KernelBackend:
+    """Return the module of an implementation that is not PyTorch."""
+    return cast(KernelBackend, backend(name))
 
 
 def check_name(impl: str) -> None:
@@ -40,7 +45,7 @@ def kernel_sizes(impl: str) -> tuple[int, ...] | None:
     if impl == "torch":
         return None
     names = ("cuda", "triton") if impl == "auto" else (impl,)
-    return tuple(sorted({size for name in names for size in backend(name).KERNEL_SIZES}))
+    return tuple(sorted({size for name in names for size in kernel_backend(name).KERNEL_SIZES}))
 
 
 def available_impls(device: torch.device | str | None = None) -> dict[str, str | None]:
@@ -68,12 +73,12 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     # Under torch.compile, index() makes a size that may be dynamic a constant.
     kernel_size = None if weight is None else operator.index(weight.shape[-1])
     what = (input.device, input.dtype, kernel_size)
-    name, error = _resolve(impl, *what)
-    if name is error is None:
+    name, refusal, available = _resolve(impl, *what)
+    if name is refusal is None:
         # Asked for only then: a compiler makes a graph for each plane.
-        name, error = _resolve(impl, *what, *_plane(input))
-    if error is not None:
-        raise (RuntimeError if name is None else ValueError)(error)
+        name, refusal, available = _resolve(impl, *what, *_plane(input))
+    if refusal is not None:
+        raise (ValueError if available else RuntimeError)(refusal)
     assert name is not None
     if name != "torch" and (reason := _only_in_pytorch()) is not None:
         if impl == "auto":
@@ -107,7 +112,7 @@ def convolution_at_once(
     """Return what `resolve` does for a convolution, or None where there is more to be said.
 
     The arguments are checked, but what is wrong with them is not said; nor is a choice made that
-    depends on the plane of the image. `direct.takes_tensors` has to hold.
+    depends on the plane of the image. `direct.takes` has to hold.
     """
     shape, filters = input.shape, weight.shape
     if len(shape) != 4 or len(filters) != 4 or 0 in shape:
@@ -145,8 +150,8 @@ def fits_channels(tensor: Tensor, channels: int, device: torch.device) -> bool:
 def _at_once(
     impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
 ) -> str | None:
-    name, error = _resolve_once(impl, device, dtype, kernel_size, None)
-    return name if error is None and name != "torch" else None
+    name = _resolve_once(impl, device, dtype, kernel_size, None).name
+    return None if name == "torch" else name
 
 
 # The answer does not change while a process runs, so a compiler need not look inside.
@@ -157,9 +162,25 @@ def _resolve(
     dtype: torch.dtype,
     kernel_size: int | None,
     *plane: Any,
-) -> tuple[str | None, str | None]:
-    # PyTorch 2.13 loses what is in a named tuple when it traces, so this one is made here.
-    return _resolve_once(impl, device, dtype, kernel_size, Plane(*plane) if plane else None)
+) -> tuple[str | None, str | None, bool]:
+    # PyTorch 2.13 loses what is in a named tuple when it traces, so none comes in or goes out.
+    given = Plane(*plane) if plane else None
+    name, refusal, available = _resolve_once(impl, device, dtype, kernel_size, given)
+    return name, refusal, available
+
+
+class Resolution(NamedTuple):
+    """Which implementation runs a call.
+
+    Args:
+        name: the implementation; None if there is none, or if the plane decides and was not given.
+        refusal: why the implementation that was asked for does not run.
+        available: whether that implementation would run other inputs.
+    """
+
+    name: str | None
+    refusal: str | None = None
+    available: bool = True
 
 
 @functools.lru_cache(maxsize=4096)
@@ -169,24 +190,20 @@ def _resolve_once(
     dtype: torch.dtype,
     kernel_size: int | None,
     plane: Plane | None,
-) -> tuple[str | None, str | None]:
-    """The implementation and None; or an error, with the name if only this input is refused.
-
-    None and None: the answer depends on the plane, which is not given.
-    """
+) -> Resolution:
     check_name(impl)
+    what = (device, dtype, kernel_size)
     if impl == "auto":
         preferred = _preference(device, Problem(kernel_size, dtype, plane))
         if preferred is None:
-            return None, None
-        what = (device, dtype, kernel_size)
-        return next(name for name in preferred.order if _barred(name, *what) is None), None
+            return Resolution(None)
+        return Resolution(next(name for name in preferred.order if _barred(name, *what) is None))
     # Tensors on the meta device have no data: shapes are all that is computed.
     if device.type != "meta" and (reason := backend(impl).unavailable(device)):
-        return None, f"impl={impl!r} is not available: {reason}"
-    if reason := backend(impl).unsupported(device, dtype, kernel_size):
-        return impl, f"impl={impl!r} cannot serve this input: {reason}"
-    return impl, None
+        return Resolution(None, f"impl={impl!r} is not available: {reason}", available=False)
+    if reason := backend(impl).unsupported(*what):
+        return Resolution(None, f"impl={impl!r} cannot serve this input: {reason}")
+    return Resolution(impl)
 
 
 def _architecture(device: torch.device) -> architectures.Architecture | None:
@@ -211,10 +228,7 @@ def _barred(
     if name != "torch" and device.type == "cpu":
         return "on the CPU its kernels are emulated for tests, only an explicit impl asks for that"
     module = backend(name)
-    reason: str | None = module.unavailable(device) or module.unsupported(
-        device, dtype, kernel_size
-    )
-    return reason
+    return module.unavailable(device) or module.unsupported(device, dtype, kernel_size)
 
 
 def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:

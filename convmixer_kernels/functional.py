@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -60,7 +61,7 @@ def depthwise_conv2d(
     tensors = (input, weight, bias)
     if has_torch_function(tensors):
         return handle_torch_function(depthwise_conv2d, tensors, *tensors, impl=impl)
-    if direct.takes_tensors((input, weight), (bias,)):
+    if direct.takes((input, weight), (bias,)):
         known = dispatch.convolution_at_once(input, weight, bias, impl)
         if known is not None and derivatives.wanted(tensors):
             return ops.depthwise_conv2d.gradient.apply(input, weight, bias, known, impl == "auto")
@@ -148,7 +149,7 @@ def depthwise_conv2d_gelu_batch_norm(
             impl=impl,
             process_group=process_group,
         )
-    if not training and _infers_directly((input, weight), tensors[2:]):
+    if not training and _infers_directly((input, weight), (), tensors):
         known = dispatch.convolution_at_once(input, weight, bias, impl)
         tables = _inference_tables(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
@@ -157,6 +158,16 @@ def depthwise_conv2d_gelu_batch_norm(
             return dispatch.backend(known).forward_normalised(
                 input, weight, tables.bias, tables.normalisation, activation, residual
             )
+    if training and direct.takes((input, weight), tensors[2:]):
+        known = dispatch.convolution_at_once(input, weight, bias, impl)
+        norm = (gamma, beta, running_mean, running_var)
+        if known is not None and _trains_at_once(input, norm, momentum, eps, activation):
+            output, *_ = ops.depthwise_conv2d_batch_norm_training.differentiable(
+                *(input, weight, arguments.precise(bias, input), *norm, momentum),
+                *(_name(process_group), residual, activation, eps, known, impl == "auto"),
+            )
+            inference_tables.trained((*norm, bias))
+            return output
     arguments.check_convolution(input, weight, bias)
     arguments.check_batch_norm(
         input, gamma, beta, running_mean, running_var, momentum, eps, activation
@@ -169,14 +180,15 @@ def depthwise_conv2d_gelu_batch_norm(
         input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
     )
     arguments.check_values_per_channel(input, norm)
-    bias = arguments.precise(bias, input)
+    precise_bias = arguments.precise(bias, input)
     inside = residual and outer.dtype == input.dtype
     if _in_pytorch(norm, name):
-        value = reference.forward(input, weight, bias)
+        value = reference.forward(input, weight, precise_bias)
         added = input if inside else None
         output = reference.activated_batch_norm(value, None, added, norm, activation)
     else:
-        operands = (input, weight, bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var)
+        statistics = (norm.running_mean, norm.running_var)
+        operands = (input, weight, precise_bias, norm.gamma, norm.beta, *statistics)
         settings = (inside, activation, eps, name, impl == "auto")
         if norm.of_batch:
             group = _name(norm.process_group)
@@ -185,7 +197,7 @@ def depthwise_conv2d_gelu_batch_norm(
             )
         else:
             output, *_ = ops.depthwise_conv2d_batch_norm_frozen(*operands, False, *settings)
-    _store_running_statistics(running_mean, running_var, norm)
+    _after_training(running_mean, running_var, norm, (gamma, beta, bias))
     return output + outer if residual and not inside else output
 
 
@@ -245,7 +257,7 @@ def gelu_batch_norm(
             impl=impl,
             process_group=process_group,
         )
-    if not training and _infers_directly((input,), (*tensors[1:], bias, residual)):
+    if not training and _infers_directly((input,), (residual,), (*tensors, bias, residual)):
         known = dispatch.image_at_once(input, bias, residual, impl)
         tables = _inference_tables(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
@@ -254,6 +266,16 @@ def gelu_batch_norm(
             return dispatch.backend(known).normalise(
                 input, tables.bias, tables.normalisation, residual, activation
             )
+    if training and direct.takes((input,), (*tensors[1:], bias, residual)):
+        known = dispatch.image_at_once(input, bias, residual, impl)
+        norm = (gamma, beta, running_mean, running_var)
+        if known is not None and _trains_at_once(input, norm, momentum, eps, activation):
+            output, _ = ops.activated_batch_norm_training.differentiable(
+                *(input, arguments.precise(bias, input), residual, *norm, momentum),
+                *(_name(process_group), activation, eps, known, impl == "auto"),
+            )
+            inference_tables.trained((*norm, bias))
+            return output
     arguments.check_image(input)
     arguments.check_per_channel("bias", bias, input)
     arguments.check_residual(input, residual)
@@ -265,11 +287,11 @@ def gelu_batch_norm(
         input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
     )
     arguments.check_values_per_channel(input, norm)
-    bias = arguments.precise(bias, input)
+    precise_bias = arguments.precise(bias, input)
     if _in_pytorch(norm, name):
-        output = reference.activated_batch_norm(input, bias, residual, norm, activation)
+        output = reference.activated_batch_norm(input, precise_bias, residual, norm, activation)
     else:
-        operands = (input, bias, residual, norm.gamma, norm.beta)
+        operands = (input, precise_bias, residual, norm.gamma, norm.beta)
         statistics = (norm.running_mean, norm.running_var)
         settings = (activation, eps, name, impl == "auto")
         if norm.of_batch:
@@ -279,14 +301,16 @@ def gelu_batch_norm(
             )
         else:
             output, _ = ops.activated_batch_norm_frozen(*operands, *statistics, *settings)
-    _store_running_statistics(running_mean, running_var, norm)
+    _after_training(running_mean, running_var, norm, (gamma, beta, bias))
     return output
 
 
-def _infers_directly(required: tuple[Tensor, ...], optional: tuple[Tensor | None, ...]) -> bool:
-    return direct.takes_tensors(required, optional) and not derivatives.wanted(
-        (*required, *optional)
-    )
+def _infers_directly(
+    required: tuple[Tensor, ...],
+    optional: tuple[Tensor | None, ...],
+    differentiable: tuple[Tensor | None, ...],
+) -> bool:
+    return direct.takes(required, optional) and not derivatives.wanted(differentiable)
 
 
 def _inference_tables(
@@ -311,16 +335,48 @@ def _inference_tables(
     tables = inference_tables.kept(sources, name, eps, device)
     if tables is None:
         for each in sources:
-            if each is not None and not dispatch.fits_channels(each, input.shape[1], input.device):
+            if each is not None and not (
+                direct.is_plain(each) and dispatch.fits_channels(each, input.shape[1], input.device)
+            ):
                 return None
 
         def compute() -> Tables:
-            *statistics, bias = (arguments.precise(each, input) for each in sources)
-            normalisation = dispatch.backend(name).running_normalisation(*statistics, eps)
-            return Tables(normalisation, bias)
+            normalisation = dispatch.backend(name).running_normalisation(
+                arguments.precise(running_mean, input),
+                arguments.precise(running_var, input),
+                arguments.precise(gamma, input),
+                arguments.precise(beta, input),
+                eps,
+            )
+            return Tables(normalisation, arguments.precise(bias, input))
 
         tables = inference_tables.keep(sources, name, eps, device, compute)
     return tables if tables.normalisation.shape[1] == input.shape[1] else None
+
+
+def _trains_at_once(
+    input: Tensor,
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> bool:
+    """Tell whether arguments of training are right, and kernels read its tensors as they are."""
+    _, _, running_mean, running_var = norm
+    images, channels, height, width = input.shape
+    if (running_mean is None) != (running_var is None) or images * height * width == 1:
+        return False
+    if eps <= 0 or momentum is None or activation not in arguments.ACTIVATIONS:
+        return False
+    device = input.device
+    for each in norm:
+        if each is not None and not (
+            dispatch.fits_channels(each, channels, device)
+            and each.dtype is torch.float32
+            and each.is_contiguous()
+        ):
+            return False
+    return True
 
 
 def _batch_norm(
@@ -355,12 +411,17 @@ def _name(process_group: ProcessGroup | None) -> str | None:
     return None if process_group is None else process_group.group_name
 
 
-def _store_running_statistics(
-    running_mean: Tensor | None, running_var: Tensor | None, norm: BatchNorm
+def _after_training(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    norm: BatchNorm,
+    parameters: tuple[Tensor | None, ...],
 ) -> None:
-    """Store statistics that were updated in copies of another precision."""
+    """Store statistics that were updated in copies of another precision, and tell of a graph."""
     if not norm.of_batch:
         return
     for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
         if buffer is not None and updated is not None and updated is not buffer:
             buffer.copy_(updated)
+    if not torch.compiler.is_compiling():
+        inference_tables.trained((running_mean, running_var, *parameters))

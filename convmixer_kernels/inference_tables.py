@@ -63,22 +63,17 @@ class _Source(NamedTuple):
         reference = weakref.ref(tensor, forget)
         return cls(reference, tensor._version, tensor.data_ptr(), tensor.untyped_storage())
 
-    def is_now(self, tensor: Tensor) -> bool:
-        """Tell whether `tensor` is the one that this describes, and as it was then."""
-        return (
-            self.reference() is tensor
-            and self.version == tensor._version
-            and self.address == tensor.data_ptr()
-        )
-
 
 class _Entry(NamedTuple):
-    sources: tuple[_Source | None, ...]
+    described: tuple[_Source, ...]
     tables: Tables
 
 
 def kept(sources: Sources, impl: str, eps: float, device: int) -> Tables | None:
     """Return the tables of `sources` if they are kept and up to date.
+
+    The identities of tensors are the key. An entry goes with the first of its tensors that is
+    freed, before another one can have the same identity.
 
     Args:
         impl: the implementation that computed them.
@@ -87,12 +82,11 @@ def kept(sources: Sources, impl: str, eps: float, device: int) -> Tables | None:
     entry = _entries.get(_key(sources, impl, eps, device))
     if entry is None:
         return None
-    for source, tensor in zip(entry.sources, sources, strict=True):
-        if source is None or tensor is None:
-            continue  # The key tells None from tensors.
-        if not source.is_now(tensor):
+    for reference, version, address, _ in entry.described:
+        tensor = reference()
+        if tensor is None or tensor._version != version or tensor.data_ptr() != address:
             return None
-    if device >= 0 and torch.cuda.is_current_stream_capturing():
+    if device >= 0 and _is_capturing():
         return None
     return entry.tables
 
@@ -101,31 +95,41 @@ def keep(
     sources: Sources, impl: str, eps: float, device: int, compute: Callable[[], Tables]
 ) -> Tables:
     """Compute the tables of `sources`, and keep them if changes of `sources` will be seen."""
-    if _may_change_unseen(sources, device):
+    if _may_change_unseen(sources):
         return compute()
     key = _key(sources, impl, eps, device)
 
     def forget(_: weakref.ref[Tensor]) -> None:
         _entries.pop(key, None)
 
-    remembered = tuple(None if each is None else _Source.of(each, forget) for each in sources)
+    described = tuple(_Source.of(each, forget) for each in sources if each is not None)
     tables = compute()
     if len(_entries) >= MOST_ENTRIES:
         _entries.clear()
-    _entries[key] = _Entry(remembered, tables)
+    _entries[key] = _Entry(described, tables)
     return tables
 
 
-def trained(tensors: Iterable[Tensor | None], device: int) -> None:
-    """Take note of a training pass: tensors that a captured graph trains are not kept."""
-    if device < 0 or not torch.cuda.is_current_stream_capturing():
+def trained(tensors: Iterable[Tensor | None]) -> None:
+    """Take note of tensors that a training pass changes, now or in the optimizer's next step.
+
+    A graph that is being captured will change them in every replay, so nothing is kept of them.
+    """
+    if not _is_capturing():
         return
     for tensor in tensors:
         if tensor is not None:
-            number = id(tensor)
-            _trained_by_graphs[number] = weakref.ref(
-                tensor, lambda _, number=number: _trained_by_graphs.pop(number, None)
-            )
+            identity = id(tensor)
+
+            def forget(_: weakref.ref[Tensor], identity: int = identity) -> None:
+                _trained_by_graphs.pop(identity, None)
+
+            _trained_by_graphs[identity] = weakref.ref(tensor, forget)
+
+
+def _is_capturing() -> bool:
+    """Tell whether a CUDA graph captures what is launched; without a GPU in use, none does."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _key(sources: Sources, impl: str, eps: float, device: int) -> tuple[Any, ...]:
@@ -134,10 +138,8 @@ def _key(sources: Sources, impl: str, eps: float, device: int) -> tuple[Any, ...
     return (*map(id, sources), eps, impl, device, stream)
 
 
-def _may_change_unseen(sources: Sources, device: int) -> bool:
-    if device >= 0 and torch.cuda.is_current_stream_capturing():
-        return True
-    return any(
+def _may_change_unseen(sources: Sources) -> bool:
+    return _is_capturing() or any(
         tensor is not None and (tensor.is_inference() or id(tensor) in _trained_by_graphs)
         for tensor in sources
     )

@@ -25,6 +25,7 @@ _CHOICES = {
     "training": ("way",),
     "input_size": ("way",),
     "ceiling": (),
+    "host": (),
 }
 # Kinds whose subject is a `shapes.Case` and who runs it.
 SWEEPS = ("depthwise", "block")
@@ -35,7 +36,7 @@ class Record:
     """One thing that was measured.
 
     Attributes:
-        kind: "ceiling", "depthwise", "block", "inference", "training" or "input_size".
+        kind: "ceiling", "host", "depthwise", "block", "inference", "training" or "input_size".
         subject: what identifies it among records of its kind.
         median, mean: seconds.
         noise: interquartile range over median.

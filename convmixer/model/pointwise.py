@@ -32,4 +32,4 @@ def pointwise_product(features: Tensor, weight: Tensor) -> Tensor:
         product = (pixels @ matrix.t()).view(images, height, width, len(matrix))
         return product.permute(0, 3, 1, 2)
     pixels = features.transpose(0, 1).reshape(channels, images * height * width)
-    return (matrix @ pixels).view(len(matrix), images, height, width).transpose(0, 1)
+    return (matrix @ pixels).view(weight.shape[0], images, height, width).transpose(0, 1)

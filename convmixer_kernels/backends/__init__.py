@@ -1,8 +1,148 @@
-"""The implementations of the operators, each a module with the same functions.
+"""The implementations of the operators, a folder for each: plain PyTorch, CUDA and Triton.
 
-``unavailable(device)`` and ``unsupported(device, dtype, kernel_size)`` say in a line why an
-implementation cannot serve (None: it can). ``cuda`` and ``triton`` compute the convolution
-(``forward``, ``input_gradient``, ``weight_gradient``) and the fused steps that
-`reference.batch_norm` spells out; ``reference`` has ``forward``, which autograd differentiates, and
-the steps. The callers have checked shapes, dtypes and devices.
+Each is a module that is a `Backend`; those of kernels are a `KernelBackend`. Callers have checked
+shapes, dtypes and devices.
 """
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Backend(Protocol):
+    """The convolution, and the steps of the fused operations.
+
+    `reference.batch_norm` spells out what each step computes, and `channel_tables` the rows of the
+    tables that they exchange. An activation is "gelu", "relu" or "identity".
+    """
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Say in a line why it cannot run for tensors on `device`, None if it can."""
+
+    def unsupported(
+        self, device: torch.device, dtype: torch.dtype, kernel_size: int | None
+    ) -> str | None:
+        """Say in a line why it cannot take this dtype or kernel size, None if it can."""
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve (N, C, H, W) with (C, 1, k, k) and add (C,): laid out like `input`."""
+        ...
+
+    def forward_normalised(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        normalisation: Tensor,
+        activation: str,
+        residual: bool,
+    ) -> Tensor:
+        """Convolve, activate, normalise and add `input` if `residual`: rounded once."""
+        ...
+
+    def forward_moments(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+    ) -> tuple[Tensor, Tensor]:
+        """Return the rounded convolution, and the moments of its activation."""
+        ...
+
+    def moments(self, value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """Return the moments of activation(value + bias)."""
+        ...
+
+    def batch_normalisation(
+        self,
+        moments: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        """Return the normalisation by the moments (parts, 3, C), and update running statistics."""
+        ...
+
+    def running_normalisation(
+        self,
+        running_mean: Tensor,
+        running_var: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """Return the normalisation by running statistics."""
+        ...
+
+    def normalise(
+        self,
+        value: Tensor,
+        bias: Tensor | None,
+        normalisation: Tensor,
+        residual: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        """Activate and normalise value + bias, and add `residual`: rounded once."""
+        ...
+
+    def gradient_sums(
+        self,
+        value: Tensor,
+        bias: Tensor | None,
+        grad: Tensor,
+        normalisation: Tensor,
+        activation: str,
+    ) -> Tensor:
+        """Return the sums that the gradients depend on."""
+        ...
+
+    def value_gradient(
+        self,
+        value: Tensor,
+        bias: Tensor | None,
+        grad: Tensor,
+        normalisation: Tensor,
+        sums: Tensor,
+        activation: str,
+        with_bias: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of `value` and, if asked, of `bias`."""
+        ...
+
+    def fused_backward(
+        self,
+        input: Tensor | None,
+        value: Tensor,
+        grad: Tensor,
+        weight: Tensor | None,
+        normalisation: Tensor,
+        sums: Tensor,
+        activation: str,
+        residual: bool,
+        kernel_size: int,
+        with_bias: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of input, weight and bias.
+
+        There is none of weight without `input`, and none of input without `weight`.
+        """
+        ...
+
+
+class KernelBackend(Backend, Protocol):
+    """A backend with kernels of this package, which autograd does not differentiate by itself."""
+
+    KERNEL_SIZES: tuple[int, ...]
+
+    def input_gradient(self, grad_output: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of the input of `forward`, laid out like `grad_output`."""
+        ...
+
+    def weight_gradient(
+        self, input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the float32 gradients of the weight and, if asked, of the bias of `forward`."""
+        ...

@@ -11,7 +11,6 @@ images do not reach them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from convmixer_kernels import derivatives, dispatch, layout
 from convmixer_kernels.arguments import BatchNorm
-from convmixer_kernels.backends import reference
+from convmixer_kernels.backends import Backend, reference
+from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
 from convmixer_kernels.ops.declaration import (
     differentiable_operator,
     empty_sums,
@@ -59,7 +59,8 @@ class _Call(NamedTuple):
         """The normalised activation by PyTorch's own operations."""
         mean = var = None
         if not self.of_batch:
-            mean, var = normalisation[0], normalisation[3].pow(-2) - self.eps
+            table = Normalisation.of(normalisation)
+            mean, var = table.mean, table.rstd.pow(-2) - self.eps
         norm = BatchNorm(gamma, beta, mean, var, self.of_batch, 0.0, self.eps, None)
         return reference.activated_batch_norm(value, bias, added, norm, self.activation)
 
@@ -175,21 +176,19 @@ def _convolved_gradients(
 ) -> Gradients:
     call: _Call = ctx.call
     needed = ctx.needs_input_grad[:5]
-    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = (
-        run(
-            depthwise_conv2d_batch_norm_backward,
-            grad,
-            input,
-            weight,
-            value,
-            normalisation,
-            needed,
-            call.of_batch,
-            call.process_group,
-            call.residual,
-            call.activation,
-            call.impl,
-        )
+    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = run(
+        depthwise_conv2d_batch_norm_backward,
+        grad,
+        input,
+        weight,
+        value,
+        normalisation,
+        needed,
+        call.of_batch,
+        call.process_group,
+        call.residual,
+        call.activation,
+        call.impl,
     )
     return (
         grad_input if needed[0] else None,
@@ -229,7 +228,9 @@ def _convolved_gradients_of_pytorch(
 
 def _any_beta(ctx: Any, normalisation: Tensor) -> Tensor | None:
     """A beta of any value, on which no gradient depends."""
-    return None if ctx.beta_layout is None else torch.zeros_like(normalisation[2])
+    return (
+        None if ctx.beta_layout is None else torch.zeros_like(Normalisation.of(normalisation).shift)
+    )
 
 
 def _convolved_training(
@@ -249,7 +250,7 @@ def _convolved_training(
     automatic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps = dispatch.backend(impl)
-    if len(input) == 0:
+    if input.shape[0] == 0:
         value, moments = layout.empty_like_input(input), _no_moments(input)
     else:
         value, moments = steps.forward_moments(input, weight, bias, activation)
@@ -261,7 +262,7 @@ def _convolved_training(
 
 def _fake_convolved_training(input: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     output, value = layout.empty_like_input(input), layout.empty_like_input(input)
-    return output, value, empty_sums(input, 5, input.shape[1])
+    return output, value, empty_sums(input, len(Normalisation._fields), input.shape[1])
 
 
 def _convolved_frozen(
@@ -286,7 +287,7 @@ def _convolved_frozen(
         added = input if residual else None
         output = _normalise(steps, value, None, normalisation, added, activation)
         return output, value, normalisation
-    if len(input) == 0:
+    if input.shape[0] == 0:
         return layout.empty_like_input(input), nothing(input), normalisation
     output = steps.forward_normalised(input, weight, bias, normalisation, activation, residual)
     return output, nothing(input), normalisation
@@ -305,7 +306,7 @@ def _fake_convolved_frozen(
 ) -> tuple[Tensor, Tensor, Tensor]:
     output = layout.empty_like_input(input)
     value = layout.empty_like_input(input) if keep_value else nothing(input)
-    return output, value, empty_sums(input, 5, input.shape[1])
+    return output, value, empty_sums(input, len(Normalisation._fields), input.shape[1])
 
 
 def _convolved_backward(
@@ -329,7 +330,7 @@ def _convolved_backward(
     sums, grad_gamma, grad_beta = _affine_gradients(
         steps, tensors, activation, needs_value, needs_affine, of_batch, process_group
     )
-    if len(value) == 0:
+    if value.shape[0] == 0:
         shapes = _fake_convolved_backward(grad, input, weight, value, normalisation, needed)
         return tuple(each.zero_() for each in shapes)
     grad_input = grad_weight = grad_bias = None
@@ -512,7 +513,7 @@ def _alone_training(
     automatic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     steps = dispatch.backend(impl)
-    moments = _no_moments(value) if len(value) == 0 else steps.moments(value, bias, activation)
+    moments = _no_moments(value) if value.shape[0] == 0 else steps.moments(value, bias, activation)
     parameters = (gamma, beta, running_mean, running_var, momentum, eps)
     normalisation = _normalisation_of_batch(steps, moments, process_group, *parameters)
     return _normalise(steps, value, bias, normalisation, residual, activation), normalisation
@@ -537,7 +538,9 @@ def _alone_frozen(
 
 
 def _fake_alone(value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return layout.empty_like_input(value), empty_sums(value, 5, value.shape[1])
+    return layout.empty_like_input(value), empty_sums(
+        value, len(Normalisation._fields), value.shape[1]
+    )
 
 
 def _alone_backward(
@@ -558,7 +561,7 @@ def _alone_backward(
     sums, grad_gamma, grad_beta = _affine_gradients(
         steps, tensors, activation, needs_value or needs_bias, needs_affine, of_batch, process_group
     )
-    if len(value) == 0:
+    if value.shape[0] == 0:
         shapes = _fake_alone_backward(grad, value, bias, normalisation, needed)
         return tuple(each.zero_() for each in shapes)
     grad_value = grad_bias = None
@@ -617,7 +620,7 @@ activated_batch_norm_backward = operator(
 
 
 def _normalisation_of_batch(
-    steps: ModuleType,
+    steps: Backend,
     moments: Tensor,
     process_group: str | None,
     gamma: Tensor | None,
@@ -631,7 +634,7 @@ def _normalisation_of_batch(
     parts = moments.unsqueeze(0)
     if process_group is not None:
         parts = _of_all_processes(moments, _process_group(process_group))
-    normalisation: Tensor = steps.batch_normalisation(
+    normalisation = steps.batch_normalisation(
         parts, gamma, beta, running_mean, running_var, momentum, eps
     )
     for buffer in (running_mean, running_var):
@@ -642,25 +645,24 @@ def _normalisation_of_batch(
 
 
 def _no_moments(image: Tensor) -> Tensor:
-    return empty_sums(image, 3, image.shape[1]).zero_()
+    return empty_sums(image, len(Moments._fields), image.shape[1]).zero_()
 
 
 def _normalise(
-    steps: ModuleType,
+    steps: Backend,
     value: Tensor,
     bias: Tensor | None,
     normalisation: Tensor,
     residual: Tensor | None,
     activation: str,
 ) -> Tensor:
-    if len(value) == 0:
+    if value.shape[0] == 0:
         return layout.empty_like_input(value)
-    output: Tensor = steps.normalise(value, bias, normalisation, residual, activation)
-    return output
+    return steps.normalise(value, bias, normalisation, residual, activation)
 
 
 def _affine_gradients(
-    steps: ModuleType,
+    steps: Backend,
     tensors: tuple[Tensor, Tensor | None, Tensor, Tensor],
     activation: str,
     needs_value: bool,
@@ -680,14 +682,16 @@ def _affine_gradients(
     value, _, _, normalisation = tensors
     if not any(needs_affine) and not (needs_value and of_batch):
         # Running statistics do not depend on the values, so the sums do not count.
-        sums = normalisation.new_zeros((2, value.shape[1]))
+        sums = normalisation.new_zeros((len(GradientSums._fields), value.shape[1]))
         return sums, nothing(sums), nothing(sums)
-    if len(value) == 0:
-        sums = normalisation.new_zeros((2, value.shape[1]))
+    if value.shape[0] == 0:
+        sums = normalisation.new_zeros((len(GradientSums._fields), value.shape[1]))
     else:
         sums = steps.gradient_sums(*tensors, activation)
-    grad_gamma = sums[1] * normalisation[3] if needs_affine[0] else nothing(sums)
-    grad_beta = sums[0].clone() if needs_affine[1] else nothing(sums)
+    of_grad, of_products = GradientSums.of(sums)
+    rstd = Normalisation.of(normalisation).rstd
+    grad_gamma = of_products * rstd if needs_affine[0] else nothing(sums)
+    grad_beta = of_grad.clone() if needs_affine[1] else nothing(sums)
     if process_group is not None and of_batch and needs_value:
         dist.all_reduce(sums, group=_process_group(process_group))
     return sums, grad_gamma, grad_beta

@@ -66,22 +66,24 @@ def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
     grad_output = layout.arranged(grad_output, ctx.channels_last)
-    if direct.takes(grad_output, input, weight):
-        input_gradient, weight_gradient = _input_gradient, _weight_gradient
-    else:
-        input_gradient = depthwise_conv2d_input_gradient
-        weight_gradient = depthwise_conv2d_weight_gradient
-    grad_input = grad_weight = grad_bias = None
-    with_bias = ctx.bias_layout is not None
-    if weight is not None:
-        grad_input = input_gradient(grad_output, weight, ctx.impl)
+    is_direct = direct.takes((grad_output,), (input, weight))
+    kernels, impl = dispatch.kernel_backend(ctx.impl), ctx.impl
+    grad_input = grad_weight = grad_bias = bias_sums = None
+    if weight is not None and is_direct:
+        grad_input = kernels.input_gradient(grad_output, weight)
+    elif weight is not None:
+        grad_input = depthwise_conv2d_input_gradient(grad_output, weight, impl)
     if input is not None:
-        sums, bias_sums = weight_gradient(input, grad_output, ctx.kernel_size, with_bias, ctx.impl)
+        rest = (ctx.kernel_size, ctx.bias_layout is not None)
+        if is_direct:
+            sums, bias_sums = kernels.weight_gradient(input, grad_output, *rest)
+        else:
+            sums, bias_sums = depthwise_conv2d_weight_gradient(input, grad_output, *rest, impl)
         grad_weight = ctx.weight_layout.arrange(sums)
-        if with_bias:
-            grad_bias = ctx.bias_layout.arrange(bias_sums)
-    elif with_bias:
-        grad_bias = ctx.bias_layout.arrange(grad_output.sum((0, 2, 3), dtype=torch.float32))
+    elif ctx.bias_layout is not None:
+        bias_sums = grad_output.sum((0, 2, 3), dtype=torch.float32)
+    if ctx.bias_layout is not None:
+        grad_bias = ctx.bias_layout.arrange(bias_sums)
     return grad_input, grad_weight, grad_bias
 
 
@@ -106,8 +108,7 @@ def _gradients_of_pytorch(
 def _forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, impl: str, automatic: bool = False
 ) -> Tensor:
-    output: Tensor = dispatch.backend(impl).forward(input, weight, bias)
-    return output
+    return dispatch.backend(impl).forward(input, weight, bias)
 
 
 def _fake_forward(input: Tensor, *_: object) -> Tensor:
@@ -115,8 +116,7 @@ def _fake_forward(input: Tensor, *_: object) -> Tensor:
 
 
 def _input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tensor:
-    grad_input: Tensor = dispatch.backend(impl).input_gradient(grad_output, weight)
-    return grad_input
+    return dispatch.kernel_backend(impl).input_gradient(grad_output, weight)
 
 
 def _fake_input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tensor:
@@ -126,7 +126,7 @@ def _fake_input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tens
 def _weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    weight_gradient = dispatch.backend(impl).weight_gradient
+    weight_gradient = dispatch.kernel_backend(impl).weight_gradient
     grad_weight, grad_bias = weight_gradient(input, grad_output, kernel_size, with_bias)
     return grad_weight, nothing(grad_weight) if grad_bias is None else grad_bias
 

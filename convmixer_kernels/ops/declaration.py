@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,16 @@ _library = torch.library.Library("convmixer_kernels", "DEF")
 # The layout of an output follows that of the input, so a compiler must not change it in between;
 # and every operator has a fake kernel, so that it may trace them.
 _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
-_kernels: dict[Any, Callable[..., Any]] = {}
+
+
+class _Kernel(NamedTuple):
+    """What runs for an operator, and how many tensors its arguments begin with."""
+
+    function: Callable[..., Any]
+    tensors: int
+
+
+_kernels: dict[Any, _Kernel] = {}
 
 
 class Operator:
@@ -39,16 +48,18 @@ class Operator:
 
     def run(self, *arguments: Any) -> Any:
         """Return the results alone: no gradient is recorded."""
-        if direct.takes(*arguments):
-            return _kernels[self.overload](*arguments)
+        kernel = _kernels[self.overload]
+        if direct.takes((), arguments[: kernel.tensors]):
+            return kernel.function(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*arguments)
 
 
 def run(overload: Any, *arguments: Any) -> Any:
     """Run an operator that has no gradient, directly where that is the same."""
-    if direct.takes(*arguments):
-        return _kernels[overload](*arguments)
+    kernel = _kernels[overload]
+    if direct.takes((), arguments[: kernel.tensors]):
+        return kernel.function(*arguments)
     return overload(*arguments)
 
 
@@ -56,7 +67,7 @@ def operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) 
     """Declare an operator of this package that has no gradient, and return it.
 
     Args:
-        schema: as `torch.library.Library.define` takes it.
+        schema: as `torch.library.Library.define` takes it; tensors are the first arguments.
         kernel: takes real tensors.
         fake: takes tensors without data, returns such of the shapes, dtypes and strides of results.
     """
@@ -66,7 +77,8 @@ def operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) 
     torch.library.register_fake(f"convmixer_kernels::{name}", fake, lib=_library)
     # Looking it up costs over a microsecond a call.
     overload = getattr(torch.ops.convmixer_kernels, name).default
-    _kernels[overload] = kernel
+    types = [str(argument.type) for argument in overload._schema.arguments]
+    _kernels[overload] = _Kernel(kernel, sum("Tensor" in each for each in types))
     return overload
 
 

@@ -229,9 +229,9 @@ def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
         (None, None, "identity", True),
     ]:
         with pytest.raises(ValueError, match="a tensor is added to a convolution alone: no bias"):
-            convolution.convolve(
+            convolution.forward(
                 *(case.input, case.weight, bias, table, activation),
-                residual=residual,
+                residual,
                 flipped=True,
                 addend=case.grad,
             )

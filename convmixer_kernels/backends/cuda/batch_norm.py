@@ -23,10 +23,16 @@ from convmixer_kernels.backends.cuda.device import (
     place,
     place_on,
 )
+from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
 
 # Passes over values, as csrc/arguments.h counts them, and the sums that each makes of a channel.
 _MOMENTS, _NORMALISE, _SUM_GRADIENTS, _VALUE_GRADIENT = range(4)
-_ROWS = {_MOMENTS: 3, _NORMALISE: 0, _SUM_GRADIENTS: 2, _VALUE_GRADIENT: 1}
+_ROWS = {
+    _MOMENTS: len(Moments._fields),
+    _NORMALISE: 0,
+    _SUM_GRADIENTS: len(GradientSums._fields),
+    _VALUE_GRADIENT: 1,
+}
 _NONE: Located = (0, (0, 0))
 
 
@@ -38,7 +44,8 @@ def forward_normalised(
     activation: str,
     residual: bool,
 ) -> Tensor:
-    return convolution.convolve(input, weight, bias, normalisation, activation, residual=residual)
+    """Convolve, activate, normalise and add `input` if `residual`, in one kernel."""
+    return convolution.forward(input, weight, bias, normalisation, activation, residual)
 
 
 def forward_moments(
@@ -51,9 +58,11 @@ def forward_moments(
     weight = weight.contiguous()
     if bias is not None:
         bias = convolution.precise(bias)
-    where, sizes, kernels = place(input), tuple(input.shape), module(input.device)
-    shares = kernels.whole_plane_shares(where, sizes, weight.shape[-1], False)
-    tables = input.new_empty((shares + 1, 3, input.shape[1]), dtype=torch.float32)
+    where, sizes, kernels = place(input), input.shape, module(input.device)
+    splits = kernels.whole_plane_shares(where, sizes, weight.shape[-1], False)
+    tables = input.new_empty(
+        (splits + 1, len(Moments._fields), input.shape[1]), dtype=torch.float32
+    )
     with current(where):
         kernels.moments_forward(
             where,
@@ -166,20 +175,21 @@ def fused_backward(
     grad_input = grad_weight = None
     if weight is not None:
         addend = grad if residual else None
-        grad_input = convolution.convolve(grad_value, weight, None, flipped=True, addend=addend)
+        grad_input = convolution.forward(grad_value, weight, None, flipped=True, addend=addend)
     if input is not None:
         grad_weight, _ = convolution.weight_gradient(input, grad_value, kernel_size, False)
     return grad_input, grad_weight, grad_bias
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether its planes are those that one item of a kernel covers, on 16-byte boundaries."""
+    """Tell whether its planes are those that one item of a kernel covers, on 16-byte boundaries."""
+    _, _, height, width = tensor.shape
+    image, channel, _, _ = tensor.stride()
     return (
-        module(tensor.device).whole_planes(*tensor.shape[2:])
+        module(tensor.device).whole_planes(height, width)
         and layout.is_planar(tensor)
         and tensor.data_ptr() % 16 == 0
-        and tensor.stride(0) % 8 == 0
-        and tensor.stride(1) % 8 == 0
+        and image % 8 == channel % 8 == 0
     )
 
 
@@ -195,7 +205,7 @@ def _whole_backward(
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     channels, kernel_size = weight.shape[0], weight.shape[-1]
-    where, sizes, kernels = place(value), tuple(value.shape), module(value.device)
+    where, sizes, kernels = place(value), value.shape, module(value.device)
     at_once = input is not None and kernels.backward_gives_weight_gradient(kernel_size)
     grad_input = layout.empty_like_input(value)
     # Where registers do not hold both gradients, that of the weight comes from a pass of its own.
@@ -206,9 +216,11 @@ def _whole_backward(
         grad_weight = weight.new_empty(shape, dtype=torch.float32)
     if with_bias:
         grad_bias = weight.new_empty(channels, dtype=torch.float32)
-    shares = kernels.whole_plane_shares(where, sizes, kernel_size, True)
-    per_share = channels * (kernel_size * kernel_size + 1)
-    workspace = weight.new_empty(shares * per_share if shares > 1 else 0, dtype=torch.float32)
+    splits = kernels.whole_plane_shares(where, sizes, kernel_size, True)
+    workspace = None
+    if splits > 1:
+        of_split = channels * (kernel_size * kernel_size + 1)
+        workspace = weight.new_empty(splits * of_split, dtype=torch.float32)
     with current(where):
         kernels.backward(
             where,
@@ -328,7 +340,7 @@ def _normalisation(
     source = moments if moments is not None else running_mean
     assert source is not None
     channels = source.shape[-1]
-    table = source.new_empty((5, channels))
+    table = source.new_empty((len(Normalisation._fields), channels))
     updated = moments is not None
     where, kernels = place_on(source.device), module(source.device)
     with current(where):

@@ -21,34 +21,27 @@ PIXEL_STRIDES: tuple[int, ...] = (0, 2, 3)
 ACTIVATIONS = {"gelu": 0, "relu": 1, "identity": 2}
 
 
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve (N, C, H, W) with (C, 1, k, k) and add (C,); laid out like `input`."""
-    return convolve(input, weight, bias)
-
-
-def input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the input of `forward`, laid out like `grad_output`."""
-    return convolve(grad_output, weight, None, flipped=True)
-
-
-def convolve(
+def forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     normalisation: Tensor | None = None,
     activation: str = "identity",
-    *,
     residual: bool = False,
+    *,
     flipped: bool = False,
     addend: Tensor | None = None,
 ) -> Tensor:
-    """Run the forward kernels: a convolution, and in the same pass what follows it.
+    """Convolve (N, C, H, W) with (C, 1, k, k), add (C,), and do in one pass what follows.
 
     Args:
         normalisation: with it the result is activated and normalised.
         residual: whether `input` is added to that.
-        flipped: correlate with the filters turned by half a turn, as the input gradient does.
-        addend: added to the convolution where it is not normalised; any strides.
+        flipped: whether the filters are turned by half a turn, as the input gradient asks for.
+        addend: added to a convolution that is not normalised; any strides.
+
+    Returns:
+        (N, C, H, W), laid out like `input`.
     """
     output = layout.empty_like_input(input)
     if input.numel() == 0:
@@ -56,11 +49,11 @@ def convolve(
     kernels = module(input.device)
     if layout.is_channels_last(input):
         strides = PIXEL_STRIDES
-        forward, fused_forward = kernels.forward_channels_last, kernels.fused_forward_channels_last
+        plain, fused = kernels.forward_channels_last, kernels.fused_forward_channels_last
     else:
         input = layout.planar(input)
         strides = PLANE_STRIDES
-        forward, fused_forward = kernels.forward, kernels.fused_forward
+        plain, fused = kernels.forward, kernels.fused_forward
     weight = weight.contiguous()
     if bias is not None:
         bias = precise(bias)
@@ -79,9 +72,9 @@ def convolve(
             located(output, *strides, written=True),
         )
         if normalisation is None and addend is None:
-            forward(*arguments)
+            plain(*arguments)
         else:
-            fused_forward(
+            fused(
                 *arguments,
                 address(normalisation),
                 ACTIVATIONS[activation],
@@ -91,26 +84,35 @@ def convolve(
     return output
 
 
+def input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the input of `forward`, laid out like `grad_output`."""
+    return forward(grad_output, weight, None, flipped=True)
+
+
 def weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
+    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
     channels = input.shape[1]
     grad_weight = input.new_empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
     grad_bias = grad_weight.new_empty(channels) if with_bias else None
     if len(input) == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
-    channels_last = layout.is_channels_last(input)
-    arranged = adjacent_channels if channels_last else layout.planar
-    input, grad_output = arranged(input), arranged(grad_output)
-    sizes, where, kernels = tuple(input.shape), place(input), module(input.device)
-    if channels_last:
-        run, strides = kernels.weight_gradient_channels_last, PIXEL_STRIDES
-        shares = kernels.weight_gradient_shares_channels_last(where, sizes, kernel_size)
+    kernels = module(input.device)
+    if layout.is_channels_last(input):
+        input, grad_output = adjacent_channels(input), adjacent_channels(grad_output)
+        strides = PIXEL_STRIDES
+        run = kernels.weight_gradient_channels_last
+        count_splits = kernels.weight_gradient_shares_channels_last
     else:
-        run, strides = kernels.weight_gradient, PLANE_STRIDES
-        shares = kernels.weight_gradient_shares(where, sizes, kernel_size)
-    per_share = channels * (kernel_size * kernel_size + 1)
-    workspace = grad_weight.new_empty(shares * per_share if shares > 1 else 0)
+        input, grad_output = layout.planar(input), layout.planar(grad_output)
+        strides = PLANE_STRIDES
+        run, count_splits = kernels.weight_gradient, kernels.weight_gradient_shares
+    where, sizes = place(input), input.shape
+    splits = count_splits(where, sizes, kernel_size)
+    workspace = None
+    if splits > 1:
+        workspace = grad_weight.new_empty(splits * channels * (kernel_size * kernel_size + 1))
     with current(where):
         run(
             where,

@@ -89,7 +89,7 @@ def current(place: Place) -> contextlib.AbstractContextManager[object]:
     An emulated GPU lets kernels access the tensors whose addresses are taken meanwhile, no others.
     """
     if place[0] < 0:
-        return emulated_gpu.launching()
+        return _ALREADY if emulated_gpu.skips_kernels else emulated_gpu.launching()
     return _ALREADY if torch._C._cuda_getDevice() == place[0] else torch.cuda.device(place[0])
 
 

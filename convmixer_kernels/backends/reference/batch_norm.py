@@ -4,12 +4,7 @@ An activation value is act(value), or act(value + bias) where a bias is given. S
 of the values as stored, so of the rounded convolution. Everything is computed in float32, or in
 float64 for tensors of that dtype. None of these functions is differentiable.
 
-Per-channel tables, one row a quantity:
-
-- moments (3, C): count, mean, sum of squared deviations from it;
-- normalisation (5, C): mean, scale = gamma / sqrt(var + eps), shift = beta, 1 / sqrt(var + eps),
-  count; infinity is the count of running statistics, which do not depend on the values;
-- sums (2, C): of the gradient, and of the gradient times (activation - mean).
+The tables per channel (moments, normalisation, sums) are those of `channel_tables`.
 """
 
 from __future__ import annotations
@@ -22,6 +17,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from convmixer_kernels import layout
+from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
 
 _PIXELS = (0, 2, 3)
 
@@ -55,7 +51,7 @@ def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return activated.new_zeros((3, channels))
     mean = activated.mean(_PIXELS)
     squares = (activated - _across(mean)).square().sum(_PIXELS)
-    return torch.stack([torch.full_like(mean, count), mean, squares])
+    return torch.stack(Moments(torch.full_like(mean, count), mean, squares))
 
 
 def batch_normalisation(
@@ -71,8 +67,8 @@ def batch_normalisation(
 
     Parts without elements change nothing; if all are, running statistics stay as they are.
     """
-    count, mean, squares = moments[0]
-    for part_count, part_mean, part_squares in moments[1:]:
+    count, mean, squares = Moments.of(moments[0])
+    for part_count, part_mean, part_squares in map(Moments.of, moments[1:]):
         total = count + part_count
         share = torch.where(total > 0, part_count / total, 0)
         difference = part_mean - mean
@@ -113,9 +109,10 @@ def normalise(
 def gradient_sums(
     value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
 ) -> Tensor:
-    deviation = _activation(_biased(value, bias), activation) - _across(normalisation[0])
+    mean = Normalisation.of(normalisation).mean
+    deviation = _activation(_biased(value, bias), activation) - _across(mean)
     grad = _precise(grad)
-    return torch.stack([grad.sum(_PIXELS), (grad * deviation).sum(_PIXELS)])
+    return torch.stack(GradientSums(grad.sum(_PIXELS), (grad * deviation).sum(_PIXELS)))
 
 
 def value_gradient(
@@ -181,11 +178,12 @@ def _value_gradient(
     sums: Tensor,
     activation: str,
 ) -> Tensor:
-    mean, scale, _, rstd, count = normalisation
+    mean, scale, _, rstd, count = Normalisation.of(normalisation)
+    sum_of_grad, sum_of_products = GradientSums.of(sums)
     biased = _biased(value, bias)
     deviation = _activation(biased, activation) - _across(mean)
-    of_deviation = -scale * rstd.square() * sums[1] / count
-    constant = -scale * sums[0] / count
+    of_deviation = -scale * rstd.square() * sum_of_products / count
+    constant = -scale * sum_of_grad / count
     grad_activated = (
         _across(scale) * _precise(grad) + _across(of_deviation) * deviation + _across(constant)
     )
@@ -206,7 +204,7 @@ def _derivative(value: Tensor, activation: str) -> Tensor:
 
 
 def _normalised(activated: Tensor, normalisation: Tensor) -> Tensor:
-    mean, scale, shift = map(_across, normalisation[:3])
+    mean, scale, shift, *_ = map(_across, Normalisation.of(normalisation))
     return (activated - mean) * scale + shift
 
 
@@ -221,7 +219,7 @@ def _table(
     rstd = torch.rsqrt(var + eps)
     scale = rstd if gamma is None else gamma * rstd
     shift = torch.zeros_like(mean) if beta is None else beta
-    return torch.stack([mean, scale, shift, rstd, count])
+    return torch.stack(Normalisation(mean, scale, shift, rstd, count))
 
 
 def _across(per_channel: Tensor) -> Tensor:

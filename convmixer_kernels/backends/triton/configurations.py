@@ -81,6 +81,24 @@ def weight_gradient_candidates(key: ShapeKey, context: LaunchContext) -> tuple[C
     return _ranked(_weight_gradient_candidates(key, context))
 
 
+def for_batch(configuration: Configuration, key: ShapeKey) -> Configuration:
+    """Return `configuration`, chosen for `key.of_rounded_batch()`, for the images of `key` itself.
+
+    Programs get as many groups of tiles as they would there, so fewer programs share a channel.
+    """
+    rounded = key.of_rounded_batch()
+    if rounded.images == key.images:
+        return configuration
+    per_program = math.ceil(_groups(rounded, configuration) / configuration.splits)
+    return replace(configuration, splits=math.ceil(_groups(key, configuration) / per_program))
+
+
+def _groups(key: ShapeKey, configuration: Configuration) -> int:
+    """Return the number of groups of tiles of a channel."""
+    tiles = key.images * key.tiles_across * configuration.row_blocks
+    return math.ceil(tiles / configuration.tiles)
+
+
 def _ranked(candidates: Iterator[Configuration]) -> tuple[Configuration, ...]:
     return tuple(sorted(candidates, key=lambda candidate: candidate.cost))
 
@@ -310,8 +328,7 @@ def _choose_splits(
 
     Programs run in waves of `slots`; each costs something before its first group of tiles.
     """
-    tiles = key.images * key.tiles_across * configuration.row_blocks
-    groups = math.ceil(tiles / configuration.tiles)
+    groups = _groups(key, configuration)
     channel_groups = math.ceil(key.channels / configuration.channels)
     best_cost, best_splits = math.inf, 1
     for per_program in _coarse_range(1, groups):

@@ -68,11 +68,13 @@ def _convolve(
     arguments = (source, weight.contiguous(), bias, normalisation, addend, output)
 
     def run(configuration: Configuration) -> None:
+        configuration = configurations.for_batch(configuration, key)
         launch(arguments, key, configuration, flipped, activation)
 
     with torch.cuda.device_of(source):
-        candidates = configurations.forward_candidates(key, launch_context(source.device))
-        run(autotuning.choose("forward", key, candidates, run, source.device))
+        rounded = key.of_rounded_batch()
+        candidates = configurations.forward_candidates(rounded, launch_context(source.device))
+        run(autotuning.choose("forward", rounded, candidates, run, source.device))
     return output
 
 

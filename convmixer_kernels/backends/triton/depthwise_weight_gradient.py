@@ -45,6 +45,7 @@ def weight_gradient(
     key = ShapeKey.of((input, grad_output), kernel_size)
 
     def run(configuration: Configuration) -> tuple[Tensor, Tensor | None]:
+        configuration = configurations.for_batch(configuration, key)
         # The sums of a single split are returned as they are, so they must not be a view.
         leading = () if configuration.splits == 1 else (configuration.splits,)
         weight_sums = torch.empty((*leading, *shape), dtype=torch.float32, device=input.device)
@@ -55,8 +56,9 @@ def weight_gradient(
         return weight_sums.sum(0), bias_sums.sum(0) if bias_sums is not None else None
 
     with torch.cuda.device_of(input):
-        candidates = configurations.weight_gradient_candidates(key, launch_context(input.device))
-        return run(autotuning.choose("weight_gradient", key, candidates, run, input.device))
+        rounded, context = key.of_rounded_batch(), launch_context(input.device)
+        candidates = configurations.weight_gradient_candidates(rounded, context)
+        return run(autotuning.choose("weight_gradient", rounded, candidates, run, input.device))
 
 
 def launch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,13 @@ class ShapeKey:
             channels_last=all(map(_has_vectors_of_channels, tensors)),
             fused=fused,
         )
+
+    def of_rounded_batch(self) -> ShapeKey:
+        """Return the key by which tiles are chosen: the number of images rounded to a power of two.
+
+        Batches of any size take the kernels of a few, which are chosen and compiled once.
+        """
+        return replace(self, images=1 << (self.images - 1).bit_length())
 
     @property
     def tensor_cores(self) -> bool:

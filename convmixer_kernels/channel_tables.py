@@ -1,0 +1,55 @@
+"""Tables of numbers for each channel, one row a quantity, which operators and kernels exchange.
+
+Each is one contiguous tensor, in the dtype of sums; the classes name its rows in their order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Statistics of an activation: (3, C)."""
+
+    number: Tensor
+    mean: Tensor
+    squares: Tensor
+    """The sum of squared deviations from the mean."""
+
+    @classmethod
+    def of(cls, table: Tensor) -> Moments:
+        """Name the rows of a table."""
+        return cls(*table.unbind())
+
+
+class Normalisation(NamedTuple):
+    """Batch normalisation of an activation, (activation - mean) * scale + shift: (5, C)."""
+
+    mean: Tensor
+    scale: Tensor
+    shift: Tensor
+    rstd: Tensor
+    """1 / sqrt(variance + eps); `scale` is gamma times that."""
+    number: Tensor
+    """How many values mean and rstd are of; infinity for running statistics."""
+
+    @classmethod
+    def of(cls, table: Tensor) -> Normalisation:
+        """Name the rows of a table."""
+        return cls(*table.unbind())
+
+
+class GradientSums(NamedTuple):
+    """Sums over a batch that the gradients of batch normalisation depend on: (2, C)."""
+
+    grad: Tensor
+    """Of the gradient of the output."""
+    products: Tensor
+    """Of that gradient times (activation - mean)."""
+
+    @classmethod
+    def of(cls, table: Tensor) -> GradientSums:
+        """Name the rows of a table."""
+        return cls(*table.unbind())
