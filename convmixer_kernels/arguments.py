@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from convmixer_kernels.activations import ACTIVATIONS
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-ACTIVATIONS = ("gelu", "relu", "identity")
 
 
 class BatchNorm(NamedTuple):

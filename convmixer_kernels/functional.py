@@ -17,6 +17,7 @@ from convmixer_kernels import (
     ops,
     sharding,
 )
+from convmixer_kernels.activations import ACTIVATIONS
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import reference
 from convmixer_kernels.inference_tables import Sources, Tables
@@ -328,7 +329,7 @@ def _inference_tables(
     """Return what the kernels of `name` read, or None where an argument does not fit."""
     if name is None or running_mean is None or running_var is None:
         return None
-    if eps <= 0 or momentum is None or activation not in arguments.ACTIVATIONS:
+    if eps <= 0 or momentum is None or activation not in ACTIVATIONS:
         return None
     sources = Sources(running_mean, running_var, gamma, beta, bias)
     device = input.get_device()

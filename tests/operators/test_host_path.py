@@ -30,7 +30,7 @@ from convmixer_kernels import (
 )
 from convmixer_kernels.ops import declaration
 
-from .test_depthwise import DEVICE, FP16, KERNELS
+from tests.helpers.depthwise_cases import DEVICE, FP16, KERNELS
 
 pytestmark = pytest.mark.gpu
 

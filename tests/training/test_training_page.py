@@ -13,7 +13,7 @@ from convmixer import ConvMixer, list_variants, save_checkpoint
 from convmixer.cli.parser import build_parser
 from convmixer.config.fields import override
 from convmixer.config.recipes import recipe_names
-from tests.training_helpers import TINY
+from tests.helpers.training import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()

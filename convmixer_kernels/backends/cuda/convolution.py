@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convmixer_kernels import layout
+from convmixer_kernels import activations, layout
 from convmixer_kernels.backends.cuda.device import (
     address,
     current,
@@ -17,8 +17,8 @@ from convmixer_kernels.backends.cuda.device import (
 # The dimensions whose strides the kernels take; the others are adjacent.
 PLANE_STRIDES: tuple[int, ...] = (0, 1)
 PIXEL_STRIDES: tuple[int, ...] = (0, 2, 3)
-# As csrc/arguments.h counts them.
-ACTIVATIONS = {"gelu": 0, "relu": 1, "identity": 2}
+# The numbers of the activations in csrc/arguments.h.
+ACTIVATIONS = {name: number for number, name in enumerate(activations.ACTIVATIONS)}
 
 
 def forward(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_kernels import derivatives, layout
+from convmixer_kernels.activations import ACTIVATIONS
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends.reference.batch_norm import (
     batch_normalisation,
@@ -23,7 +22,6 @@ from convmixer_kernels.backends.reference.batch_norm import (
 )
 
 __all__ = [
-    "ACTIVATIONS",
     "activated_batch_norm",
     "batch_normalisation",
     "forward",
@@ -38,12 +36,6 @@ __all__ = [
     "unsupported",
     "value_gradient",
 ]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "identity": lambda value: value,
-}
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -79,7 +71,7 @@ def activated_batch_norm(
     input = value
     if bias is not None:
         value = value + bias.to(value.dtype)[:, None, None]
-    activated = ACTIVATIONS[activation](value)
+    activated = ACTIVATIONS[activation].function(value)
     if norm.gamma is not None and (derivatives.in_transform() or derivatives.in_forward_mode()):
         # There PyTorch normalises in one precision alone.
         activated = activated.to(norm.gamma.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from convmixer_kernels import layout
+from convmixer_kernels.activations import ACTIVATIONS
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
 
 _PIXELS = (0, 2, 3)
@@ -191,16 +192,11 @@ def _value_gradient(
 
 
 def _activation(value: Tensor, activation: str) -> Tensor:
-    if activation == "gelu":
-        return F.gelu(value)
-    return F.relu(value) if activation == "relu" else value
+    return ACTIVATIONS[activation].function(value)
 
 
 def _derivative(value: Tensor, activation: str) -> Tensor:
-    if activation == "gelu":
-        density = torch.exp(-0.5 * value.square()) / math.sqrt(2 * math.pi)
-        return 0.5 * (1 + torch.erf(value / math.sqrt(2))) + value * density
-    return (value > 0).to(value.dtype) if activation == "relu" else torch.ones_like(value)
+    return ACTIVATIONS[activation].derivative(value)
 
 
 def _normalised(activated: Tensor, normalisation: Tensor) -> Tensor:
