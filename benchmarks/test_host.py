@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import host
 import pytest
 import torch
-
-import host
 from measurement import Measurement, NotMeasured
 
 _ROUNDS = 15

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from convmixer_kernels import DepthwiseConv2d, convert_depthwise, restore_depthwise
 from convmixer_kernels.megengine import DepthWiseConv2dImplicitGEMM
-
 from tests.helpers.depthwise_cases import DEVICE
 
 pytestmark = pytest.mark.gpu

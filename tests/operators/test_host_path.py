@@ -29,7 +29,6 @@ from convmixer_kernels import (
     inference_tables,
 )
 from convmixer_kernels.ops import declaration
-
 from tests.helpers.depthwise_cases import DEVICE, FP16, KERNELS
 
 pytestmark = pytest.mark.gpu
