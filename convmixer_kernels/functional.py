@@ -367,7 +367,7 @@ def _trains_at_once(
     images, channels, height, width = input.shape
     if (running_mean is None) != (running_var is None) or images * height * width == 1:
         return False
-    if eps <= 0 or momentum is None or activation not in arguments.ACTIVATIONS:
+    if eps <= 0 or momentum is None or activation not in ACTIVATIONS:
         return False
     device = input.device
     for each in norm:
