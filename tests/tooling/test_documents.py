@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def _anchors(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page: Path) -> None:
-    """A file of sources that stands in backticks is one of the checkout, in whatever folder."""
+    """Find every source file that a page names in backticks, in whatever folder."""
     names = set(re.findall(r"`([\w./-]+\.(?:py|pyi|cuh?|cpp|h|toml|cff))`", page.read_text()))
     known = [f"/{path.relative_to(ROOT).as_posix()}" for path in FILES]
     assert [name for name in names if not any(path.endswith(f"/{name}") for path in known)] == []
@@ -57,7 +58,7 @@ def _examples(page: Path) -> list[Any]:
 def test_examples_run_as_pasted(
     example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each by itself; those of training.md need files and have a test of their own."""
+    """Run each by itself; those of training.md need files and have a test of their own."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     scope: dict[str, Any] = {}
@@ -76,7 +77,7 @@ def _check_comments(
 
 
 def test_api_page_is_current() -> None:
-    """`make api` writes it."""
+    """Compare the page with the one that `make api` would write."""
     written = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
     assert written["PAGE"].read_text() == written["page"]()
 
@@ -96,9 +97,11 @@ def test_scripts_run(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Run each script of examples/, which prints what it has done."""
     path = ROOT / "examples" / script
     assert len(path.read_text().splitlines()) < 40
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path)])
     runpy.run_path(str(path), run_name="__main__")
     assert said in capsys.readouterr().out
 
