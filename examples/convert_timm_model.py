@@ -1,7 +1,7 @@
 """Put the kernels under a ConvNeXt of timm by one line, which keeps its parameters and results.
 
-On a GPU in half precision its 7x7 convolutions then run on the kernels; elsewhere PyTorch runs them,
-and `explain` says why. Needs `pip install timm`.
+On a GPU in half precision its 7x7 convolutions run on the kernels; elsewhere PyTorch runs them, and
+`explain` says why. Needs `pip install timm`.
 """
 
 import timm
