@@ -1,4 +1,4 @@
-"""What users call: argument checks, autocast, and the choice of implementation."""
+"""The public functions: argument checks, autocast, and the choice of implementation."""
 
 from __future__ import annotations
 
@@ -403,7 +403,7 @@ def _batch_norm(
 
 
 def _in_pytorch(norm: BatchNorm, name: str) -> bool:
-    """Whether PyTorch's own operations run: they cannot merge the batches of processes."""
+    """Tell whether PyTorch's own operations run, which cannot merge batches of processes."""
     return name == "torch" and not (norm.of_batch and norm.process_group is not None)
 
 

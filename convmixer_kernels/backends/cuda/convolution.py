@@ -17,7 +17,7 @@ from convmixer_kernels.backends.cuda.device import (
 # The dimensions whose strides the kernels take; the others are adjacent.
 PLANE_STRIDES: tuple[int, ...] = (0, 1)
 PIXEL_STRIDES: tuple[int, ...] = (0, 2, 3)
-# As csrc/arguments.h counts them.
+# The order of `Activation` in csrc/arguments.h.
 ACTIVATIONS = {"gelu": 0, "relu": 1, "identity": 2}
 
 
@@ -135,6 +135,6 @@ def precise(tensor: Tensor) -> Tensor:
 
 
 def adjacent_channels(tensor: Tensor) -> Tensor:
-    """`tensor` itself if the channels of a pixel are adjacent, otherwise a channels-last copy."""
+    """Return `tensor` itself if the channels of a pixel are adjacent, else a channels_last copy."""
     adjacent = tensor.stride(1) == 1 or tensor.shape[1] == 1
     return tensor if adjacent else tensor.contiguous(memory_format=torch.channels_last)
