@@ -670,7 +670,7 @@ def _affine_gradients(
     of_batch: bool,
     process_group: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums behind the gradient of the values, over all processes, and those of parameters.
+    """Return the sums behind the gradient of values, over all processes, and those of parameters.
 
     The latter are of this process alone, as those of all parameters.
 
