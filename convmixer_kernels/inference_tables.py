@@ -9,8 +9,8 @@ once. They are computed anew when one of their tensors is another object, has be
 - while a CUDA graph is captured, so that a replay sees the statistics of its own time;
 - of tensors that a captured graph trains, since a replay changes them without a new version.
 
-Whoever writes to one of the tensors past PyTorch's count (through ``.data``, its address, or a
-collective of `torch.distributed`) tells of it by ``torch.autograd.graph.increment_version(tensor)``.
+Whoever writes to one of the tensors past PyTorch's count, through ``.data``, its address or a
+collective of `torch.distributed`, says so: ``torch.autograd.graph.increment_version(tensor)``.
 """
 
 from __future__ import annotations
