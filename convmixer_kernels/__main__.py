@@ -1,4 +1,4 @@
-"""``python -m convmixer_kernels``: what can run here, and why the rest cannot."""
+"""``python -m convmixer_kernels``: report what can run here, and why the rest cannot."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def collect() -> dict[str, Any]:
-    """Everything the report says, as JSON can hold it; None stands for what is not there."""
+    """Collect what the report says, as JSON can hold it; None stands for what is not there."""
     gpus = _gpus()
     return {
         "versions": {
@@ -68,7 +68,7 @@ def collect() -> dict[str, Any]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report as aligned text."""
+    """Render the report as aligned text."""
     labels = {
         "convmixer_kernels": "convmixer_kernels",
         "python": "Python",

@@ -1,4 +1,4 @@
-"""GPU architectures: what the choice of kernels depends on."""
+"""GPU architectures, and their properties that the choice of kernels depends on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Chip(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the choice of kernels depends on of a compute capability.
+    """A compute capability, with the properties that the choice of kernels depends on.
 
     Args:
         name: as nvcc writes it.
@@ -52,7 +52,7 @@ LEAST_CAPABILITY = ARCHITECTURES[0].capability
 
 
 def find(capability: tuple[int, int]) -> Architecture:
-    """The architecture by which to choose kernels for a GPU of compute capability 8.0 or newer.
+    """Return the architecture by which kernels are chosen for a GPU of capability 8.0 or newer.
 
     That is the newest in `ARCHITECTURES` of the same major version that is not newer than the GPU:
     10.3 is treated as 10.0. Of a major version that is not listed the name is its own, so that no

@@ -1,4 +1,4 @@
-"""Checks of what users pass, each with a line that names the argument, and casts of autocast."""
+"""Checks of arguments, whose errors name the argument in a line, and the casts of autocast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_image(input: Tensor) -> None:
-    """(N, C, H, W) of a floating dtype, where only N may be 0."""
+    """Check that `input` is (N, C, H, W) of a floating dtype, where only N may be 0."""
     check_tensor("input", input)
     shape = input.shape
     if len(shape) != 4:
@@ -47,7 +47,7 @@ def check_image(input: Tensor) -> None:
 
 
 def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """An image, a square filter for each of its channels, and a bias."""
+    """Check an image, a square filter for each of its channels, and a bias."""
     check_tensor("input", input)
     check_tensor("weight", weight)
     shape, filters = input.shape, weight.shape
@@ -69,7 +69,7 @@ def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> Non
 
 
 def check_per_channel(name: str, tensor: Tensor | None, input: Tensor) -> None:
-    """A value of any floating dtype for each channel of `input`, on its device, or None."""
+    """Check for a value of a floating dtype for each channel of `input`, on its device, or None."""
     if tensor is None:
         return
     check_tensor(name, tensor)
@@ -82,7 +82,7 @@ def check_per_channel(name: str, tensor: Tensor | None, input: Tensor) -> None:
 
 
 def check_residual(input: Tensor, residual: Tensor | None) -> None:
-    """A tensor like `input`, or None."""
+    """Check that `residual` is a tensor like `input`, or None."""
     if residual is None:
         return
     check_tensor("residual", residual)
@@ -107,7 +107,7 @@ def check_batch_norm(
     eps: float,
     activation: str,
 ) -> None:
-    """What surrounds a convolution in the fused operations."""
+    """Check the arguments of normalisation and activation in the fused operations."""
     for name, tensor in (
         ("gamma", gamma),
         ("beta", beta),
@@ -139,7 +139,10 @@ def check_same_dtype(input: Tensor, weight: Tensor) -> None:
 
 
 def check_values_per_channel(input: Tensor, norm: BatchNorm) -> None:
-    """As PyTorch does: one value has no variance, none leaves everything as it is."""
+    """Refuse statistics of a single value, as PyTorch does: it has no variance.
+
+    Of no value there is nothing to refuse: everything stays as it is.
+    """
     images, _, height, width = input.shape
     alone = norm.process_group is None or norm.process_group.size() == 1
     if norm.of_batch and alone and images * height * width == 1:
@@ -158,7 +161,7 @@ def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None: ...
 
 
 def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None:
-    """`tensor` in the dtype in which operations on `input` take sums."""
+    """Return `tensor`, contiguous and in the dtype in which operations on `input` take sums."""
     if tensor is None:
         return None
     dtype = torch.float64 if input.dtype is torch.float64 else torch.float32
@@ -170,7 +173,7 @@ def precise(tensor: Tensor | None, input: Tensor) -> Tensor | None:
 def convolution_operands(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`input` and `weight` of a convolution, checked and as autocast makes them."""
+    """Check operands of a convolution, and return `input` and `weight` as autocast makes them."""
     check_convolution(input, weight, bias)
     input, weight = autocast(input, weight)
     check_same_dtype(input, weight)
@@ -178,7 +181,7 @@ def convolution_operands(
 
 
 def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`input` and `weight` as PyTorch's own convolutions see them.
+    """Return `input` and `weight` as PyTorch's own convolutions see them.
 
     Under autocast they are cast to its dtype; double precision is left alone.
     """
@@ -187,7 +190,7 @@ def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast makes of the operands of a convolution on `device`; None where it is off."""
+    """Return the dtype that autocast gives operands of a convolution; None where it is off."""
     # There is no autocast of meta tensors: PyTorch refuses to be asked.
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None

@@ -1,4 +1,4 @@
-"""What setup.py recorded about the CUDA extension: how it was built, or why it was not."""
+"""The record of setup.py about the CUDA extension: how it was built, or why it was not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PTX_ALONE = "-virtual"
 
 
 def record() -> dict[str, Any] | None:
-    """The record of the last build, or None if this copy of the package was never built.
+    """Read the record of the last build; None if this copy of the package was never built.
 
     Returns:
         ``extension`` (file name), ``nvcc`` (version) and ``architectures`` (such as ``["90"]``) if
@@ -27,7 +27,7 @@ def record() -> dict[str, Any] | None:
 
 
 def cuda_missing_reason() -> str | None:
-    """One line that says why there is no CUDA extension and what helps; None if there is one."""
+    """Say in a line why there is no CUDA extension and what helps; None if there is one."""
     build = record()
     if build is None:
         return f"this copy of convmixer_kernels was not built; {_REMEDY}"
@@ -42,7 +42,7 @@ def cuda_missing_reason() -> str | None:
 
 
 def summary() -> str:
-    """How the extension was built, or why there is none, in one line."""
+    """Say in a line how the extension was built, or why there is none."""
     if reason := cuda_missing_reason():
         return f"not built: {reason}"
     build = record()

@@ -33,7 +33,7 @@ class Normalisation(NamedTuple):
     rstd: Tensor
     """1 / sqrt(variance + eps); `scale` is gamma times that."""
     number: Tensor
-    """How many values mean and rstd are of; infinity for running statistics."""
+    """The number of values behind mean and rstd; infinity for running statistics."""
 
     @classmethod
     def of(cls, table: Tensor) -> Normalisation:

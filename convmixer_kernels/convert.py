@@ -1,4 +1,4 @@
-"""Puts the kernels of this package under the depthwise convolutions of any model, and back."""
+"""Conversion of depthwise convolutions of any model to the kernels of this package, and back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _line(done: str, names: list[str] | tuple[str, ...], reason: str = "") -> st
 
 
 def convert_depthwise(module: nn.Module, impl: str = "auto") -> Conversion:
-    """Replaces, in place, every depthwise convolution inside `module` that the kernels can serve.
+    """Replace, in place, every depthwise convolution inside `module` that the kernels can serve.
 
     Eligible is an `nn.Conv2d` with as many groups as input and output channels, stride 1, dilation
     1, 'same' zero padding, and square filters of a size for which `impl` has a kernel (any size for
@@ -86,7 +86,7 @@ def convert_depthwise(module: nn.Module, impl: str = "auto") -> Conversion:
 
 
 def restore_depthwise(module: nn.Module) -> tuple[str, ...]:
-    """Undoes `convert_depthwise`, in place: every layer gets back the class that it was built with.
+    """Undo `convert_depthwise`, in place: every layer gets back the class that it was built with.
 
     Parameters, hooks and what was changed since stay. Layers that were built as `DepthwiseConv2d`
     keep the implementation that they have now.
@@ -130,7 +130,7 @@ def _size_reason(layer: nn.Conv2d, sizes: tuple[int, ...] | None) -> str | None:
 
 
 def _replace(module: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    """Sets each replacement under every name of the layer that it stands for."""
+    """Set each replacement under every name of the layer that it stands for."""
     for name, layer in list(module.named_modules(remove_duplicate=False)):
         if layer in replacements:
             parent, _, attribute = name.rpartition(".")

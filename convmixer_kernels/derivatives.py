@@ -40,7 +40,7 @@ def beyond_backward() -> bool:
 
 
 def refusal(call: str, remedy: str = _REMEDY) -> RuntimeError:
-    """The error of a derivative that the kernels of `call` lack.
+    """Make the error of a derivative that the kernels of `call` lack.
 
     Args:
         call: the function with the implementation that the user named.
@@ -58,7 +58,7 @@ def of_pytorch(
     needed: Sequence[bool],
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of ``function(*operands)`` that can be differentiated any number of times.
+    """Compute gradients of ``function(*operands)`` that can be differentiated any number of times.
 
     Args:
         function: made of PyTorch's own operations.
@@ -85,7 +85,7 @@ def once(
     grads: Sequence[Tensor | None],
     sources: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients that a kernel computed, with derivatives that raise `refusal`.
+    """Give the gradients that a kernel computed derivatives that raise `refusal`.
 
     Args:
         call, remedy: as in `refusal`.
@@ -98,7 +98,7 @@ def once(
 
 
 class _Once(torch.autograd.Function):
-    """Passes a gradient on and raises where somebody differentiates it again.
+    """A gradient that is passed on, and raises where somebody differentiates it again.
 
     `torch.autograd.function.once_differentiable` sees only whether the incoming gradient requires
     grad, and lets a derivative that runs through saved tensors pass as zero.

@@ -1,4 +1,4 @@
-"""What the choice of an implementation asks of a CUDA device, remembered by its index."""
+"""Properties of CUDA devices that the choice of kernels asks for, remembered by index."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def index_of(device: torch.device) -> int:
-    """The index of a CUDA device; "cuda" without one is the current device."""
+    """Return the index of a CUDA device; "cuda" without one is the current device."""
     return torch.cuda.current_device() if device.index is None else device.index
 
 
 @functools.cache
 def capability(index: int) -> tuple[int, int]:
-    """Compute capability, major and minor."""
+    """Return the compute capability, major and minor."""
     return torch.cuda.get_device_capability(index)
 
 

@@ -1,4 +1,4 @@
-"""When a call may go from a public function to a kernel without PyTorch's dispatcher.
+"""Calls that may go from a public function to a kernel without PyTorch's dispatcher.
 
 The dispatcher costs a Python operator more than everything else in a call. It only calls the kernel
 if nothing else wants to see the operator; who may want to is asked here, one by one. Then the
@@ -22,7 +22,7 @@ def _key_set(*keys: torch._C.DispatchKey) -> int:
     return found.raw_repr()
 
 
-# What PyTorch adds to the keys of every call where nothing is active: in inference mode, and
+# PyTorch adds these keys to those of every call where nothing is active, in inference mode and
 # without. Modes, transforms of torch.func, tracers and both kinds of vmap add keys of their own.
 _IDLE = (
     _key_set(torch._C.DispatchKey.BackendSelect),

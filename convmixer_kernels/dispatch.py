@@ -1,4 +1,4 @@
-"""Which implementation serves an input, and why."""
+"""The choice of the implementation that serves an input, and the reasons for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_name(impl: str) -> None:
 
 
 def kernel_sizes(impl: str) -> tuple[int, ...] | None:
-    """The filter sizes for which `impl` has kernels of this package; None: it asks for none."""
+    """Return the filter sizes for which `impl` has kernels; None if it needs none."""
     if impl == "torch":
         return None
     names = ("cuda", "triton") if impl == "auto" else (impl,)
@@ -49,7 +49,7 @@ def kernel_sizes(impl: str) -> tuple[int, ...] | None:
 
 
 def available_impls(device: torch.device | str | None = None) -> dict[str, str | None]:
-    """Every implementation with None if it can run here, otherwise the reason why it cannot.
+    """Return every implementation with None if it can run here, else the reason why it cannot.
 
     Args:
         device: where the tensors will live; by default the current CUDA device if there is one,
@@ -61,7 +61,7 @@ def available_impls(device: torch.device | str | None = None) -> dict[str, str |
 
 
 def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
-    """The implementation that runs `input` and `weight` under `impl`.
+    """Choose the implementation that runs `input` and `weight` under `impl`.
 
     Without `weight`: for an operation that has no filter.
 
@@ -75,7 +75,7 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     what = (input.device, input.dtype, kernel_size)
     name, refusal, available = _resolve(impl, *what)
     if name is refusal is None:
-        # Asked for only then: a compiler makes a graph for each plane.
+        # The plane is read only if it decides: a compiler makes a graph for each.
         name, refusal, available = _resolve(impl, *what, *_plane(input))
     if refusal is not None:
         raise (ValueError if available else RuntimeError)(refusal)
@@ -90,7 +90,7 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
 
 @torch.compiler.assume_constant_result
 def _only_in_pytorch() -> str | None:
-    """The reason why a call that is made now needs PyTorch's own operations."""
+    """Say why a call that is made now needs PyTorch's own operations, None if it does not."""
     if derivatives.in_transform():
         return (
             "a transform of torch.func (vmap, grad, jvp, ...) runs, which kernels know nothing of"
@@ -170,7 +170,7 @@ def _resolve(
 
 
 class Resolution(NamedTuple):
-    """Which implementation runs a call.
+    """The choice of an implementation for a call.
 
     Args:
         name: the implementation; None if there is none, or if the plane decides and was not given.
@@ -207,7 +207,7 @@ def _resolve_once(
 
 
 def _architecture(device: torch.device) -> architectures.Architecture | None:
-    """None where no kernel of ours runs under "auto"."""
+    """Return the architecture of `device`, None if no kernel of ours runs there under "auto"."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     capability = devices.capability(devices.index_of(device))
@@ -224,7 +224,7 @@ def _preference(device: torch.device, problem: Problem) -> Preference | None:
 def _barred(
     name: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
 ) -> str | None:
-    """Why "auto" cannot choose an implementation, wherever in its order that stands."""
+    """Say why "auto" cannot choose an implementation, wherever in its order that stands."""
     if name != "torch" and device.type == "cpu":
         return "on the CPU its kernels are emulated for tests, only an explicit impl asks for that"
     module = backend(name)
@@ -232,7 +232,7 @@ def _barred(
 
 
 def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
-    """Says which implementation `depthwise_conv2d` would run, and why not the others.
+    """Say which implementation `depthwise_conv2d` would run, and why not the others.
 
     Args:
         input: (N, C, H, W), any dtype; under autocast it counts as cast.

@@ -23,22 +23,22 @@ from torch import Tensor
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
-# What differs from the settings that the interpreter starts with (csrc/interpreter/settings.h), by
-# name: when copies land, in what order warps and lanes run, and what else a GPU leaves open.
+# Changes of the settings that the interpreter starts with (csrc/interpreter/settings.h), by name:
+# when copies land, in what order warps and lanes run, and whatever else a GPU leaves open.
 settings: dict[str, object] = {}
 
-# Whether tensors whose addresses are taken are for `permit`.
+# True while a launch is prepared: tensors whose addresses are taken are permitted then.
 is_launching = False
-# Whether kernels do not run, so that nothing need be permitted.
+# True while launches run no kernel, so that nothing need be permitted.
 skips_kernels = False
 _lock = threading.RLock()
-# By the address of a storage: the first and the last address, and whether it may be written.
+# The first and the last address of a storage, and whether it may be written, by its address.
 _permitted: dict[int, tuple[int, int, bool]] = {}
 
 
 @functools.cache
 def extension() -> ModuleType:
-    """The CUDA extension on the interpreter, built if need be.
+    """Import the CUDA extension on the interpreter, built if need be.
 
     Raises:
         FileNotFoundError: this is not a checkout, or a compiler or build tool is missing; says so.
@@ -55,7 +55,7 @@ def _runtime() -> ModuleType:
 
 @functools.cache
 def files() -> dict[str, str]:
-    """The file of PTX that has each kernel of `extension`, by its name; errors as there."""
+    """Find the file of PTX that has each kernel of `extension`; errors as there."""
     return {
         kernel.decode(): str(file)
         for file in _build().parent.glob("*.ptx")
@@ -65,13 +65,13 @@ def files() -> dict[str, str]:
 
 @functools.cache
 def interpreter() -> ModuleType:
-    """The interpreter that runs the kernels of `extension`; errors as there."""
+    """Import the interpreter that runs the kernels of `extension`; errors as there."""
     return _load("_interpreter")
 
 
 @contextlib.contextmanager
 def launching(**changes: object) -> Iterator[ModuleType]:
-    """Lets kernels access the tensors of `permit` meanwhile, and nothing else.
+    """Let kernels access the tensors of `permit` meanwhile, and nothing else.
 
     Args:
         changes: what is set otherwise than usual; `settings` goes before it.
@@ -112,7 +112,7 @@ def kernels_skipped() -> Iterator[None]:
 
 
 def permit(tensor: Tensor, writable: bool) -> None:
-    """Lets the kernels that are being launched read a tensor, or write it too."""
+    """Let the kernels that are being launched read a tensor, or write it too."""
     if tensor.numel() == 0:
         return
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -138,7 +138,7 @@ def _defaults() -> dict[str, object]:
 
 @functools.cache
 def _load(name: str) -> ModuleType:
-    """One of the Python modules that the file of the extension holds."""
+    """Import one of the Python modules that the file of the extension holds."""
     spec = importlib.util.spec_from_file_location(name, _build())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

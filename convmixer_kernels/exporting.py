@@ -1,4 +1,4 @@
-"""Exported programs without the operators of this package, for tools that do not know them."""
+"""Exported programs without the operators of this package, for programs that lack it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _activated_batch_norm(
 
 
 def _in_order(image: Tensor) -> Tensor:
-    """`image` contiguous or channels_last.
+    """Return `image` contiguous or channels_last.
 
     For other strides PyTorch's batch normalisation returns other ones than it tells the tracer.
     """

@@ -1,4 +1,4 @@
-"""What users call: argument checks, autocast, and the choice of implementation."""
+"""The public functions: argument checks, autocast, and the choice of implementation."""
 
 from __future__ import annotations
 
@@ -161,13 +161,13 @@ def depthwise_conv2d_gelu_batch_norm(
             )
     if training and direct.takes((input, weight), tensors[2:]):
         known = dispatch.convolution_at_once(input, weight, bias, impl)
-        norm = (gamma, beta, running_mean, running_var)
-        if known is not None and _trains_at_once(input, norm, momentum, eps, activation):
+        per_channel = (gamma, beta, running_mean, running_var)
+        if known is not None and _trains_at_once(input, per_channel, momentum, eps, activation):
             output, *_ = ops.depthwise_conv2d_batch_norm_training.differentiable(
-                *(input, weight, arguments.precise(bias, input), *norm, momentum),
+                *(input, weight, arguments.precise(bias, input), *per_channel, momentum),
                 *(_name(process_group), residual, activation, eps, known, impl == "auto"),
             )
-            inference_tables.trained((*norm, bias))
+            inference_tables.trained((*per_channel, bias))
             return output
     arguments.check_convolution(input, weight, bias)
     arguments.check_batch_norm(
@@ -269,13 +269,13 @@ def gelu_batch_norm(
             )
     if training and direct.takes((input,), (*tensors[1:], bias, residual)):
         known = dispatch.image_at_once(input, bias, residual, impl)
-        norm = (gamma, beta, running_mean, running_var)
-        if known is not None and _trains_at_once(input, norm, momentum, eps, activation):
+        per_channel = (gamma, beta, running_mean, running_var)
+        if known is not None and _trains_at_once(input, per_channel, momentum, eps, activation):
             output, _ = ops.activated_batch_norm_training.differentiable(
-                *(input, arguments.precise(bias, input), residual, *norm, momentum),
+                *(input, arguments.precise(bias, input), residual, *per_channel, momentum),
                 *(_name(process_group), activation, eps, known, impl == "auto"),
             )
-            inference_tables.trained((*norm, bias))
+            inference_tables.trained((*per_channel, bias))
             return output
     arguments.check_image(input)
     arguments.check_per_channel("bias", bias, input)
@@ -357,20 +357,24 @@ def _inference_tables(
 
 def _trains_at_once(
     input: Tensor,
-    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    per_channel: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     momentum: float,
     eps: float,
     activation: str,
 ) -> bool:
-    """Tell whether arguments of training are right, and kernels read its tensors as they are."""
-    _, _, running_mean, running_var = norm
+    """Tell whether arguments of training are right, and kernels read its tensors as they are.
+
+    Args:
+        per_channel: gamma, beta, running mean and running variance.
+    """
+    _, _, running_mean, running_var = per_channel
     images, channels, height, width = input.shape
     if (running_mean is None) != (running_var is None) or images * height * width == 1:
         return False
     if eps <= 0 or momentum is None or activation not in ACTIVATIONS:
         return False
     device = input.device
-    for each in norm:
+    for each in per_channel:
         if each is not None and not (
             dispatch.fits_channels(each, channels, device)
             and each.dtype is torch.float32
@@ -404,7 +408,7 @@ def _batch_norm(
 
 
 def _in_pytorch(norm: BatchNorm, name: str) -> bool:
-    """Whether PyTorch's own operations run: they cannot merge the batches of processes."""
+    """Tell whether PyTorch's own operations run, which cannot merge batches of processes."""
     return name == "torch" and not (norm.of_batch and norm.process_group is not None)
 
 

@@ -1,4 +1,4 @@
-"""What inference computes from parameters alone, kept for as long as they stay as they are.
+"""Tables that inference computes from parameters alone, kept while those stay as they are.
 
 Inference normalises every batch by the same numbers, so the tables that kernels read are computed
 once. They are computed anew when one of their tensors is another object, has been changed in place
@@ -9,8 +9,8 @@ once. They are computed anew when one of their tensors is another object, has be
 - while a CUDA graph is captured, so that a replay sees the statistics of its own time;
 - of tensors that a captured graph trains, since a replay changes them without a new version.
 
-Whoever writes to one of the tensors past PyTorch, through ``.data`` or its address, tells of it by
-``torch.autograd.graph.increment_version(tensor)``.
+Whoever writes to one of the tensors past PyTorch's count, through ``.data``, its address or a
+collective of `torch.distributed`, says so: ``torch.autograd.graph.increment_version(tensor)``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 MOST_ENTRIES = 1024
 _entries: dict[tuple[Any, ...], _Entry] = {}
-# By the identity of a tensor that a captured graph trains.
+# The tensors that captured graphs train, by their identity.
 _trained_by_graphs: dict[int, weakref.ref[Tensor]] = {}
 
 
@@ -39,7 +39,7 @@ class Sources(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What kernels read in inference: the normalisation (5, C), and the bias (C,) if there is one.
+    """The tables of inference: the normalisation (5, C), and the bias (C,) if there is one.
 
     Both are contiguous and in the dtype of sums.
     """
@@ -54,7 +54,7 @@ class _Source(NamedTuple):
     reference: weakref.ref[Tensor]
     version: int
     address: int
-    # Kept alive: other memory at the same address would look like this one.
+    # It is kept alive, because other memory at the same address would look like this one.
     storage: torch.UntypedStorage
 
     @classmethod
@@ -65,6 +65,8 @@ class _Source(NamedTuple):
 
 
 class _Entry(NamedTuple):
+    """Tables, and the tensors that they were computed from."""
+
     described: tuple[_Source, ...]
     tables: Tables
 

@@ -1,4 +1,4 @@
-"""Which memory layouts the kernels read in place, and the layouts of what operations return."""
+"""The memory layouts that kernels read in place, and those of what operations return."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def is_channels_outermost(tensor: Tensor) -> bool:
 
 
 def planar(tensor: Tensor) -> Tensor:
-    """`tensor` itself if it is planar, otherwise a contiguous copy."""
+    """Return `tensor` itself if it is planar, otherwise a contiguous copy."""
     return tensor if is_planar(tensor) else tensor.contiguous()
 
 
 def arranged(grad: Tensor, channels_last: bool) -> Tensor:
-    """`grad` as kernels read it beside an image: copied here once rather than by each of them.
+    """Return `grad` as kernels read it beside an image, copied once for all of them if need be.
 
     Args:
         grad: (N, C, H, W), any strides.
@@ -55,7 +55,7 @@ def arranged(grad: Tensor, channels_last: bool) -> Tensor:
 
 
 def empty_like_input(tensor: Tensor) -> Tensor:
-    """An uninitialised dense tensor of the layout that an operation gives its output.
+    """Return an uninitialised dense tensor of the layout that an operation gives its output.
 
     Planar tensors keep their order of images and channels, channels_last stays channels_last, and
     anything else becomes contiguous. The kernels and the fake implementations of the operators both
@@ -84,7 +84,7 @@ class GradientLayout(NamedTuple):
         return cls(parameter.dtype, parameter.stride())
 
     def arrange(self, grad: Tensor) -> Tensor:
-        """The gradient as `torch.autograd` keeps that of a leaf, and DistributedDataParallel too.
+        """Return the gradient as `torch.autograd` and DistributedDataParallel keep that of a leaf.
 
         Dense parameters give it their strides, along dimensions of size 1 as well; that of any
         other is contiguous.

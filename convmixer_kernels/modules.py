@@ -142,7 +142,7 @@ def _check_positive(name: str, value: object) -> None:
 
 
 def _sharing(module: nn.Conv2d, cls: type[_Convolution]) -> _Convolution:
-    """A layer of class `cls` with the parameters, hooks and attributes of `module`."""
+    """Make a layer of class `cls` with the parameters, hooks and attributes of `module`."""
     if parametrize.is_parametrized(module):
         # The properties that compute the parameters are in a class that PyTorch made for `module`.
         properties = dict(vars(type(module)))
@@ -159,7 +159,7 @@ def _sharing(module: nn.Conv2d, cls: type[_Convolution]) -> _Convolution:
 
 
 def _unparametrised(convolution: nn.Conv2d) -> type[nn.Conv2d]:
-    """The class of a layer before PyTorch made one of its own for it."""
+    """Return the class of a layer before PyTorch made one of its own for it."""
     cls = type(convolution)
     if not parametrize.is_parametrized(convolution):
         return cls
@@ -168,7 +168,7 @@ def _unparametrised(convolution: nn.Conv2d) -> type[nn.Conv2d]:
 
 
 def _depthwise_class(original: type[nn.Conv2d]) -> type[DepthwiseConv2d]:
-    """The class of what a layer of class `original` is converted to."""
+    """Return the class that a layer of class `original` is converted to."""
     if issubclass(original, DepthwiseConv2d):
         return original
     return DepthwiseConv2d if original is nn.Conv2d else _mixed_class(original)  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def _new_converted(original: type[nn.Conv2d]) -> DepthwiseConv2d:
 
 
 def why_ineligible(module: nn.Module) -> str | None:
-    """One line on why `DepthwiseConv2d` cannot stand in for `module`; None if it can."""
+    """Say in a line why `DepthwiseConv2d` cannot stand in for `module`; None if it can."""
     if not isinstance(module, nn.Conv2d):
         return f"a {type(module).__name__} is no nn.Conv2d"
     for name in ("forward", "_conv_forward", "__call__"):
@@ -213,7 +213,7 @@ def why_ineligible(module: nn.Module) -> str | None:
 
 
 def edited(convolution: nn.Conv2d, weight: Tensor) -> str | None:
-    """One line on why its attributes, as they are now, keep kernels from serving it; or None.
+    """Say in a line why its attributes, as they are now, keep kernels from serving it; or None.
 
     Args:
         convolution: a depthwise convolution, whose attributes may have been changed.
@@ -239,13 +239,13 @@ def edited(convolution: nn.Conv2d, weight: Tensor) -> str | None:
 
 
 def one_node(module: nn.Module, input: torch.fx.Proxy) -> Any:
-    """The node that `torch.fx` records for a layer; the tensors choose later what runs in it."""
+    """Record a layer as one node of `torch.fx`; the tensors choose later what runs in it."""
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
 
 
 def _pair(value: Any) -> Any:
-    """The (height, width) that a size stands for, which may have been set to a single number."""
+    """Return the (height, width) of a size, which may have been set to a single number."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 

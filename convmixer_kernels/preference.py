@@ -20,7 +20,7 @@ Layout = Literal["planar", "channels_last"]
 
 
 class Plane(NamedTuple):
-    """What the order may depend on of an image.
+    """The properties of an image that the order may depend on.
 
     Args:
         layout: "channels_last", or "planar" for what the kernels read plane by plane.
@@ -32,7 +32,7 @@ class Plane(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What the order depends on of a call: all but the number of images and channels.
+    """A call, but for the number of images and channels, on which the order does not depend.
 
     Args:
         kernel_size: None for an operation that has no filter.
@@ -64,7 +64,7 @@ class Measured:
     measurement: str
 
     def may_cover(self, architecture: Architecture, problem: Problem) -> bool:
-        """Whether it covers the problem for some plane."""
+        """Tell whether it covers the problem for some plane."""
         return (
             self.architecture == architecture.name
             and problem.kernel_size in self.kernel_sizes
@@ -94,7 +94,7 @@ class Preference:
 
 
 def prefer(architecture: Architecture, problem: Problem) -> Preference | None:
-    """The order for a problem on an architecture; None if it depends on a plane that is not given.
+    """Return the order for a problem; None if it depends on a plane that is not given.
 
     The CUDA kernels come before the Triton kernels, which read their bands anew for each row, and
     both before PyTorch, on every architecture; without tensor cores PyTorch comes first. What was

@@ -41,16 +41,17 @@ def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
     channels, kernel_size = input.shape[1], weight.shape[-1]
     normalisation = torch.ones(5, channels, device=input.device)
     sums = torch.ones(2, channels, device=input.device)
-    parameters = [torch.ones(channels, device=input.device) for _ in range(4)]
+    gamma, beta, mean, var = torch.ones(4, channels, device=input.device).unbind()
     steps = dispatch.backend(impl)
-    output = steps.forward(input, weight, parameters[0])
+    output = steps.forward(input, weight, beta)
     value, moments = steps.forward_moments(input, weight, None, "gelu")
-    if impl != "torch":  # its autograd calls these
-        steps.input_gradient(output, weight)
-        steps.weight_gradient(input, output, kernel_size, True)
+    if impl != "torch":  # its autograd has these
+        kernels = dispatch.kernel_backend(impl)
+        kernels.input_gradient(output, weight)
+        kernels.weight_gradient(input, output, kernel_size, True)
     steps.forward_normalised(input, weight, None, normalisation, "gelu", True)
     steps.moments(value, None, "gelu")
-    steps.batch_normalisation(moments[None], *parameters, 0.1, 1e-5)
+    steps.batch_normalisation(moments[None], gamma, beta, mean, var, 0.1, 1e-5)
     steps.normalise(value, None, normalisation, input, "gelu")
     steps.gradient_sums(value, None, output, normalisation, "gelu")
     steps.value_gradient(value, None, output, normalisation, sums, "gelu", True)

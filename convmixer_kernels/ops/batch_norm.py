@@ -56,7 +56,7 @@ class _Call(NamedTuple):
         beta: Tensor | None,
         normalisation: Tensor,
     ) -> Tensor:
-        """The normalised activation by PyTorch's own operations."""
+        """Compute the normalised activation by PyTorch's own operations."""
         mean = var = None
         if not self.of_batch:
             table = Normalisation.of(normalisation)
@@ -71,7 +71,7 @@ class _Call(NamedTuple):
         return derivatives.once(*self._names(), grads, sources)
 
     def _names(self) -> tuple[str, str]:
-        """The call as its user wrote it, and the arguments that make it differentiable."""
+        """Return the call as its user wrote it, and the arguments that make it differentiable."""
         remedy = "impl='torch'"
         if self.process_group is not None:
             remedy += ", process_group=None"
@@ -85,7 +85,7 @@ def _keep(
     beta: Tensor | None,
     results: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
-    """Keeps what the backward pass reads; of `results` the first is differentiable."""
+    """Keep what the backward pass reads; of `results` the first is differentiable."""
     ctx.call = call
     ctx.save_for_backward(*operands, *results[1:])
     ctx.beta_layout = None if beta is None else layout.GradientLayout.of(beta)
@@ -100,7 +100,7 @@ def _backward(
     by_kernels: Callable[..., Gradients],
     by_pytorch: Callable[..., Gradients],
 ) -> Gradients:
-    """The gradients by kernels; or by PyTorch, if they have to be differentiable as well."""
+    """Compute the gradients by kernels, or by PyTorch if they have to be differentiable as well."""
     saved = ctx.saved_tensors
     if not derivatives.beyond_backward():
         return by_kernels(ctx, *saved, grad)
@@ -227,7 +227,7 @@ def _convolved_gradients_of_pytorch(
 
 
 def _any_beta(ctx: Any, normalisation: Tensor) -> Tensor | None:
-    """A beta of any value, on which no gradient depends."""
+    """Make a beta of any value, on which no gradient depends."""
     return (
         None if ctx.beta_layout is None else torch.zeros_like(Normalisation.of(normalisation).shift)
     )
@@ -630,7 +630,7 @@ def _normalisation_of_batch(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """The normalisation (5, C) by the moments (3, C) of all processes; updates statistics."""
+    """Return the normalisation (5, C) by the moments of all processes; update statistics."""
     parts = moments.unsqueeze(0)
     if process_group is not None:
         parts = _of_all_processes(moments, _process_group(process_group))
@@ -670,7 +670,7 @@ def _affine_gradients(
     of_batch: bool,
     process_group: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums over all processes that the gradient of the values takes, and those of gamma, beta.
+    """Return the sums behind the gradient of values, over all processes, and those of parameters.
 
     The latter are of this process alone, as those of all parameters.
 
@@ -698,9 +698,9 @@ def _affine_gradients(
 
 
 def _of_all_processes(moments: Tensor, process_group: ProcessGroup) -> Tensor:
-    """(processes, 3, C), in the order of ranks: every process merges the same parts."""
+    """Gather moments, (processes, 3, C), by rank: every process merges the same parts."""
     rows, channels = moments.shape
-    # One below the other, which gloo asks for.
+    # gloo asks for the parts one below the other.
     parts = moments.new_empty((process_group.size() * rows, channels))
     dist.all_gather_into_tensor(parts, moments, group=process_group)
     return parts.unflatten(0, (-1, rows))

@@ -17,7 +17,7 @@ _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
 
 
 class _Kernel(NamedTuple):
-    """What runs for an operator, and how many tensors its arguments begin with."""
+    """The function that runs for an operator, and how many tensors its arguments begin with."""
 
     function: Callable[..., Any]
     tensors: int
@@ -34,7 +34,7 @@ class Operator:
         self.gradient = gradient
 
     def __call__(self, *arguments: Any) -> Any:
-        # Who traces has to see the operator rather than what its gradient runs.
+        # A tracer has to see the operator rather than what its gradient runs.
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self.overload(*arguments)
         # Otherwise its gradient is applied from here: that saves a round through the dispatcher.

@@ -208,7 +208,7 @@ def _whole_backward(
     where, sizes, kernels = place(value), value.shape, module(value.device)
     at_once = input is not None and kernels.backward_gives_weight_gradient(kernel_size)
     grad_input = layout.empty_like_input(value)
-    # Where registers do not hold both gradients, that of the weight comes from a pass of its own.
+    # If registers do not hold both gradients, that of the weight comes from a pass of its own.
     grad_value = layout.empty_like_input(value) if input is not None and not at_once else None
     grad_weight = grad_bias = None
     if at_once:
@@ -283,7 +283,7 @@ def _elementwise_pass(
         if rows:
             splits = kernels.stream_shares(where, sizes, channels_last, *tensors)
             shape = sizes[1:2] if rows == 1 else (rows, sizes[1])
-            # Apart from each other: what is returned may live on as the gradient of a bias.
+            # Two tensors: the sums may live on as the gradient of a bias, their parts need not.
             merged = value.new_empty(shape, dtype=torch.float32)
             parts = merged.new_empty((splits, *shape))
         kernels.stream(
@@ -303,7 +303,7 @@ def _elementwise_pass(
 
 
 def _even_pixels(tensor: Tensor) -> Tensor:
-    """`tensor` itself if its pixels lie at one distance from each other, otherwise a copy."""
+    """Return `tensor` itself if its pixels lie at one distance from each other, else a copy."""
     images, channels, height, width = tensor.shape
     pixel = _pixel_stride(tensor)
     even = (
@@ -315,7 +315,7 @@ def _even_pixels(tensor: Tensor) -> Tensor:
 
 
 def _pixel_stride(tensor: Tensor) -> int:
-    """From one pixel to the next in memory, by the first dimension that has more than one."""
+    """Return the distance of pixels in memory, by the first dimension that has more than one."""
     return next((tensor.stride(i) for i in (3, 2, 0) if tensor.shape[i] > 1), tensor.shape[1])
 
 

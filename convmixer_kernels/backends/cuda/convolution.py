@@ -135,6 +135,6 @@ def precise(tensor: Tensor) -> Tensor:
 
 
 def adjacent_channels(tensor: Tensor) -> Tensor:
-    """`tensor` itself if the channels of a pixel are adjacent, otherwise a channels-last copy."""
+    """Return `tensor` itself if the channels of a pixel are adjacent, else a channels_last copy."""
     adjacent = tensor.stride(1) == 1 or tensor.shape[1] == 1
     return tensor if adjacent else tensor.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Where CUDA kernels run: a GPU or an emulated one, the extension for it, stream and chip."""
+"""The place where CUDA kernels run: a GPU or an emulated one, its extension, stream and chip."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from convmixer_kernels import architectures, build_information, devices, emulate
 
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 _TYPES = {torch.float16: 0, torch.bfloat16: 1}
-# A small one, so that tests have several items for a warp, with the shared memory of sm_90.
+# The emulated GPU is small, so that tests have several items for a warp, with the shared memory
+# of sm_90.
 EMULATED_CHIP = architectures.Chip(
     multiprocessors=1, shared_bytes=architectures.find((9, 0)).shared_bytes, capability=90
 )
 
-# As csrc/bindings.cpp takes them.
+# The types of `Place` and of a tensor in csrc/bindings.cpp.
 Place = tuple[int, int, int, int, int, int]
 Located = tuple[int, tuple[int, ...]]
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why these kernels cannot run for tensors on `device`, or None if they can."""
+    """Say why these kernels cannot run for tensors on `device`, None if they can."""
     if device.type == "cpu":
         if os.environ.get("CONVMIXER_KERNELS_EMULATE") != "1":
             return (
@@ -49,7 +50,7 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
-    """Why these kernels cannot take this dtype or kernel size, or None if they can."""
+    """Say why these kernels cannot take this dtype or kernel size, None if they can."""
     if dtype not in _TYPES:
         return f"it takes float16 and bfloat16, not {dtype}; cast or use impl='torch'"
     if kernel_size is not None and kernel_size not in KERNEL_SIZES:
@@ -59,7 +60,7 @@ def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | Non
 
 
 def module(device: torch.device) -> ModuleType:
-    """The module whose functions launch kernels for tensors on `device`."""
+    """Return the module whose functions launch kernels for tensors on `device`."""
     found = _extension() if device.type == "cuda" else _emulated()
     assert isinstance(found, ModuleType)  # dispatch has asked unavailable()
     return found
@@ -115,7 +116,7 @@ def address(tensor: Tensor | None, written: bool = False) -> int:
 
 @functools.cache
 def _extension() -> ModuleType | str:
-    """The compiled extension, or the reason why there is none."""
+    """Import the compiled extension, or say why there is none."""
     if reason := build_information.cuda_missing_reason():
         return reason
     try:
@@ -134,7 +135,7 @@ def _emulated() -> ModuleType | str:
 
 @functools.cache
 def _refusal(index: int) -> str | None:
-    """Why this GPU or its driver does not take the extension, which others may."""
+    """Say why this GPU or its driver does not take the extension, which others may."""
     error = importlib.import_module("convmixer_kernels._cuda").refusal(index)
     if not error:
         return None

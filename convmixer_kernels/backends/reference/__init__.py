@@ -47,13 +47,13 @@ def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | Non
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Differentiable; `bias` is rounded to the dtype of `input`, as `F.conv2d` demands."""
+    """Convolve, with any derivative; `bias` is rounded to the dtype of `input` for `F.conv2d`."""
     # Quantisers look for the parameter itself in exported programs, so no cast is traced in vain.
     if bias is not None and bias.dtype != input.dtype:
         bias = bias.to(input.dtype)
     channels, size = input.shape[1], weight.shape[-1]
     if size % 2 == 0:
-        # What padding="same" does, without its warning.
+        # This is what padding="same" does, without its warning.
         padded = F.pad(input, (size // 2 - 1, size // 2, size // 2 - 1, size // 2))
         return _laid_out_like(input, F.conv2d(padded, weight, bias, groups=channels))
     output = F.conv2d(input, weight, bias, padding=size // 2, groups=channels)
@@ -67,7 +67,7 @@ def activated_batch_norm(
     norm: BatchNorm,
     activation: str,
 ) -> Tensor:
-    """Differentiable any number of times: a step of PyTorch for every step of the formula."""
+    """Activate and normalise, with any derivative: one operation of PyTorch for each step."""
     input = value
     if bias is not None:
         value = value + bias.to(value.dtype)[:, None, None]
@@ -89,7 +89,7 @@ def activated_batch_norm(
 
 
 def _laid_out_like(input: Tensor, output: Tensor) -> Tensor:
-    """`output` with the strides that kernels give it: PyTorch returns contiguous ones for CNHW."""
+    """Return `output` with the strides that kernels give it; PyTorch makes CNHW contiguous."""
     if not layout.is_channels_outermost(input) or derivatives.in_transform():
         return output
     # The clone keeps the strides and is no view, so that users may change it in place. Nothing is

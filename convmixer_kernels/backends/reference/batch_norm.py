@@ -1,4 +1,4 @@
-"""The steps of the fused operations in plain PyTorch: what the kernels compute, spelled out.
+"""The steps of the fused operations in plain PyTorch, as the kernels compute them.
 
 An activation value is act(value), or act(value + bias) where a bias is given. Statistics are those
 of the values as stored, so of the rounded convolution. Everything is computed in float32, or in
@@ -31,7 +31,7 @@ def forward_normalised(
     activation: str,
     residual: bool,
 ) -> Tensor:
-    """Convolution, bias, activation, scale and shift, residual: rounded once, at the end."""
+    """Convolve, add the bias, activate, normalise, add the residual, and round once, at the end."""
     convolved = _convolve(input, weight, bias)
     output = _normalised(_activation(convolved, activation), normalisation)
     return _rounded(output + _precise(input) if residual else output, input)
@@ -40,7 +40,7 @@ def forward_normalised(
 def forward_moments(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
-    """The convolution with its bias, rounded, and the moments of its activation."""
+    """Return the convolution with its bias, rounded, and the moments of its activation."""
     value = _rounded(_convolve(input, weight, bias), input)
     return value, moments(value, None, activation)
 
@@ -64,7 +64,7 @@ def batch_normalisation(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """The normalisation by moments (parts, 3, C), merged in order; updates running statistics.
+    """Return the normalisation by moments (parts, 3, C), merged in order; update statistics.
 
     Parts without elements change nothing; if all are, running statistics stay as they are.
     """
@@ -125,7 +125,7 @@ def value_gradient(
     activation: str,
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of `value`, and its sum over every channel: the gradient of a bias."""
+    """Return the gradient of `value`, and its sum over every channel: the gradient of a bias."""
     grad_value = _value_gradient(value, bias, grad, normalisation, sums, activation)
     return _rounded(grad_value, value), grad_value.sum(_PIXELS) if with_bias else None
 
@@ -142,7 +142,10 @@ def fused_backward(
     kernel_size: int,
     with_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias; none of weight without `input`, and the reverse."""
+    """Return the gradients of input, weight and bias.
+
+    There is none of weight without `input`, and none of input without `weight`.
+    """
     grad_value = _value_gradient(value, None, grad, normalisation, sums, activation)
     channels = value.shape[1]
     before, after = (kernel_size - 1) // 2, kernel_size // 2
