@@ -23,6 +23,7 @@ def label(shape: Sequence[int]) -> str:
 def random_case(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return input, filters, float32 bias and gradient of the output for (N, C, H, W, k)."""
     images, channels, height, width, k = shape
     generator = torch.Generator().manual_seed(seed)
     size = (images, channels, height, width)
@@ -36,6 +37,7 @@ def random_case(
 def run(
     impl: str, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor
 ) -> oracle.Results:
+    """Run the forward and backward pass of an implementation."""
     input, weight = input.detach().requires_grad_(), weight.detach().requires_grad_()
     leaves = [input, weight]
     if bias is not None:
@@ -51,6 +53,7 @@ def run(
 def check(
     impl: str, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor
 ) -> oracle.Results:
+    """Run all passes; no result may be further from float64 than twice PyTorch's own."""
     actual = run(impl, input, weight, bias, grad_output)
     exact = oracle.convolve(input, weight, bias, grad_output, torch.float64)
     pytorch = oracle.convolve(input, weight, bias, grad_output, input.dtype)
@@ -71,5 +74,6 @@ def check(
 
 
 def dtypes_of(impl: str) -> list[torch.dtype]:
+    """List the element types of 16 bits that an implementation takes here."""
     # The interpreter of Triton computes wrong values in bfloat16, so the implementation refuses.
     return [FP16] if impl == "triton" and DEVICE == "cpu" else [FP16, BF16]

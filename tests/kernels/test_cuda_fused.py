@@ -17,11 +17,11 @@ from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.reference import batch_norm as steps
 from tests.helpers import emulated, strided
+from tests.helpers.depthwise_cases import BF16, DEVICE, FP16
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
-FP16, BF16, FP64 = torch.float16, torch.bfloat16, torch.float64
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FP64 = torch.float64
 needs_emulated_gpu = pytest.mark.skipif(DEVICE == "cuda", reason="only the emulated GPU knows")
 
 WHOLE = [(2, 3, 32, 32, 9), (6, 2, 16, 16, 11), (19, 2, 8, 8, 7), (3, 2, 32, 32, 15)]

@@ -16,11 +16,10 @@ from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 from convmixer_kernels.backends.triton.shape_key import ShapeKey
 from tests.helpers import oracle, strided
+from tests.helpers.depthwise_cases import DEVICE, FP16, FP32, label
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FP16, FP32 = torch.float16, torch.float32
 HOPPER = LaunchContext(capability=(9, 0), multiprocessors=132)
 
 _REASON = backend.unavailable(torch.device(DEVICE))
@@ -113,24 +112,20 @@ def check_results(
     oracle.assert_close("bias gradient", grad_bias, exact.grad_bias, pytorch.grad_bias, case.terms)
 
 
-def name(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape[:-1])) + f"-k{shape[-1]}"
-
-
 @needs_kernels
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_float16(shape: tuple[int, ...]) -> None:
     check(random_case(shape, FP16))
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", FP32_SHAPES, ids=name)
+@pytest.mark.parametrize("shape", FP32_SHAPES, ids=label)
 def test_float32(shape: tuple[int, ...]) -> None:
     check(random_case(shape, FP32))
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", CHANNELS_LAST_SHAPES, ids=name)
+@pytest.mark.parametrize("shape", CHANNELS_LAST_SHAPES, ids=label)
 def test_channels_last(shape: tuple[int, ...]) -> None:
     case = random_case(shape, FP16)
     case.input = strided.channels_last(case.input)
@@ -140,7 +135,7 @@ def test_channels_last(shape: tuple[int, ...]) -> None:
 
 @needs_kernels
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter is wrong in bfloat16")
-@pytest.mark.parametrize("shape", SHAPES[::8], ids=name)
+@pytest.mark.parametrize("shape", SHAPES[::8], ids=label)
 def test_bfloat16(shape: tuple[int, ...]) -> None:
     check(random_case(shape, torch.bfloat16))
 
@@ -150,7 +145,7 @@ LAYOUTS = (*strided.LAYOUTS, strided.expanded_everywhere)
 
 @needs_kernels
 @pytest.mark.parametrize("arrange", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 3, 9, 8, 9), (2, 2, 4, 10, 11)], ids=name)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8, 9), (2, 2, 4, 10, 11)], ids=label)
 def test_layouts(arrange: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
     case = random_case(shape, FP16)
     case.input = arrange(case.input)
@@ -304,12 +299,12 @@ def every_candidate() -> Iterator[object]:
         }.items():
             for number, candidate in enumerate(find(key, HOPPER)):
                 configuration = dataclasses.replace(candidate, splits=(1, 3)[number % 2])
-                label = (
-                    f"{operation}-{name(shape)}-tiles{configuration.tiles}"
+                identifier = (
+                    f"{operation}-{label(shape)}-tiles{configuration.tiles}"
                     f"-rows{configuration.unrolled_rows}-blocks{configuration.row_blocks}"
                     f"-splits{configuration.splits}"
                 )
-                yield pytest.param(shape, dtype, operation, configuration, id=label)
+                yield pytest.param(shape, dtype, operation, configuration, id=identifier)
 
 
 @needs_kernels

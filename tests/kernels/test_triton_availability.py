@@ -9,11 +9,10 @@ import torch
 
 from convmixer_kernels import devices
 from convmixer_kernels.backends import triton as backend
+from tests.helpers.depthwise_cases import DEVICE
 from tests.helpers.python_process import run_python
 
 pytestmark = pytest.mark.gpu
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def test_other_devices_are_refused() -> None:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from convmixer_kernels.backends import triton as backend
 from tests.helpers import strided
+from tests.helpers.depthwise_cases import DEVICE, FP16, FP32
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FP16, FP32 = torch.float16, torch.float32
 ACTIVATIONS = ("gelu", "relu", "identity")
 PIXELS = (0, 2, 3)
 EPS = 1e-5
