@@ -22,8 +22,9 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# It is compiled against one version of PyTorch, as Triton is, which PyTorch brings.
-PACKAGES = ("torchvision",)
+# torchvision is compiled against one version of PyTorch. The interpreter of Triton cannot run loops
+# with run-time bounds under numpy 2.4.
+PACKAGES = ("torchvision", "numpy<2.4")
 TESTS = (
     "test_exporting.py",
     "test_flops.py",

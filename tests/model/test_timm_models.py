@@ -217,7 +217,7 @@ def test_scripts_run_with_the_models_registered(tmp_path, monkeypatch, capsys):
         runpy.run_module("convmixer.timm_models", run_name="__main__")
 
 
-# ---- what timm's tests ask of every model ---------------------------------------------------------
+# ---- what timm's tests ask of every model --------------------------------------------------------
 
 
 @pytest.mark.parametrize("stem", ["patch", "resnet"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from convmixer_kernels import (
     DepthwiseConv2d,
@@ -517,6 +517,33 @@ def test_parametrised_layers_stay_parametrised(build):
     assert restore_depthwise(model) == ("0",)
     assert type(model[0]) is type(build(4, 3))
     assert torch.equal(model(image), expected)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("build", [plain, OwnConv2d])
+def test_pruned_layers_stay_pruned(build, before):
+    """Pruned before the conversion or after it: the mask is applied before every call."""
+    model, image = nn.Sequential(build(4, 3)), torch.randn(2, 4, 5, 5)
+    if before:
+        prune.l1_unstructured(model[0], "weight", 0.5)
+    assert convert_depthwise(model).converted == ("0",)
+    layer = model[0]
+    if not before:
+        prune.l1_unstructured(layer, "weight", 0.5)
+    mask = layer.weight_mask
+    assert mask.sum() == 18
+    for _ in range(2):
+        expected = nn.functional.conv2d(
+            image, layer.weight_orig * mask, layer.bias, padding=1, groups=4
+        )
+        torch.testing.assert_close(model(image), expected)
+        with torch.no_grad():
+            layer.weight_orig.mul_(2)
+    model(image).sum().backward()
+    assert (layer.weight_orig.grad[mask == 0] == 0).all()
+    prune.remove(layer, "weight")
+    assert restore_depthwise(model) == ("0",)
+    assert (model[0].weight[mask == 0] == 0).all()
 
 
 def test_convert_timm_model():

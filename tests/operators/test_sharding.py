@@ -14,7 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convmixer_kernels import DepthwiseConv2d, convert_depthwise
+from convmixer_kernels import (
+    DepthwiseConv2d,
+    convert_depthwise,
+    depthwise_conv2d_gelu_batch_norm,
+)
 from tests.helpers.depthwise_cases import DEVICE, KERNELS
 
 pytestmark = pytest.mark.gpu
@@ -93,6 +97,29 @@ def test_layer(impl, divided, dimension, bias, processes):
         else:
             rounding = torch.finfo(torch.float16).eps * parameter.grad.abs().max()
             torch.testing.assert_close(one + other, parameter.grad, atol=rounding.item(), rtol=0)
+
+
+@pytest.mark.parametrize("function", ["fused", "in PyTorch"])
+def test_batch_normalisation_is_refused(function, processes):
+    """Statistics of divided images would take messages; PyTorch has no rule for its own either."""
+    for _ in processes:
+        mesh = dist.init_device_mesh(DEVICE, (2,))
+
+        image, weight, *norm = (
+            tensor.DTensor.from_local(each.to(DEVICE), mesh, [tensor.Replicate()], run_check=False)
+            for each in (
+                torch.randn(2, 4, 6, 6).half(),
+                torch.rand(4, 1, 3, 3).half(),
+                *torch.rand(4, 4),
+            )
+        )
+        with pytest.raises(NotImplementedError, match="does not have a sharding strategy"):
+            if function == "fused":
+                depthwise_conv2d_gelu_batch_norm(
+                    image, weight, None, *norm, training=True, impl=KERNELS[0]
+                )
+            else:
+                torch.nn.functional.batch_norm(image.float(), *norm[2:], *norm[:2], training=True)
 
 
 def test_fully_sharded_data_parallel_in_one_process():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -476,6 +477,34 @@ def test_what_the_distributions_contain(source_tree: Path, build: Build) -> None
     assert not [name for name in contents if name.endswith((".so", "_build.json"))]
     assert "\nName: convmixer-kernels\n" in metadata
     assert "\nLicense: MIT\n" in metadata
+
+
+@pytest.mark.usefixtures("real_toolkit")
+def test_a_source_distribution_builds_with_compilers(source_tree: Path, build: Build) -> None:
+    """For the GPUs here, or as PTX."""
+    result = build("setup.py", "sdist", "--dist-dir", "dist")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (archive,) = (source_tree / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(source_tree / "unpacked", filter="data")
+    (tree,) = (source_tree / "unpacked").iterdir()
+    wheel = ("wheel", "--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", "dist")
+    result = build("-m", "pip", *wheel, str(tree), BUILD_CUDA="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (built,) = (source_tree / "dist").glob("*.whl")
+    with zipfile.ZipFile(built) as file:
+        record = json.loads(file.read("convmixer_kernels/_build.json"))
+        assert f"convmixer_kernels/{record['extension']}" in file.namelist()
+    present = [str(gpu) for gpu in sorted(toolchain.gpus())]
+    assert record["architectures"] == (present or ["80-virtual"])
+
+
+def test_make_wheel_compiles_for_every_architecture() -> None:
+    plan = subprocess.run(
+        ["make", "--dry-run", "wheel"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert 'CONVMIXER_KERNELS_BUILD_CUDA=1 CONVMIXER_KERNELS_ARCHITECTURES="all"' in plan
+    assert "-m pip wheel --no-build-isolation --no-deps --wheel-dir dist ." in plan
 
 
 def test_the_backend_asks_for_what_the_build_needs(source_tree: Path, build: Build) -> None:
