@@ -104,6 +104,7 @@ FAMILIES = {
         _other("forward_moments", _WHOLE[0], "relu"),
         _other("forward_moments", _WHOLE[2], "identity"),
         {"shape": (40, 5, 16, 16), "offset": 100.0},
+        {"shape": (2, 130, 8, 8)},  # another kernel; its moments are merged by the same one
     ),
     "backward": _cases(
         Case("fused_backward", (9, 5, 16, 16), 9, _BF16),

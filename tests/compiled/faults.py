@@ -26,6 +26,7 @@ class Fault:
     """One instruction of a kernel, changed; `line` counts in the file of PTX."""
 
     family: str
+    cases: tuple[Case, ...]  # of which one must notice
     kernel: str
     kind: str
     line: int
@@ -130,12 +131,19 @@ KINDS: dict[str, Callable[[str, list[str], random.Random], str | None]] = {
 # ---- planting ------------------------------------------------------------------------------------
 
 
-def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, Module]]:
-    """Faults at instructions that a case of the family executes, some of each kind, at random."""
+def faults(
+    family: str, of_each_kind: int, seed: int = 1, cases: int | None = None
+) -> list[tuple[Fault, Module]]:
+    """Faults at instructions that a case of the family executes, some of each kind, at random.
+
+    Args:
+        cases: how many of the family, from the first on; all if None.
+    """
+    chosen_cases = FAMILIES[family][:cases]
     pick = random.Random(f"{family} {seed}")
     possible: dict[str, list[tuple[Fault, Module]]] = {kind: [] for kind in KINDS}
-    kernels = _kernels(FAMILIES[family][0])
-    for kernel, lines in _executed(FAMILIES[family], kernels).items():
+    kernels = _kernels(chosen_cases[0])
+    for kernel, lines in _executed(chosen_cases, kernels).items():
         module = module_of(kernel)
         lines -= module.without_effect(kernel, lines)
         registers: list[str] = []
@@ -147,7 +155,7 @@ def faults(family: str, of_each_kind: int, seed: int = 1) -> list[tuple[Fault, M
             for kind, plant in KINDS.items():
                 after = plant(line, registers, pick)
                 if after not in (None, line):
-                    fault = Fault(family, kernel, kind, number, line, after)
+                    fault = Fault(family, chosen_cases, kernel, kind, number, line, after)
                     possible[kind].append((fault, module))
             # A copy has the same value.
             if target := re.match(r"(?!mov\.\w+\s+%\w+, %\w+;)[\w.]+\s+(%\w+),", line):
@@ -203,7 +211,7 @@ def _executed(cases: tuple[Case, ...], kernels: list[str]) -> dict[str, set[int]
 def notice(fault: Fault, module: Module) -> str:
     """The first sign of a fault, in a line; empty if there is none."""
     changed = module.alone(fault.kernel, fault.line, fault.after)
-    return first_problem(FAMILIES[fault.family], module.file, changed)
+    return first_problem(fault.cases, module.file, changed)
 
 
 def makes_a_difference(fault: Fault, module: Module) -> bool:
@@ -215,7 +223,7 @@ def makes_a_difference(fault: Fault, module: Module) -> bool:
     if not probe:
         return True
     changed = module.alone(fault.kernel, fault.line, probe)
-    return bool(first_problem(FAMILIES[fault.family], module.file, changed))
+    return bool(first_problem(fault.cases, module.file, changed))
 
 
 def _compared(fault: Fault) -> str:

@@ -33,7 +33,7 @@ class Module:
         self._without_barriers_for_ptxas()
 
     def _without_barriers_for_ptxas(self) -> None:
-        """Leaves out the barriers that only keep ptxas from loading early.
+        """Leave out the barriers that only keep ptxas from loading early.
 
         They would stand in for the others.
         """

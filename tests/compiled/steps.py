@@ -208,6 +208,12 @@ def _statistics(o: Operands) -> Step:
         table = backend.batch_normalisation(
             moments[None], o.gamma, o.beta, mean, var, momentum, eps
         )
+        # As of several processes, of which each has its own moments.
+        sets = torch.stack([moments.roll(process, 1) for process in range(3)])
+        means, variances = o.running_mean.clone(), o.running_var.clone()
+        of_sets = backend.batch_normalisation(
+            sets, o.gamma, o.beta, means, variances, momentum, eps
+        )
         given = (o.value, o.bias, o.grad, table)
         running = backend.running_normalisation(o.running_mean, o.running_var, o.gamma, o.beta, eps)
         sums = backend.gradient_sums(*given, name)
@@ -216,6 +222,7 @@ def _statistics(o: Operands) -> Step:
         return {
             **_named("moments", moments),
             "table": table,
+            "table of several sets": of_sets,
             "running mean": mean,
             "running variance": var,
             "running table": running[:4],
@@ -235,6 +242,13 @@ def _statistics(o: Operands) -> Step:
         exact = reference.batch_normalisation(
             moments[None], o.gamma.double(), o.beta.double(), mean, var, momentum, eps
         )
+        sets = torch.stack([moments.roll(process, 1) for process in range(3)])
+        of_sets = reference.batch_normalisation(
+            sets,
+            *(o.gamma.double(), o.beta.double()),
+            *(o.running_mean.double(), o.running_var.double()),
+            *(momentum, eps),
+        )
         running = reference.running_normalisation(
             o.running_mean.double(), o.running_var.double(), o.gamma.double(), o.beta.double(), eps
         )
@@ -249,6 +263,8 @@ def _statistics(o: Operands) -> Step:
         return {
             **_moments(o.value, o.bias, name),
             "table": Bound(exact, 2**-20 * (exact.abs() + 1e-3)),
+            # Means of size 1 may cancel.
+            "table of several sets": Bound(of_sets, 2**-20 * (of_sets.abs() + 1)),
             "running mean": Bound(mean, 2**-20),
             "running variance": Bound(var, 2**-19 * (1 + moments[2] / count)),
             "running table": Bound(running[:4], 2**-20 * (running[:4].abs() + 1e-3)),

@@ -32,7 +32,7 @@ TRITON = [
 
 @pytest.mark.parametrize("family", SAMPLE)
 def test_faults_in_ptx_are_noticed(family: str) -> None:
-    planted = faults.faults(family, of_each_kind=1)
+    planted = faults.faults(family, of_each_kind=1, cases=2)
     assert len(planted) >= 4
     missed = [str(fault) for fault, module in planted if not faults.notice(fault, module)]
     assert len(missed) <= 1, missed
