@@ -56,7 +56,7 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # This is what padding="same" does, without its warning.
         padded = F.pad(input, (size // 2 - 1, size // 2, size // 2 - 1, size // 2))
         return _laid_out_like(input, F.conv2d(padded, weight, bias, groups=channels))
-    # A pair: of a single number that it traces, `torch.jit.trace` of PyTorch 2.8 makes an empty list.
+    # `torch.jit.trace` of PyTorch 2.8 makes an empty list of a single number that it traces.
     output = F.conv2d(input, weight, bias, padding=(size // 2, size // 2), groups=channels)
     return _laid_out_like(input, output)
 
