@@ -100,9 +100,10 @@ def _choices(impl: str, kernel_size: int) -> dict[str, Callable[[_Tensors], Any]
         )
         if impl == "torch":  # whose autograd has the rest
             return grad_value
+        kernels = dispatch.kernel_backend(impl)
         return (
-            steps.input_gradient(grad_value, t.weight),
-            steps.weight_gradient(t.input, grad_value, kernel_size, True),
+            kernels.input_gradient(grad_value, t.weight),
+            kernels.weight_gradient(t.input, grad_value, kernel_size, True),
         )
 
     def normalised(activation: str) -> Callable[[_Tensors], Any]:
