@@ -34,7 +34,7 @@ TITLES = {
 SWEPT = {"depthwise": OPERATIONS, "block": BLOCK_OPERATIONS}
 KERNELS = ("cuda", "triton")
 _THROUGHPUT = ("best of PyTorch", "`cuda`", "`triton`", "faster of these over PyTorch")
-# Where queueing takes this share of the time, the time is the host's.
+# A time is the host's if queueing takes this share of it or more.
 _HOST_BOUND = 0.9
 
 

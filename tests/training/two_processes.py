@@ -143,6 +143,6 @@ def work(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    # Where one process fails, the other would wait for it.
+    # The other process would wait for one that fails.
     faulthandler.dump_traceback_later(120, exit=True)
     work(Path(sys.argv[1]), int(os.environ["RANK"]))
