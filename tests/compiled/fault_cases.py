@@ -126,6 +126,7 @@ FAMILIES = {
         {"shape": (40, 9, 5, 13), "multiprocessors": 7},
         {"shape": (5, 12, 6, 8), "layout": "off_by_one_element", "activation": "relu"},
         {"shape": (40, 20, 7, 7), "activation": "identity", "offset": 100.0},
+        {"shape": (2, 130, 3, 3)},
     ),
     "channels_last batch norm": _cases(
         Case("statistics", (2, 16, 20, 44), 9, _BF16, "channels_last"),
