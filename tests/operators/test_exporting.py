@@ -73,7 +73,7 @@ print(module(torch.zeros(2, 4, 8, 8, device={DEVICE!r})).shape)
 for load, name in ((torch.export.load, "program.pt2"), (torch.jit.load, "traced.pt")):
     try:
         load(name)
-    except RuntimeError as error:
+    except Exception as error:
         print(error)
 assert "convmixer_kernels" not in sys.modules
 """
@@ -94,9 +94,11 @@ def test_what_loads_without_this_package_and_what_says_that_it_is_missing(tmp_pa
     command = [sys.executable, "-c", LOADING]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.startswith("torch.Size([2, 4, 8, 8])\n")
-    missing = "failed to resolve torch.ops.convmixer_kernels.depthwise_conv2d.default"
-    assert missing in done.stdout + done.stderr
-    assert "Please import the custom op" in done.stdout + done.stderr
+    # PyTorch 2.8 goes on to read an older format, and reports what that lacks.
+    if torch.__version__ >= (2, 9):
+        missing = "failed to resolve torch.ops.convmixer_kernels.depthwise_conv2d.default"
+        assert missing in done.stdout + done.stderr
+        assert "Please import the custom op" in done.stdout + done.stderr
     assert "Unknown builtin op: convmixer_kernels::depthwise_conv2d" in done.stdout
 
 
@@ -136,6 +138,7 @@ def test_onnx():
     torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("impl", ["auto", "torch", IMPL])
 def test_quantised_as_a_convolution_is(impl):
     """By a quantiser that looks for where an operator comes from, and for chains of them."""
