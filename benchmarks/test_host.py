@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import host
 import pytest
 import torch
-from measurement import Measurement, NotMeasured
+
+from benchmarks import host
+from benchmarks.lib.measurement import Measurement, NotMeasured
 
 _ROUNDS = 15
 
