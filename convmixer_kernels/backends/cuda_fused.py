@@ -24,7 +24,7 @@ from convmixer_kernels.backends.cuda_device import (
 )
 
 _ACTIVATIONS = {"gelu": 0, "relu": 1, "identity": 2}
-# Passes over values, as csrc/host/launch_fused.h counts them, and the sums that each makes of a channel.
+# As ElementwisePass of csrc/arguments.h numbers them, and the sums that each makes of a channel.
 _MOMENTS, _NORMALISE, _SUM_GRADIENTS, _VALUE_GRADIENT = range(4)
 _ROWS = {_MOMENTS: 3, _NORMALISE: 0, _SUM_GRADIENTS: 2, _VALUE_GRADIENT: 1}
 _NONE: Located = (0, (0, 0))
