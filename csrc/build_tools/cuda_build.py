@@ -14,7 +14,13 @@ CSRC = Path(__file__).resolve().parents[1]
 EMULATED = [f"{toolchain.OLDEST_ARCHITECTURE}-virtual"]
 NVCC_FLAGS = ("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", f"-I{CSRC}")
 # One rounding where PTX has one: the host compiler must not contract.
-_INTERPRETER_FLAGS = ("-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
+_INTERPRETER_FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra")
+# Of host code in tests. Those left out cost a third of the time to compile; the address sanitizer
+# sees the accesses.
+_SANITIZERS = (
+    *("-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
+    *("-fno-sanitize=null", "-fno-sanitize=object-size", "-fno-sanitize=pointer-overflow"),
+)
 
 # Line information makes machine code large, 150 MB for one architecture. Compressed, forward_9 is
 # 262 KB instead of 1,734 KB with nvcc 13.0; the driver unpacks it when the module is loaded.
@@ -61,19 +67,12 @@ def build_emulated(toolkit: toolchain.Toolkit) -> Path:
         for target, _, [source] in objects
         if source.suffix == ".cu"
     ]
-    interpreter = [
-        (folder / "interpreter" / f"{source.stem}.o", "interpreter", [source])
-        for source in sorted(CSRC.glob("interpreter/*.cpp"))
-    ]
+    interpreter = _interpreter_edges(folder)
     linked = [target for target, _, _ in (*objects, *interpreter)]
     compiler = ninja_file.quoted(toolkit.host_compiler)
     rules = {
         "compile": _compile_objects(toolkit, EMULATED),
-        "interpreter": ninja_file.quoted(
-            *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, "-std=c++20", "-O2"),
-            *("-Xcompiler", ",".join(_INTERPRETER_FLAGS), *_python_headers()),
-        )
-        + " -MD -MF $out.d -c $in -o $out",
+        "interpreter": _host_rule(toolkit, "-O2", *_INTERPRETER_FLAGS),
         # The text follows some lines about the object.
         "ptx": f"{ninja_file.quoted(toolchain.find_cuobjdump())} -ptx $in "
         "| sed -n '/^\\.version/,$$p' > $out",
@@ -86,17 +85,49 @@ def build_emulated(toolkit: toolchain.Toolkit) -> Path:
     return output
 
 
-def build_program(toolkit: toolchain.Toolkit, source: Path, *host_flags: str) -> Path:
-    """Compiles one file of C++ to a program, with flags for the host compiler; gives its file.
+def build_sanitized(toolkit: toolchain.Toolkit) -> Path:
+    """Links the extension of `build_emulated` with sanitizers in its host code; gives its file.
+
+    Kernels and interpreter are the objects of `build_emulated`, which it builds first, and the file
+    lies beside its texts of PTX. A process that loads it must have loaded the address sanitizer
+    before anything else. Errors as `build_emulated`.
+    """
+    emulated = build_emulated(toolkit).parent
+    folder = CSRC.parent / "build" / "sanitized"
+    output = emulated / "sanitized.so"
+    host = [(folder / f"{source.stem}.o", "host", [source]) for source in host_sources()]
+    others = [
+        target
+        for target, _, [source] in (*_object_edges(emulated), *_interpreter_edges(emulated))
+        if source not in host_sources()
+    ]
+    rules = {
+        "host": _host_rule(toolkit, "-O0", f"-I{CSRC}", *_SANITIZERS),
+        "link": ninja_file.quoted(toolkit.host_compiler, *_SANITIZERS)
+        + " -shared -Wl,-Bsymbolic -o $out $in -lpthread",
+    }
+    edges = [*host, (output, "link", [*(target for target, _, _ in host), *others])]
+    with ninja_file.locked(folder):
+        ninja_file.run(folder, rules, edges, quiet=True)
+    return output
+
+
+def build_program(toolkit: toolchain.Toolkit, source: Path) -> Path:
+    """Compiles a file of C++ that includes CUDA to a program with sanitizers; gives its file.
 
     Errors as `build_extension`.
     """
     folder = CSRC.parent / "build" / "programs"
     output = folder / source.stem
-    flags = [word for flag in host_flags for word in ("-Xcompiler", flag)]
+    # nvcc would hand its -O3 to the host compiler, after what -Xcompiler says.
+    unoptimised = [flag for flag in NVCC_FLAGS if flag != "-O3"]
+    compile = ninja_file.quoted(
+        *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *unoptimised),
+        *(*toolchain.gencode_flags(EMULATED), "-Xcompiler", ",".join(("-O0", *_SANITIZERS))),
+    )
     rules = {
-        "compile": _compile(toolkit, *toolchain.gencode_flags(EMULATED), *flags),
-        "link": ninja_file.quoted(toolkit.host_compiler, *host_flags)
+        "compile": f"{compile} -MD -MF $out.d -x cu -c $in -o $out",
+        "link": ninja_file.quoted(toolkit.host_compiler, *_SANITIZERS)
         + f" -o $out $in {ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
     target = folder / f"{source.stem}.o"
@@ -141,6 +172,22 @@ def _object_edges(folder: Path) -> list[tuple[Path, str, list[Path]]]:
         (folder / f"{source.stem}{source.suffix}.o", "compile", [source])
         for source in (*cuda_sources(), *host_sources())
     ]
+
+
+def _interpreter_edges(folder: Path) -> list[tuple[Path, str, list[Path]]]:
+    return [
+        (folder / "interpreter" / f"{source.stem}.o", "interpreter", [source])
+        for source in sorted(CSRC.glob("interpreter/*.cpp"))
+    ]
+
+
+def _host_rule(toolkit: toolchain.Toolkit, optimisation: str, *flags: str) -> str:
+    """Compiles plain C++, for which nvcc only finds the headers of CUDA."""
+    command = ninja_file.quoted(
+        *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, "-std=c++20", optimisation),
+        *("-Xcompiler", ",".join(("-fPIC", "-fvisibility=hidden", *flags)), *_python_headers()),
+    )
+    return f"{command} -MD -MF $out.d -c $in -o $out"
 
 
 def _compile_objects(toolkit: toolchain.Toolkit, architectures: list[str]) -> str:
