@@ -297,8 +297,8 @@ def test_moves_and_vectors() -> None:
         names[part] = "%d"
         text = ".reg .b16 %w, %x, %y, %z; mov.b64 {" + ", ".join(names) + "}, %a;"
         assert compute(text, "b16", **operands) == [expected]
-    for part, expected in (("%d, %x", 0x89ABCDEF), ("%x, %d", 0x01234567)):
-        text = f".reg .b32 %x; mov.b64 {{{part}}}, %a;"
+    for halves, expected in (("%d, %x", 0x89ABCDEF), ("%x, %d", 0x01234567)):
+        text = f".reg .b32 %x; mov.b64 {{{halves}}}, %a;"
         assert compute(text, "b32", **operands) == [expected]
     # A destination may be the source.
     text = "mov.b32 {%d, %x}, %a;"
