@@ -20,6 +20,12 @@ EMULATED = [f"{toolchain.OLDEST_ARCHITECTURE}-virtual"]
 NVCC_FLAGS = ("-std=c++20", "-O1", "-lineinfo", "--expt-relaxed-constexpr")
 # One rounding where PTX has one: the host compiler must not contract.
 _INTERPRETER_FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra")
+# Of host code in tests. Those left out cost a third of the time to compile; the address sanitizer
+# sees the accesses.
+_SANITIZERS = (
+    *("-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
+    *("-fno-sanitize=null", "-fno-sanitize=object-size", "-fno-sanitize=pointer-overflow"),
+)
 
 # Line information makes machine code large, 150 MB for one architecture. Compressed, forward_9 is
 # 262 KB instead of 1,734 KB with nvcc 13.0; the driver unpacks it when the module is loaded.
@@ -95,15 +101,12 @@ def build_emulated(toolkit: toolchain.Toolkit) -> Path:
         for edge in objects
         if edge.rule == "kernels"
     ]
-    interpreter = [
-        Edge(folder / "interpreter" / f"{source.stem}.o", "interpreter", [source])
-        for source in sorted(CSRC.glob("interpreter/*.cpp"))
-    ]
+    interpreter = _interpreter_edges(folder)
     linked = [edge.target for edge in (*objects, *interpreter)]
     compiler = ninja_file.quoted(toolkit.host_compiler)
     rules = {
         **_object_rules(toolkit, EMULATED),
-        "interpreter": _host_rule(toolkit, *_INTERPRETER_FLAGS),
+        "interpreter": _host_rule(toolkit, "-O2", *_INTERPRETER_FLAGS),
         # The text follows some lines about the object.
         "ptx": f"{ninja_file.quoted(toolchain.find_cuobjdump())} -ptx $in "
         "| sed -n '/^\\.version/,$$p' > $out",
@@ -119,17 +122,49 @@ def build_emulated(toolkit: toolchain.Toolkit) -> Path:
     return output
 
 
-def build_program(toolkit: toolchain.Toolkit, source: Path, *host_flags: str) -> Path:
-    """Compiles one file of C++ to a program, with flags for the host compiler; gives its file.
+def build_sanitized(toolkit: toolchain.Toolkit) -> Path:
+    """Links the extension of `build_emulated` with sanitizers in its host code; gives its file.
+
+    Kernels and interpreter are the objects of `build_emulated`, which it builds first, and the file
+    lies beside its texts of PTX. A process that loads it must have loaded the address sanitizer
+    before anything else. Errors as `build_emulated`.
+    """
+    emulated = build_emulated(toolkit).parent
+    folder = CSRC.parent / "build" / "sanitized"
+    output = emulated / "sanitized.so"
+    host = [Edge(folder / f"{source.stem}.o", "host", [source]) for source in host_sources()]
+    others = [
+        edge.target
+        for edge in (*_object_edges(emulated), *_interpreter_edges(emulated))
+        if edge.rule != "host"
+    ]
+    rules = {
+        "host": _host_rule(toolkit, "-O0", *_SANITIZERS),
+        "link": ninja_file.quoted(toolkit.host_compiler, *_SANITIZERS)
+        + " -shared -Wl,-Bsymbolic -o $out $in -lpthread",
+    }
+    edges = [*host, Edge(output, "link", [*(edge.target for edge in host), *others])]
+    with ninja_file.locked(folder):
+        ninja_file.run(folder, rules, edges, quiet=True)
+    return output
+
+
+def build_program(toolkit: toolchain.Toolkit, source: Path) -> Path:
+    """Compiles a file of C++ that includes CUDA to a program with sanitizers; gives its file.
 
     Errors as `build_extension`.
     """
     folder = CSRC.parent / "build" / "programs"
     output = folder / source.stem
-    flags = [word for flag in host_flags for word in ("-Xcompiler", flag)]
+    # nvcc would hand its -O1 to the host compiler, after what -Xcompiler says.
+    unoptimised = [flag for flag in NVCC_FLAGS if flag != "-O1"]
+    compile = ninja_file.quoted(
+        *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *unoptimised, f"-I{CSRC}"),
+        *(*toolchain.gencode_flags(EMULATED), "-Xcompiler", ",".join(("-O0", *_SANITIZERS))),
+    )
     rules = {
-        "compile": _compile(toolkit, *toolchain.gencode_flags(EMULATED), *flags),
-        "link": ninja_file.quoted(toolkit.host_compiler, *host_flags)
+        "compile": f"{compile} -MD -MF $out.d -x cu -c $in -o $out",
+        "link": ninja_file.quoted(toolkit.host_compiler, *_SANITIZERS)
         + f" -o $out $in {ninja_file.quoted(toolkit.static_runtime)} -lrt -ldl -lpthread",
     }
     target = folder / f"{source.stem}.o"
@@ -193,15 +228,22 @@ def _object_rules(toolkit: toolchain.Toolkit, architectures: list[str]) -> dict[
     kernels = (*toolchain.gencode_flags(architectures), *COMPRESSED)
     return {
         "kernels": _compile(toolkit, *kernels, "-Xcompiler", "-fPIC,-fvisibility=hidden"),
-        "host": _host_rule(toolkit),
+        "host": _host_rule(toolkit, "-O2"),
     }
 
 
+def _interpreter_edges(folder: Path) -> list[Edge]:
+    return [
+        Edge(folder / "interpreter" / f"{source.stem}.o", "interpreter", [source])
+        for source in sorted(CSRC.glob("interpreter/*.cpp"))
+    ]
+
+
 def _host_rule(toolkit: toolchain.Toolkit, *flags: str) -> str:
-    """The host compiler by itself takes a third of the time that nvcc takes."""
+    """Compile with the host compiler by itself, which takes a third of the time that nvcc takes."""
     headers = (f"-I{CSRC}", "-isystem", str(toolkit.headers), *_python_headers())
     command = ninja_file.quoted(
-        *(toolkit.host_compiler, "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden"),
+        *(toolkit.host_compiler, "-std=c++20", "-fPIC", "-fvisibility=hidden"),
         *(*flags, *headers),
     )
     return f"{command} -MD -MF $out.d -c $in -o $out"

@@ -14,7 +14,9 @@ namespace {
 
 void move_bytes(Warp& warp, const Copy& copy) {
   uint8_t* const to = warp.block->shared.at(copy.to);
-  std::memcpy(to, reinterpret_cast<const void*>(copy.from), copy.source_bytes);
+  // The address of a copy that reads nothing may be null, which memcpy does not take.
+  if (copy.source_bytes > 0)
+    std::memcpy(to, reinterpret_cast<const void*>(copy.from), copy.source_bytes);
   std::memset(to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
 }
 

@@ -1,4 +1,5 @@
 // The body of a kernel: directives, labels and instructions.
+#include <cstring>
 #include <exception>
 #include <map>
 #include <span>
@@ -37,15 +38,29 @@ class BodyDecoder {
   }
 
  private:
-  // Arrays of the module that the kernel names, those of a size first: the memory that a launch
-  // adds lies behind them, where all arrays without a size begin.
+  // Arrays of the module that the kernel names and those that its body declares, those without a
+  // size last: they all begin where the memory lies that a launch adds.
   void place_shared_variables() {
-    for (const bool sized : {true, false})
-      for (const Variable& variable : kernel_.module->shared) {
-        if ((variable.bytes > 0) != sized) continue;
-        if (kernel_.body.find(variable.name) == std::string::npos) continue;
+    place_shared_of_module(true);
+    place_shared_of_body();
+    place_shared_of_module(false);
+  }
+
+  void place_shared_of_module(bool sized) {
+    for (const Variable& variable : kernel_.module->shared)
+      if ((variable.bytes > 0) == sized && kernel_.body.find(variable.name) != std::string::npos)
         place_shared(variable);
-      }
+  }
+
+  void place_shared_of_body() {
+    const std::string& body = kernel_.body;
+    const std::string directive = ".shared ";
+    for (size_t at = body.find(directive); at != std::string::npos;
+         at = body.find(directive, at + 1)) {
+      const bool begins_statement = at == 0 || std::strchr(" \t\n;{}", body[at - 1]) != nullptr;
+      if (begins_statement)
+        place_shared(read_variable(tokens_of(body.substr(at, body.find(';', at) - at))));
+    }
   }
 
   void place_shared(const Variable& variable) {
@@ -104,9 +119,8 @@ class BodyDecoder {
   void read_statement(const Tokens& tokens) {
     const std::string& first = tokens[0];
     if (first == ".reg") declare_registers(tokens);
-    else if (first == ".shared") place_shared(read_variable(tokens));
     else if (first == ".local") place_local(read_variable(tokens));
-    else if (first == ".pragma") return;
+    else if (first == ".pragma" || first == ".shared") return;
     else if (first[0] == '.') throw Refusal("the directive " + first + " is not known");
     else read_instruction(tokens);
   }

@@ -123,6 +123,36 @@ def test_copies_of_a_loop() -> None:
     assert out == [100 * (8 * lane + 3) for lane in range(32)]
 
 
+def test_a_copy_lands_once() -> None:
+    """After so many that the interpreter forgets those that have landed."""
+    body = "".join(
+        f"cp.async.ca.shared.global [%to+{4 * i}], [%from+{4 * i}], 4; cp.async.commit_group;"
+        for i in range(66)
+    )
+    body += """
+    cp.async.wait_group 1;
+    mov.u32 %x, 7;
+    st.shared.b32 [%to+256], %x;
+    cp.async.wait_group 0;
+    ld.shared.b32 %x, [%to+256];
+    ld.shared.b32 %y, [%to+260];
+    add.u32 %x, %x, %y;
+    st.global.b32 [%out64], %x;
+    """
+    assert run(body, threads=1) == ([7 + 66], [])
+
+
+def test_copies_in_flight_end_with_their_block() -> None:
+    body = """
+    mov.u32 %x, %ctaid.x;
+    setp.eq.u32 %p, %x, 0;
+    @%p cp.async.cg.shared.global [%to], [%from], 16;
+    """
+    source, out = Buffer("u32", range(4)), Buffer("u32", [0])
+    (found,) = launch(copying(body), source, out, shared=16, threads=1, blocks=2)
+    assert (found.kind, found.count) == ("copy in flight at exit", 1)
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [(0, 0), (4, 2), (12, 2 + 3 + 4), (16, 2 + 3 + 4 + 5)]
 )

@@ -74,6 +74,7 @@ def test_powers_of_two() -> None:
     powers = [1.0, 8.0, 0.25, math.inf, math.inf, 0.0, 2.0**-130]
     assert compute("ex2.approx.f32 %d, %a;", "f32", a=("f32", values)) == powers
     powers[-1] = 0.0
+    values, powers = [*values, -126.0], [*powers, 2.0**-126]  # a normal number stays
     assert compute("ex2.approx.ftz.f32 %d, %a;", "f32", a=("f32", values)) == powers
     assert compute("ex2.approx.f32 %d, %a;", "b32", a=("b32", [OTHER_NAN])) == [NAN]
 
@@ -90,9 +91,14 @@ def test_approximations_are_off_by_what_is_set() -> None:
     machine.set(approximation_error=2, random_approximation=True)
     chosen = compute("rcp.approx.f32 %d, %a;", "b32", a=("f32", values))
     assert {int(a) - int(b) for a, b in zip(chosen, exact, strict=True)} == {-2, -1, 0, 1, 2}
+    machine.set(seed=2)
+    assert compute("rcp.approx.f32 %d, %a;", "b32", a=("f32", values)) != chosen
+    divided = compute("div.full.f32 %d, 0f3F800000, %a;", "b32", a=("f32", values))
+    assert {int(a) - int(b) for a, b in zip(divided, exact, strict=True)} == {-2, -1, 0, 1, 2}
     # Equal operands have equal results.
     assert len(set(compute("rcp.approx.f32 %d, %a;", "b32", a=("f32", [3.0] * 32)))) == 1
     # Exact instructions and special values stay as they are.
+    machine.set(random_approximation=False)
     assert compute("rcp.rn.f32 %d, %a;", "b32", a=("f32", values)) == exact
     assert compute("rcp.approx.f32 %d, %a;", "b32", a=("f32", [math.inf])) == [0]
 
@@ -135,6 +141,8 @@ def test_comparisons_of_integers(comparison: str, expected: list[Value]) -> None
     assert compute(f"setp.{comparison}.s32 %d, %a, %b;", "pred", **operands) == expected
     operands = {"a": ("s64", [-(2**40), 0, 2**40]), "b": ("s64", [0, 0, 0])}
     assert compute(f"setp.{comparison}.s64 %d, %a, %b;", "pred", **operands) == expected
+    operands = {"a": ("s16", [-1, 0, 1]), "b": ("s16", [0, 0, 0])}
+    assert compute(f"setp.{comparison}.s16 %d, %a, %b;", "pred", **operands) == expected
     operands = {"a": ("u16", [1, 2, 65535]), "b": ("u16", [2, 2, 2])}
     assert compute(f"setp.{comparison}.u16 %d, %a, %b;", "pred", **operands) == expected
 
@@ -242,6 +250,7 @@ def test_floats_of_integers() -> None:
     assert compute("cvt.rn.f32.s32 %d, %a;", "f32", a=("s32", values)) == expected
     assert compute("cvt.rn.f32.u32 %d, %a;", "f32", a=("u32", [2**32 - 1])) == [2.0**32]
     assert compute("cvt.rn.f32.s64 %d, %a;", "f32", a=("s64", [-(2**62) - 1])) == [-(2.0**62)]
+    assert compute("cvt.rn.f32.u64 %d, %a;", "f32", a=("u64", [2**64 - 1])) == [2.0**64]
 
 
 @pytest.mark.parametrize(
@@ -280,6 +289,9 @@ def test_moves_and_vectors() -> None:
         names[part] = "%d"
         text = ".reg .b16 %w, %x, %y, %z; mov.b64 {" + ", ".join(names) + "}, %a;"
         assert compute(text, "b16", **operands) == [expected]
+    for halves, expected in (("%d, %x", 0x89ABCDEF), ("%x, %d", 0x01234567)):
+        text = f".reg .b32 %x; mov.b64 {{{halves}}}, %a;"
+        assert compute(text, "b32", **operands) == [expected]
     # A destination may be the source.
     text = "mov.b32 {%d, %x}, %a;"
     assert compute(f".reg .b16 %x; {text}", "b16", a=("b32", [0xABCD1234])) == [0x1234]

@@ -99,6 +99,9 @@ def test_wide_products() -> None:
     assert wide == [65535**2]
     operands = {"a": ("s32", [-2]), "b": ("s32", [3]), "c": ("s64", [2**40])}
     assert compute("mad.wide.s32 %d, %a, %b, %c;", "s64", **operands) == [2**40 - 6]
+    operands = {"a": ("s16", [-2]), "b": ("s16", [-3]), "c": ("s32", [-10])}
+    assert compute("mul.wide.s16 %d, %a, %b;", "s32", **operands) == [6]
+    assert compute("mad.wide.s16 %d, %a, %b, %c;", "s32", **operands) == [-4]
     operands = {"a": ("u32", [2**32 - 1]), "b": ("u32", [2]), "c": ("u64", [2])}
     assert compute("mad.wide.u32 %d, %a, %b, %c;", "u64", **operands) == [2**33]
     operands = {"a": ("s32", [65536]), "b": ("s32", [65536]), "c": ("s32", [-7])}
@@ -124,6 +127,7 @@ def test_fields() -> None:
     assert extract("u32", 28, 8) == [8]
     assert extract("u32", 40, 4) == [0]
     assert extract("u32", 0, 32) == [0x80F0F00F]
+    assert extract("u32", 4, 32) == [0x080F0F00]
 
     def insert(position: int, length: int) -> list[Value]:
         text = f"bfi.b32 %d, %a, %b, {position}, {length};"

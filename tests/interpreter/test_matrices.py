@@ -11,28 +11,54 @@ from .machine import SHARED, Buffer, Value, bits_of, interpreter, kernel, launch
 
 
 def words_of(matrix: torch.Tensor) -> list[Value]:
-    """Pairs of neighbours in a row, the left one in the lower half."""
+    """Pairs of 16-bit elements in the order of a tensor, the first in the lower half."""
     pairs = matrix.contiguous().view(torch.int16).reshape(-1, 2).to(torch.int32) & 0xFFFF
     return [int(low) | int(high) << 16 for low, high in pairs.tolist()]
 
 
-def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """a (16 x K) times b (K x 8) plus c (16 x 8), by one mma.
+def places_of_a(lane: int, k: int) -> list[tuple[int, int]]:
+    """Row and column of a lane's elements of A, the lower half of each register first.
 
-    The operands are read from global memory as the ISA lays the fragments out: with g = lane / 4
-    and t = lane % 4, registers of a hold rows g and g + 8, columns 2t and 2t + 1, and those 8
-    further; registers of b rows 2t and 2t + 1, and those 8 further, of column g.
+    PTX ISA 9.0, 9.7.14.5.7 "Matrix Fragments for mma.m16n8k8", for .f16 and .bf16: a0 and a1 in row
+    groupID, a2 and a3 in groupID + 8, columns threadID_in_group * 2 + (i & 1). 9.7.14.5.8 "...
+    mma.m16n8k16 with floating point type": row groupID for i < 2 and 4 <= i < 6, else groupID + 8;
+    8 columns further for i >= 4.
     """
+    group, thread = lane >> 2, lane % 4
+    return [
+        (group + (8 if i & 2 else 0), thread * 2 + (i & 1) + (8 if i >= 4 else 0))
+        for i in range(k // 2)
+    ]
+
+
+def places_of_b(lane: int, k: int) -> list[tuple[int, int]]:
+    """Row and column of a lane's elements of B, in the order of `places_of_a`.
+
+    9.7.14.5.7: row threadID_in_group * 2 + i, column groupID. 9.7.14.5.8: rows
+    threadID_in_group * 2 + (i & 1), 8 further for i >= 2.
+    """
+    group, thread = lane >> 2, lane % 4
+    return [(thread * 2 + (i & 1) + (8 if i >= 2 else 0), group) for i in range(k // 4)]
+
+
+def places_of_c(lane: int) -> list[tuple[int, int]]:
+    """Row and column of a lane's elements of C and D, a register each.
+
+    9.7.14.5.7 and 9.7.14.5.8: row groupID for c0 and c1, groupID + 8 for c2 and c3, columns
+    threadID_in_group * 2 + (i & 1).
+    """
+    group, thread = lane >> 2, lane % 4
+    return [(group + (8 if i >= 2 else 0), thread * 2 + (i & 1)) for i in range(4)]
+
+
+def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Compute a (16 x K) times b (K x 8) plus c (16 x 8) by one mma, on fragments as above."""
     k = a.shape[1]
     name = {torch.float16: "f16", torch.bfloat16: "bf16"}[a.dtype]
-    a_words, b_words, c_words = words_of(a), words_of(b.T), [bits_of(x) for x in c.flatten()]
-    a_registers, b_registers, c_registers = [], [], []
-    for lane in range(32):
-        g, t = divmod(lane, 4)
-        for columns in range(k // 8):
-            a_registers += [a_words[(g + rows) * k // 2 + 4 * columns + t] for rows in (0, 8)]
-            b_registers.append(b_words[g * k // 2 + 4 * columns + t])
-        c_registers += [c_words[(g + rows) * 8 + 2 * t + i] for rows in (0, 8) for i in (0, 1)]
+    a_elements = torch.stack([a[place] for lane in range(32) for place in places_of_a(lane, k)])
+    b_elements = torch.stack([b[place] for lane in range(32) for place in places_of_b(lane, k)])
+    a_registers, b_registers = words_of(a_elements), words_of(b_elements)
+    c_registers = [bits_of(float(c[place])) for lane in range(32) for place in places_of_c(lane)]
     na, nb = k // 4, k // 8
 
     def registers(letter: str, count: int) -> str:
@@ -58,9 +84,11 @@ def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     buffers = [Buffer("b32", x) for x in (a_registers, b_registers, c_registers)]
     found = launch(kernel(body, ["p_a", "p_b", "p_c", "p_out"]), *buffers, out)
     assert not found, found
-    fragments = torch.tensor(out.values(), dtype=torch.float32).view(8, 4, 2, 2)
-    # Indices: g, t, lower or upper half of the rows, column.
-    return fragments.permute(2, 0, 1, 3).reshape(16, 8)
+    d = torch.full((16, 8), math.nan)
+    places = [place for lane in range(32) for place in places_of_c(lane)]
+    for place, value in zip(places, out.values(), strict=True):
+        d[place] = value
+    return d
 
 
 @pytest.mark.parametrize("k", [8, 16])
@@ -180,7 +208,11 @@ def test_matrices_to_shared_memory(count: int, transposed: bool) -> None:
     @%p st.global.v4.b32 [%offset64], {{%s0, %s1, %s2, %s3}};
     """
     out = Buffer("u16", [0] * 64 * count)
+    machine = interpreter()
+    machine.take_counters()
     assert launch(kernel(body, ["out"], shared=SHARED), out, shared=512) == []
+    counters = machine.take_counters()
+    assert counters["matrices_written"] == counters["matrix_write_passes"] == count
     stored = torch.tensor(out.values()).view(count, 8, 8)
     expected = torch.arange(64 * count).view(count, 8, 8)
     assert torch.equal(stored, expected.transpose(1, 2) if transposed else expected)

@@ -122,6 +122,68 @@ def test_parameters_through_registers() -> None:
         launch(beyond, out, threads=1)
 
 
+def test_what_a_block_leaves_the_next_does_not_find() -> None:
+    body = """
+    .local .align 4 .b8 own[4];
+    .reg .b32 %block, %x, %y;
+    .reg .pred %p;
+    mov.u32 %block, %ctaid.x;
+    setp.eq.u32 %p, %block, 0;
+    @%p mov.u32 %x, 5;
+    @%p st.local.u32 [own], 6;
+    ld.local.u32 %y, [own];
+    mad.wide.u32 %offset64, %block, 8, %out;
+    st.global.v2.u32 [%offset64], {%x, %y};
+    """
+    out = Buffer("u32", [0] * 4)
+    assert launch(kernel(body, ["out"]), out, threads=1, blocks=2) == []
+    register, local = out.values()[2:]
+    assert out.values()[:2] == [5, 6]
+    assert register != 5 and local == 2**32 - 1
+
+
+def test_where_arrays_lie() -> None:
+    """Local ones as aligned as they ask for, dynamic shared memory behind static."""
+    body = """
+    .local .align 1 .b8 odd[3];
+    .local .align 8 .b8 even[8];
+    .shared .align 4 .b8 inner[12];
+    .reg .b32 %x, %y;
+    .reg .b64 %wide, %generic;
+    mov.u64 %wide, 1;
+    st.local.u64 [even], %wide;
+    st.shared.u32 [inner+8], 20;
+    mov.u64 %generic, memory;
+    cvta.shared.u64 %generic, %generic;
+    cvta.to.shared.u64 %generic, %generic;
+    st.shared.u32 [%generic+8], 30;
+    ld.shared.u32 %x, [inner+8];
+    ld.shared.u32 %y, [memory+8];
+    st.global.v2.u32 [%out], {%x, %y};
+    """
+    out = Buffer("u32", [0, 0])
+    text = kernel(body, ["out"], shared=SHARED)
+    assert launch(text, out, threads=1, shared=12) == []
+    assert out.values() == [20, 30]
+    (found,) = launch(text.replace("[even]", "[even+4]"), out, threads=1, shared=12)
+    assert found.kind == "local access out of bounds or misaligned"
+
+
+def test_lanes_that_address_different_spaces() -> None:
+    body = """
+    .reg .b64 %generic;
+    .reg .pred %p;
+    mov.u64 %generic, memory;
+    cvta.shared.u64 %generic, %generic;
+    setp.eq.u32 %p, %lane, 0;
+    selp.b64 %generic, %generic, %out, %p;
+    st.u32 [%generic], %lane;
+    """
+    text = kernel(body, ["out"], shared=SHARED)
+    with pytest.raises(interpreter().Refusal, match="its lanes address different spaces"):
+        launch(text, Buffer("u32", [0]), threads=2, shared=4)
+
+
 # ---- global memory -------------------------------------------------------------------------------
 
 
@@ -149,6 +211,8 @@ def test_global_accesses_out_of_bounds() -> None:
     assert str(found).startswith(
         f"global read out of bounds: ld.global.b32 at test.ptx:{found.line}"
     )
+    # The last lane has its first two bytes only.
+    assert only(launch(text, Buffer("u16", [0] * 63))).count == 1
     found = only(launch(text.replace("[%offset64]", "[%offset64+-4]"), Buffer("u32", [0] * 31)))
     assert (found.kind, found.count) == ("global read out of bounds", 1)
     text = access("st.global.b32 [%offset64], %x;")
@@ -158,6 +222,19 @@ def test_global_accesses_out_of_bounds() -> None:
     machine.permit(memory.address, 124)
     assert only(launch(text, memory, permit=False)).kind == "global write out of bounds"
     assert memory.values() == [1] * 31 + [0]  # what is refused does not happen
+
+
+def test_forbidden_reads_give_ones_and_each_line_its_finding() -> None:
+    body = """
+    .reg .b32 %x, %y;
+    ld.global.b32 %x, [%in+4];
+    ld.global.b32 %y, [%in+8];
+    st.global.v2.b32 [%out], {%x, %y};
+    """
+    source, out = Buffer("u32", [0]), Buffer("u32", [0, 0])
+    found = launch(kernel(body, ["in", "out"]), source, out, threads=1)
+    assert [each.kind for each in found] == ["global read out of bounds"] * 2
+    assert out.values() == [2**32 - 1] * 2
 
 
 def test_memory_that_may_only_be_read_or_not_at_all() -> None:
@@ -238,6 +315,18 @@ def test_global_memory_that_a_warp_writes_twice() -> None:
     assert only(launch(again, Buffer("u32", [0] * 32))).count == 32
     found = only(launch(by_two_lanes, Buffer("u32", [0] * 32)))
     assert (found.kind, found.count) == ("global memory written twice", 31)
+
+
+def test_a_warp_among_several_that_read_writes() -> None:
+    body = """
+    .reg .b32 %x;
+    .reg .pred %p;
+    ld.global.b32 %x, [%memory];
+    setp.ge.u32 %p, %lane, 63;
+    @%p st.global.b32 [%memory], %x;
+    """
+    found = only(launch(kernel(body, ["memory"]), Buffer("u32", [0]), threads=64))
+    assert found.kind == "global memory written after another warp read it"
 
 
 def test_read_only_loads_of_what_the_kernel_wrote() -> None:
@@ -325,6 +414,18 @@ def test_unordered_accesses_to_shared_memory(
     assert kinds_with("bar.sync 0; ") == set()
     within_warp = kinds_with("bar.warp.sync -1; ")
     assert bool(within_warp) == (threads == 64)
+
+
+def test_barrier_of_the_block_orders_lanes_beside_what_nobody_wrote() -> None:
+    body = f"""
+    .reg .b32 %y;
+    mad.lo.u32 %at, %lane, 8, memory;
+    st.shared.b32 [%at], %x;
+    bar.sync 0;
+    {NEXT.format(8)}
+    ld.shared.v2.b32 {{%x, %y}}, [%at];
+    """
+    assert kinds(in_shared(body, 256)) == {"read of uninitialised shared memory"}
 
 
 def test_barrier_of_a_few_lanes_orders_nothing() -> None:

