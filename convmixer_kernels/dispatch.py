@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from convmixer_kernels import (
 )
 from convmixer_kernels.backends import Backend, KernelBackend
 from convmixer_kernels.preference import IMPLEMENTATIONS, Plane, Preference, Problem
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @functools.cache
@@ -88,7 +91,16 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result
+def _constant_when_traced(function: _F) -> _F:
+    """Have Dynamo call a function where it traces a call, and keep the result.
+
+    `torch.compiler.assume_constant_result` sets the same mark, but imports Dynamo, for a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_when_traced
 def _only_in_pytorch() -> str | None:
     """Say why a call that is made now needs PyTorch's own operations, None if it does not."""
     if derivatives.in_transform():
@@ -155,7 +167,7 @@ def _at_once(
 
 
 # The answer does not change while a process runs, so a compiler need not look inside.
-@torch.compiler.assume_constant_result
+@_constant_when_traced
 def _resolve(
     impl: str,
     device: torch.device,
