@@ -37,9 +37,7 @@ FRONT_PAGE = ROOT / "README.md"
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
 _PAPER_KERNEL_SIZES = (3, 5, 7, 9)
 _NOTHING_MEASURED = """\
-Not measured yet: so far the kernels have been proved correct and counted, not timed. What can be
-known without a GPU is in [docs/kernels.md](docs/kernels.md): bytes moved, registers, instructions;
-how it will be measured in [docs/benchmarks.md](docs/benchmarks.md).
+No time on a GPU has been measured yet: figures in these pages are counts, and predictions are called so.
 """
 _BLOCKS = """\
 BN(GELU(depthwise(x))) + x, the first half of a ConvMixer block: one fused operation against what

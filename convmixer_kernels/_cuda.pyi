@@ -48,8 +48,8 @@ def forward_channels_last(
     output: _Pixels,
     /,
 ) -> None: ...
-def weight_gradient_shares(context: _LaunchContext, sizes: _Sizes, filter_size: int, /) -> int: ...
-def weight_gradient_shares_channels_last(
+def weight_gradient_splits(context: _LaunchContext, sizes: _Sizes, filter_size: int, /) -> int: ...
+def weight_gradient_splits_channels_last(
     context: _LaunchContext, sizes: _Sizes, filter_size: int, /
 ) -> int: ...
 def weight_gradient(
@@ -104,7 +104,7 @@ def fused_forward_channels_last(
     added: int,
     /,
 ) -> None: ...
-def whole_plane_shares(
+def whole_plane_splits(
     context: _LaunchContext, sizes: _Sizes, filter_size: int, backward: bool, /
 ) -> int: ...
 def whole_planes(height: int, width: int, /) -> bool: ...
@@ -141,7 +141,7 @@ def backward(
     workspace: int,
     /,
 ) -> None: ...
-def stream_shares(
+def elementwise_pass_splits(
     context: _LaunchContext,
     sizes: _Sizes,
     channels_last: bool,
@@ -150,7 +150,7 @@ def stream_shares(
     output: _Values,
     /,
 ) -> int: ...
-def stream(
+def elementwise_pass(
     elementwise_pass: int,
     context: _LaunchContext,
     sizes: _Sizes,

@@ -85,12 +85,14 @@ def launching(**changes: object) -> Iterator[ModuleType]:
     global is_launching
     machine = interpreter()
     with _lock:
+        before = machine.settings()
         machine.set(**_defaults() | changes | settings)
         is_launching = True
         try:
             yield machine
         finally:
             is_launching = False
+            machine.set(**before)
             machine.forbid_all()
             _permitted.clear()
             if found := machine.take_findings():

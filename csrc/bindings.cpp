@@ -307,20 +307,20 @@ PYBIND11_MODULE(_cuda, extension) {
 
   extension.def("forward", &forward_at<Strides>, without_gil);
   extension.def("forward_channels_last", &forward_at<PixelStrides>, without_gil);
-  extension.def("weight_gradient_shares", &splits);
-  extension.def("weight_gradient_shares_channels_last", &splits_channels_last);
+  extension.def("weight_gradient_splits", &splits);
+  extension.def("weight_gradient_splits_channels_last", &splits_channels_last);
   extension.def("weight_gradient", &weight_gradient_at<Strides>, without_gil);
   extension.def("weight_gradient_channels_last", &weight_gradient_at<PixelStrides>, without_gil);
 
   extension.def("fused_forward", &fused_forward_at<Strides>, without_gil);
   extension.def("fused_forward_channels_last", &fused_forward_at<PixelStrides>, without_gil);
-  extension.def("whole_plane_shares", &splits_of_whole_planes);
+  extension.def("whole_plane_splits", &splits_of_whole_planes);
   extension.def("whole_planes",
                 [](int height, int width) { return whole_planes({1, 1, height, width}); });
   extension.def("moments_forward", &moments_forward_at, without_gil);
   extension.def("backward_gives_weight_gradient", &backward_gives_weight_gradient);
   extension.def("backward", &backward_at, without_gil);
-  extension.def("stream_shares", &splits_of_elementwise_pass);
-  extension.def("stream", &elementwise_at, without_gil);
+  extension.def("elementwise_pass_splits", &splits_of_elementwise_pass);
+  extension.def("elementwise_pass", &elementwise_at, without_gil);
   extension.def("normalisation", &normalisation_at, without_gil);
 }

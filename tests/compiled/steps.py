@@ -380,8 +380,8 @@ def _of_value(
 
 
 def _normalised(activated: Tensor, table: Tensor, residual: Tensor | None) -> Bound:
-    _, scale, shift = map(_across, table[:3])
-    exact = reference._normalised(activated, table)
+    mean, scale, shift = map(_across, table[:3])
+    exact = (activated - mean) * scale + shift
     if residual is not None:
         exact = exact + residual
     size = (activated.abs() + 2) * scale.abs() + 1 + shift.abs()

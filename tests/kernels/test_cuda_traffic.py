@@ -29,7 +29,7 @@ def gradient_bytes(input: Tensor, k: int) -> int:
     """Bytes of the gradients of filters and biases; of several shares, each is written and read."""
     kernels, where = cuda_device.module(input.device), cuda_device.place(input)
     last = layout.is_channels_last(input)
-    count = kernels.weight_gradient_shares_channels_last if last else kernels.weight_gradient_shares
+    count = kernels.weight_gradient_splits_channels_last if last else kernels.weight_gradient_splits
     shares = count(where, tuple(input.shape), k)
     return input.shape[1] * (k * k + 1) * 4 * (1 + (2 * shares if shares > 1 else 0))
 

@@ -59,7 +59,7 @@ def forward_moments(
     if bias is not None:
         bias = convolution.precise(bias)
     where, sizes, kernels = place(input), input.shape, module(input.device)
-    splits = kernels.whole_plane_shares(where, sizes, weight.shape[-1], False)
+    splits = kernels.whole_plane_splits(where, sizes, weight.shape[-1], False)
     tables = input.new_empty(
         (splits + 1, len(Moments._fields), input.shape[1]), dtype=torch.float32
     )
@@ -216,7 +216,7 @@ def _whole_backward(
         grad_weight = weight.new_empty(shape, dtype=torch.float32)
     if with_bias:
         grad_bias = weight.new_empty(channels, dtype=torch.float32)
-    splits = kernels.whole_plane_shares(where, sizes, kernel_size, True)
+    splits = kernels.whole_plane_splits(where, sizes, kernel_size, True)
     workspace = None
     if splits > 1:
         of_split = channels * (kernel_size * kernel_size + 1)
@@ -281,12 +281,12 @@ def _elementwise_pass(
             _steps(output, channels_last, written=True),
         )
         if rows:
-            splits = kernels.stream_shares(where, sizes, channels_last, *tensors)
+            splits = kernels.elementwise_pass_splits(where, sizes, channels_last, *tensors)
             shape = sizes[1:2] if rows == 1 else (rows, sizes[1])
             # Two tensors: the sums may live on as the gradient of a bias, their parts need not.
             merged = value.new_empty(shape, dtype=torch.float32)
             parts = merged.new_empty((splits, *shape))
-        kernels.stream(
+        kernels.elementwise_pass(
             which,
             where,
             sizes,

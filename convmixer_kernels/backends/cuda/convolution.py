@@ -103,11 +103,11 @@ def weight_gradient(
         input, grad_output = adjacent_channels(input), adjacent_channels(grad_output)
         strides = PIXEL_STRIDES
         run = kernels.weight_gradient_channels_last
-        count_splits = kernels.weight_gradient_shares_channels_last
+        count_splits = kernels.weight_gradient_splits_channels_last
     else:
         input, grad_output = layout.planar(input), layout.planar(grad_output)
         strides = PLANE_STRIDES
-        run, count_splits = kernels.weight_gradient, kernels.weight_gradient_shares
+        run, count_splits = kernels.weight_gradient, kernels.weight_gradient_splits
     where, sizes = place(input), input.shape
     splits = count_splits(where, sizes, kernel_size)
     workspace = None
