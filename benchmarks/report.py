@@ -37,7 +37,7 @@ FRONT_PAGE = ROOT / "README.md"
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
 _PAPER_KERNEL_SIZES = (3, 5, 7, 9)
 _NOTHING_MEASURED = """\
-No time on a GPU has been measured yet: figures in these pages are counts, and predictions are called so.
+No time on a GPU has been measured yet: figures here are counts, and predictions are called so.
 """
 _BLOCKS = """\
 BN(GELU(depthwise(x))) + x, the first half of a ConvMixer block: one fused operation against what
