@@ -96,7 +96,7 @@ report: $(VENV)/installed
 	@if [ -z "$(RESULTS)" ]; then echo "make report: name results, as in make report RESULTS=build/visit/visit.jsonl"; exit 2; fi
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 
-# What an earlier build left in these folders would go into the wheel.
+# Files that an earlier build left in these folders would go into the wheel.
 wheel: $(VENV)/installed
 	rm -rf build/lib* build/bdist*
 	CONVMIXER_KERNELS_BUILD_CUDA=1 CONVMIXER_KERNELS_ARCHITECTURES="$(or $(ARCHITECTURES),all)" \

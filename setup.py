@@ -81,7 +81,7 @@ class BuildCuda(build_ext):
         return list(self.get_output_mapping()) or [str(path) for path in self._written()]
 
     def get_output_mapping(self) -> dict[str, str]:
-        """Where each file of an editable install would lie in a wheel."""
+        """Map the place of each file in a wheel to its place in an editable install."""
         if not self.inplace:
             return {}
         package = Path(self.build_lib, *EXTENSION.split(".")[:-1])

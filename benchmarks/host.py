@@ -1,4 +1,4 @@
-"""What a call costs the host: ``python benchmarks/host.py [--profile CALL]``.
+"""Measure the cost of a call on the host: ``python benchmarks/host.py [--profile CALL]``.
 
 The CUDA kernels are launched on an emulated GPU that runs none of them, so that checks, dispatch,
 outputs, the extension and the choice of tiles are all that is timed; a GPU adds the driver's part

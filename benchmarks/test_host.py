@@ -1,4 +1,4 @@
-"""What a call costs the host, without a GPU; see host.py."""
+"""The cost of a call on the host, measured without a GPU; see host.py."""
 
 from __future__ import annotations
 

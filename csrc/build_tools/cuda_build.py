@@ -1,4 +1,4 @@
-"""How the CUDA sources are compiled: one set of flags for the extension and for `make budget`."""
+"""Compile the CUDA sources, with one set of flags for the extension and for `make budget`."""
 
 from __future__ import annotations
 

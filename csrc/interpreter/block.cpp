@@ -5,7 +5,7 @@
 namespace ptx {
 namespace {
 
-// What nobody has written is no number in any format, and no address.
+// Memory that nobody has written holds no number in any format, and no address.
 constexpr uint32_t unwritten = 0x7fff7fff;
 
 uint32_t special_value(Special special, const Block& block, const Warp& warp, unsigned lane) {

@@ -1,4 +1,4 @@
-"""What representative passes ask of the machine, as the emulated GPU counts it: counts.csv.
+"""Count the work of representative passes on the emulated GPU, for counts.csv.
 
 ``python -m tests.compiled.counts`` writes the table, for kernels that were changed on purpose.
 """

@@ -215,7 +215,7 @@ def notice(fault: Fault, module: Module) -> str:
 
 
 def makes_a_difference(fault: Fault, module: Module) -> bool:
-    """Whether the changed instruction gives another value than before in some case.
+    """Tell if the changed instruction gives another value than before in some case.
 
     Instructions that do not write one register, such as branches and stores, count as if they did.
     """

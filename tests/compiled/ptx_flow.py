@@ -1,4 +1,4 @@
-"""What may run before and after a line of a kernel of PTX."""
+"""The flow of a kernel of PTX: the lines that may run before and after each line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SHARED_WRITE = r"st\.shared|stmatrix|cp\.async\.(?!commit)"
 _SHARED_READ = r"ld\.shared|ldmatrix"
 _REGISTER = r"%(?:rd|rs|r|f|p)\d+"
 _WITHOUT_RESULT = r"st|bra|bar|barrier|cp|ret|exit|trap|red"
-# What else these do than to give a result is a reason to look at them.
+# These do more than to give a result, so they stay even if nothing reads it.
 _WITH_EFFECT = rf"(?:{_WITHOUT_RESULT}|ld|ldmatrix|stmatrix|shfl|atom)\."
 
 
@@ -18,7 +18,7 @@ class Flow:
 
     def __init__(self, lines: dict[int, str], executed: set[int]) -> None:
         self.lines = lines
-        # What does not run only passes on where its guard does not hold, which it reads.
+        # A line that never ran was passed over, because its guard, which it reads, did not hold.
         self._running = {
             number: line if number in executed else "".join(re.findall(r"^@!?%p\d+", line))
             for number, line in lines.items()
@@ -88,7 +88,7 @@ class Flow:
                     line = self._running[number]
                     if written and not written & after and not re.match(_WITH_EFFECT, line):
                         unread.add(number)
-                    # Where a guard does not hold, the register keeps what it had.
+                    # The register keeps its value if a guard does not hold.
                     after = (after if line.startswith("@") else after & ~written) | read
                 changed |= after != needed[number]
                 needed[number] = after

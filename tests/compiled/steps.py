@@ -208,7 +208,7 @@ def _statistics(o: Operands) -> Step:
         table = backend.batch_normalisation(
             moments[None], o.gamma, o.beta, mean, var, momentum, eps
         )
-        # As of several processes, of which each has its own moments.
+        # Three sets stand for three processes, each with moments of its own.
         sets = torch.stack([moments.roll(process, 1) for process in range(3)])
         means, variances = o.running_mean.clone(), o.running_var.clone()
         of_sets = backend.batch_normalisation(

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts on the
 CASES = list(counts.cases())
 # Another version of the compiler makes a few instructions more or less.
 MARGIN = 0.02
-# How many tensors of the size of the input a pass reads and writes at least.
+# A pass reads and writes at least so many tensors of the size of the input.
 TENSORS = {
     "forward": (1, 1),
     "weight_gradient": (2, 0),

@@ -1,4 +1,4 @@
-"""Which lines of a kernel can be changed without any effect."""
+"""The lines of a kernel that can be changed without any effect."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Calls every function of a CUDA extension, whose file is the argument, on the emulated GPU.
 
-The calls are those of the package first, then others with arguments that it never passes. Sanitizers
-in the host code say if it leaves its memory or what C++ defines: see test_host_code.py.
+The calls are those of the package first, then others with arguments that it never passes.
+Sanitizers in the host code say if it leaves its memory or what C++ defines: see test_host_code.py.
 """
 
 from __future__ import annotations

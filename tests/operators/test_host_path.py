@@ -513,7 +513,7 @@ def test_batches_of_any_size_take_the_triton_kernels_of_a_few() -> None:
 
 # ---- CUDA graphs ---------------------------------------------------------------------------------
 
-# What an operation must not do while a graph is captured: wait for the GPU to read a value.
+# These wait for the GPU to read a value, which no operation may while a graph is captured.
 SYNCHRONISING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::equal"}
 
 

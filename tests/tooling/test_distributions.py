@@ -44,7 +44,7 @@ class Bare:
         self.folder, self.python = folder, folder / "bin" / "python"
 
     def run(self, *arguments: object, **variables: str) -> str:
-        """What Python prints, started where nothing lies, with no compiler on PATH."""
+        """Return the output of Python, started in an empty folder, with no compiler on PATH."""
         environment = {"PATH": str(self.python.parent), "HOME": str(self.folder), **variables}
         return run(self.python, *arguments, cwd=self.folder, **environment)
 

@@ -7,7 +7,7 @@ import pytest
 
 import convmixer
 
-# What an import of the package and the help of its commands do without.
+# An import of the package and the help of its commands do without these.
 HEAVY = {"matplotlib", "numpy", "PIL", "sklearn", "timm", "torch", "torchvision", "tqdm", "yaml"}
 LOADED = """
 import sys
