@@ -13,7 +13,7 @@ from convmixer_kernels.backends.cuda.device import KERNEL_SIZES
 from .steps import OPERATIONS, Case
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
-# Planes of every tile width, whole ones and others, several strips and windows, one row too many.
+# Planes of every tile width, whole ones and others, several row and column blocks, a row too many.
 PLANES = [
     (2, 3, 32, 32), (3, 2, 16, 16), (17, 2, 8, 8), (5, 3, 7, 7), (3, 5, 14, 14), (2, 1, 18, 20),
     (1, 2, 18, 21), (1, 1, 44, 44), (1, 1, 56, 56), (1, 1, 20, 70),

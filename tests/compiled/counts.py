@@ -29,7 +29,7 @@ _SHARED = ("shared_load_wavefronts", "shared_store_wavefronts", "copy_wavefronts
 
 
 def cases() -> Iterator[Case]:
-    """Passes of the models: 32x32 planes whole, 56x56 in two strips, in both layouts."""
+    """Passes of the models: 32x32 planes whole, 56x56 in two row blocks, in both layouts."""
     for layout, channels in (("contiguous", 4), ("channels_last", 16)):
         for operation in ("forward", "weight_gradient", "forward_normalised", "fused_backward"):
             yield Case(operation, (4, channels, 32, 32), 9, torch.float16, layout)

@@ -19,7 +19,7 @@ from tests.helpers.strided import channels_last
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
 # (N, C, H, W, k): every kernel size, sizes of 1, primes, every tile width and its neighbours,
-# several strips and windows, low and wide planes, channels that fill no unit, a unit, or no block.
+# several row and column blocks, low and wide planes, channels that fill no unit, one, or no block.
 SHAPES = [
     (1, 3, 1, 2, 3), (2, 8, 2, 1, 15), (1, 1, 2, 3, 8), (3, 12, 2, 2, 9), (2, 16, 1, 17, 7),
     (2, 16, 17, 1, 7), (3, 8, 1, 31, 15), (9, 3, 2, 40, 11), (5, 8, 4, 53, 15), (1, 3, 3, 70, 5),

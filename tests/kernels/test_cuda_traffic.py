@@ -72,7 +72,7 @@ def test_bytes_moved(format: torch.memory_format, size: int, k: int) -> None:
 def test_shared_memory_decides_how_often_halos_are_read(
     capability: tuple[int, int], k: int, least: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two wide channels_last tensors: strips of 32 rows or of 16."""
+    """Two wide channels_last tensors: row blocks of 32 rows or of 16."""
     emulated.pretend(monkeypatch, capability)
     x = torch.randn(4, 8, 56, 56).to(FP16, memory_format=torch.channels_last)
     floor = 2 * x.numel() * x.element_size()

@@ -118,8 +118,8 @@ def test_evaluation_rounds_once(
 
 # ---- sums that nearly cancel ---------------------------------------------------------------------
 
-# (N, C, H, W, k): every width of tiles and windows, pieces of 8, 4, 2 and 1 columns, several
-# strips, channels and images that leave a block of theirs open.
+# (N, C, H, W, k): every tile shape and column blocks, pieces of 8, 4, 2 and 1 columns, several
+# row blocks, channels and images that leave a block of theirs open.
 CANCELLING = [
     (17, 2, 7, 8, 9), (3, 9, 9, 13, 5), (2, 24, 14, 14, 7), (2, 3, 16, 16, 3), (1, 5, 18, 20, 8),
     (1, 9, 32, 32, 11), (1, 3, 35, 44, 13), (1, 9, 6, 50, 15), (1, 2, 36, 70, 9),

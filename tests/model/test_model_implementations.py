@@ -32,7 +32,7 @@ def distance(actual: Tensor, exact: Tensor) -> float:
     return ((actual.double() - exact).norm() / exact.norm()).item()
 
 
-@pytest.mark.parametrize("kernel_size", [5, 8, 9, 11])
+@pytest.mark.parametrize("kernel_size", [5, 8, 11])
 @pytest.mark.parametrize("dw_impl", KERNELS)
 def test_a_training_step(dw_impl: str, kernel_size: int) -> None:
     exact = step("torch", torch.float64, kernel_size)

@@ -20,7 +20,7 @@ from benchmarks.phases import counters, sanitizers, source_variants, suite
 from benchmarks.reports import checks, records
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 20
+KILLS = 9
 
 
 @pytest.fixture(scope="module")
