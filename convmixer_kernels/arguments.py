@@ -130,6 +130,11 @@ def check_batch_norm(
         raise ValueError(f"activation: got {activation!r}, expected one of {accepted}")
 
 
+def fits_batch_norm(momentum: float, eps: float, activation: str) -> bool:
+    """Tell whether these pass `check_batch_norm`."""
+    return momentum is not None and eps > 0 and activation in ACTIVATIONS
+
+
 def check_same_dtype(input: Tensor, weight: Tensor) -> None:
     if input.dtype != weight.dtype:
         raise ValueError(

@@ -17,7 +17,6 @@ from convmixer_kernels import (
     ops,
     sharding,
 )
-from convmixer_kernels.activations import ACTIVATIONS
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import reference
 from convmixer_kernels.inference_tables import Sources, Tables
@@ -329,7 +328,7 @@ def _inference_tables(
     """Return what the kernels of `name` read, or None where an argument does not fit."""
     if name is None or running_mean is None or running_var is None:
         return None
-    if eps <= 0 or momentum is None or activation not in ACTIVATIONS:
+    if not arguments.fits_batch_norm(momentum, eps, activation):
         return None
     sources = Sources(running_mean, running_var, gamma, beta, bias)
     device = input.get_device()
@@ -371,7 +370,7 @@ def _trains_at_once(
     images, channels, height, width = input.shape
     if (running_mean is None) != (running_var is None) or images * height * width == 1:
         return False
-    if eps <= 0 or momentum is None or activation not in ACTIVATIONS:
+    if not arguments.fits_batch_norm(momentum, eps, activation):
         return False
     device = input.device
     for each in per_channel:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from convmixer_kernels import emulated_gpu
 from tests.helpers import emulated
 from tests.helpers.depthwise_cases import BF16, FP16, check, random_case, run
 from tests.kernels import test_channels_last, test_depthwise
@@ -59,3 +60,10 @@ def test_every_order(
         assert torch.equal(first.grad_weight, again.grad_weight), (order, copies)
         assert first.grad_bias is not None and again.grad_bias is not None
         assert torch.equal(first.grad_bias, again.grad_bias), (order, copies)
+
+
+def test_a_launch_leaves_the_settings_of_the_interpreter() -> None:
+    before = emulated_gpu.interpreter().settings()
+    assert not before["check_absent_copies"]  # launches set it
+    run("cuda", *random_case((1, 2, 5, 5, 3), FP16))
+    assert emulated_gpu.interpreter().settings() == before

@@ -228,7 +228,7 @@ def infer(module: nn.BatchNorm2d, bias: Tensor | None = None) -> Tensor:
 
 
 def expected(module: nn.BatchNorm2d, bias: Tensor | None = None) -> Tensor:
-    """The same from tensors that nothing is remembered of."""
+    """Infer with copies of the tensors, for which no tables have been kept."""
     return infer(copy.deepcopy(module), None if bias is None else bias.clone())
 
 

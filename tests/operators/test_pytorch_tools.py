@@ -30,6 +30,7 @@ from convmixer_kernels import (
 from convmixer_kernels.backends import reference
 from tests.helpers import strided
 from tests.helpers.depthwise_cases import DEVICE, FP16
+from tests.helpers.python_process import run_python
 
 pytestmark = pytest.mark.gpu
 
@@ -522,3 +523,9 @@ def test_the_reference_keeps_the_layout_of_channels_outermost() -> None:
     output = reference.forward(input, weight, None)
     assert output.stride() == input.stride()
     assert torch.equal(output, F.conv2d(input, weight, padding=1, groups=3))
+
+
+def test_an_import_leaves_dynamo_alone() -> None:
+    """Importing it takes a second, which only a program that compiles should spend."""
+    program = "import sys, convmixer_kernels; print('torch._dynamo' in sys.modules)"
+    assert run_python(program, interpret=False) == "False\n"

@@ -18,10 +18,10 @@ from convmixer_kernels.backends.cuda.device import (
     Located,
     address,
     current,
+    launch_context,
+    launch_context_on,
     located,
     module,
-    place,
-    place_on,
 )
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
 
@@ -58,14 +58,14 @@ def forward_moments(
     weight = weight.contiguous()
     if bias is not None:
         bias = convolution.precise(bias)
-    where, sizes, kernels = place(input), input.shape, module(input.device)
-    splits = kernels.whole_plane_splits(where, sizes, weight.shape[-1], False)
+    context, sizes, kernels = launch_context(input), input.shape, module(input.device)
+    splits = kernels.whole_plane_splits(context, sizes, weight.shape[-1], False)
     tables = input.new_empty(
         (splits + 1, len(Moments._fields), input.shape[1]), dtype=torch.float32
     )
-    with current(where):
+    with current(context):
         kernels.moments_forward(
-            where,
+            context,
             sizes,
             weight.shape[-1],
             located(input, *convolution.PLANE_STRIDES),
@@ -205,7 +205,7 @@ def _whole_backward(
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     channels, kernel_size = weight.shape[0], weight.shape[-1]
-    where, sizes, kernels = place(value), value.shape, module(value.device)
+    context, sizes, kernels = launch_context(value), value.shape, module(value.device)
     at_once = input is not None and kernels.backward_gives_weight_gradient(kernel_size)
     grad_input = layout.empty_like_input(value)
     # If registers do not hold both gradients, that of the weight comes from a pass of its own.
@@ -216,14 +216,14 @@ def _whole_backward(
         grad_weight = weight.new_empty(shape, dtype=torch.float32)
     if with_bias:
         grad_bias = weight.new_empty(channels, dtype=torch.float32)
-    splits = kernels.whole_plane_splits(where, sizes, kernel_size, True)
+    splits = kernels.whole_plane_splits(context, sizes, kernel_size, True)
     workspace = None
     if splits > 1:
         of_split = channels * (kernel_size * kernel_size + 1)
         workspace = weight.new_empty(splits * of_split, dtype=torch.float32)
-    with current(where):
+    with current(context):
         kernels.backward(
-            where,
+            context,
             sizes,
             kernel_size,
             located(input if at_once else None, *convolution.PLANE_STRIDES),
@@ -271,24 +271,24 @@ def _elementwise_pass(
         value, other = _even_pixels(value), None if other is None else _even_pixels(other)
     else:
         value, other = layout.planar(value), None if other is None else layout.planar(other)
-    where, sizes, kernels = place(value), value.shape, module(value.device)
+    context, sizes, kernels = launch_context(value), value.shape, module(value.device)
     rows = _ROWS[which] if with_sums else 0
     merged = parts = None
-    with current(where):
+    with current(context):
         tensors = (
             _steps(value, channels_last),
             _steps(other, channels_last),
             _steps(output, channels_last, written=True),
         )
         if rows:
-            splits = kernels.elementwise_pass_splits(where, sizes, channels_last, *tensors)
+            splits = kernels.elementwise_pass_splits(context, sizes, channels_last, *tensors)
             shape = sizes[1:2] if rows == 1 else (rows, sizes[1])
             # Two tensors: the sums may live on as the gradient of a bias, their parts need not.
             merged = value.new_empty(shape, dtype=torch.float32)
             parts = merged.new_empty((splits, *shape))
         kernels.elementwise_pass(
             which,
-            where,
+            context,
             sizes,
             channels_last,
             *tensors,
@@ -342,10 +342,10 @@ def _normalisation(
     channels = source.shape[-1]
     table = source.new_empty((len(Normalisation._fields), channels))
     updated = moments is not None
-    where, kernels = place_on(source.device), module(source.device)
-    with current(where):
+    context, kernels = launch_context_on(source.device), module(source.device)
+    with current(context):
         kernels.normalisation(
-            where,
+            context,
             address(moments),
             parts,
             channels,

@@ -9,9 +9,9 @@ from convmixer_kernels import activations, layout
 from convmixer_kernels.backends.cuda.device import (
     address,
     current,
+    launch_context,
     located,
     module,
-    place,
 )
 
 # The dimensions whose strides the kernels take; the others are adjacent.
@@ -59,10 +59,10 @@ def forward(
         bias = precise(bias)
     if addend is not None and addend.stride() != output.stride():
         addend = torch.empty_like(output).copy_(addend)
-    where = place(input)
-    with current(where):
+    context = launch_context(input)
+    with current(context):
         arguments = (
-            where,
+            context,
             input.shape,
             weight.shape[-1],
             flipped,
@@ -108,14 +108,14 @@ def weight_gradient(
         input, grad_output = layout.planar(input), layout.planar(grad_output)
         strides = PLANE_STRIDES
         run, count_splits = kernels.weight_gradient, kernels.weight_gradient_splits
-    where, sizes = place(input), input.shape
-    splits = count_splits(where, sizes, kernel_size)
+    context, sizes = launch_context(input), input.shape
+    splits = count_splits(context, sizes, kernel_size)
     workspace = None
     if splits > 1:
         workspace = grad_weight.new_empty(splits * channels * (kernel_size * kernel_size + 1))
-    with current(where):
+    with current(context):
         run(
-            where,
+            context,
             sizes,
             kernel_size,
             located(input, *strides),

@@ -21,8 +21,8 @@ EMULATED_CHIP = architectures.Chip(
     multiprocessors=1, shared_bytes=architectures.find((9, 0)).shared_bytes, capability=90
 )
 
-# The types of `Place` and of a tensor in csrc/bindings.cpp.
-Place = tuple[int, int, int, int, int, int]
+# The types of `LaunchContext` and of a tensor in csrc/bindings.cpp.
+LaunchContext = tuple[int, int, int, int, int, int]
 Located = tuple[int, tuple[int, ...]]
 
 
@@ -66,17 +66,17 @@ def module(device: torch.device) -> ModuleType:
     return found
 
 
-def place(tensor: Tensor) -> Place:
+def launch_context(tensor: Tensor) -> LaunchContext:
     """Return where and on what a kernel for `tensor` runs, with PyTorch's current stream."""
-    return _place(tensor.get_device(), tensor.dtype)
+    return _launch_context(tensor.get_device(), tensor.dtype)
 
 
-def place_on(device: torch.device, dtype: torch.dtype = torch.float16) -> Place:
+def launch_context_on(device: torch.device, dtype: torch.dtype = torch.float16) -> LaunchContext:
     """Return where and on what a kernel for tensors of this device and dtype runs."""
-    return _place(-1 if device.type == "cpu" else devices.index_of(device), dtype)
+    return _launch_context(-1 if device.type == "cpu" else devices.index_of(device), dtype)
 
 
-def _place(index: int, dtype: torch.dtype) -> Place:
+def _launch_context(index: int, dtype: torch.dtype) -> LaunchContext:
     if index < 0:
         return (-1, 0, _TYPES[dtype], *EMULATED_CHIP)
     # The public way to the stream makes an object of it, for several microseconds.
@@ -84,14 +84,14 @@ def _place(index: int, dtype: torch.dtype) -> Place:
     return (index, stream, _TYPES[dtype], *_chip(index))
 
 
-def current(place: Place) -> contextlib.AbstractContextManager[object]:
-    """Make the device of `place` PyTorch's current one, for a launch.
+def current(context: LaunchContext) -> contextlib.AbstractContextManager[object]:
+    """Make the device of `context` PyTorch's current one, for a launch.
 
     An emulated GPU lets kernels access the tensors whose addresses are taken meanwhile, no others.
     """
-    if place[0] < 0:
+    if context[0] < 0:
         return _ALREADY if emulated_gpu.skips_kernels else emulated_gpu.launching()
-    return _ALREADY if torch._C._cuda_getDevice() == place[0] else torch.cuda.device(place[0])
+    return _ALREADY if torch._C._cuda_getDevice() == context[0] else torch.cuda.device(context[0])
 
 
 _ALREADY = contextlib.nullcontext()
