@@ -11,6 +11,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from convmixer_kernels import emulated_gpu
 
 from .fault_cases import FAMILIES
@@ -197,7 +199,7 @@ def _executed(cases: tuple[Case, ...], kernels: list[str]) -> dict[str, set[int]
     modules = {kernel: module_of(kernel) for kernel in kernels}
     for case in cases:
         _load_kernels(case)
-    result = _in_a_process_of_its_own(count)
+    result = in_a_process_of_its_own(count)
     if not result.startswith("["):
         raise RuntimeError(f"there is a fault before any is planted: {result}")
     executed = {}
@@ -260,15 +262,17 @@ def first_problem(cases: tuple[Case, ...], file: str, text: str) -> str:
 
     for case in cases:
         _load_kernels(case)
-    return _in_a_process_of_its_own(find).replace("\n", " ")[:300]
+    return in_a_process_of_its_own(find).replace("\n", " ")[:300]
 
 
-def _in_a_process_of_its_own(work: Callable[[], str]) -> str:
+def in_a_process_of_its_own(work: Callable[[], str]) -> str:
     """The result of `work`, or how it failed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
+        # Threads of PyTorch are not forked: an operation would wait for them for ever.
+        torch.set_num_threads(1)
         try:
             result = work()
         except BaseException as error:

@@ -38,6 +38,18 @@ def test_faults_in_ptx_are_noticed(family: str) -> None:
     assert len(missed) <= 1, missed
 
 
+def test_a_fork_waits_for_no_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    large = torch.ones(1 << 20)
+    large.exp()  # starts the threads of PyTorch
+    try:
+        result = faults.in_a_process_of_its_own(lambda: str(large.exp().numel()))
+    finally:
+        torch.set_num_threads(before)
+    assert result == str(1 << 20)
+
+
 def test_a_fault_in_a_source_is_noticed() -> None:
     fault = next(each for each in source_faults.FAULTS if each.what == "halo one row off")
     assert "times the allowed error" in source_faults.notice(fault)
