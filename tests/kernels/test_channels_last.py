@@ -195,7 +195,7 @@ def test_what_lies_around_the_output_stays(
     input, weight, bias, grad_output = random_case((3, channels, *size, 7), FP16)
     input = channels_last(input)
     output = strided.slice_of_pixels(torch.zeros_like(input), before, after)
-    where = cuda_device.place(input)
+    where = cuda_device.launch_context(input)
     with cuda_device.current(where):
         source, target = (
             cuda_device.located(tensor, 0, 2, 3, written=tensor is output)

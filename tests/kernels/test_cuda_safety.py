@@ -280,8 +280,8 @@ def test_kernels_run_where_their_tensors_are(layout: str) -> None:
     assert torch.cuda.current_device() == 0
     assert {each.device.index for each in on_second} == {1}
     alike = (
-        cuda_device.place_on(torch.device("cuda:0"))[3:]
-        == cuda_device.place_on(torch.device("cuda:1"))[3:]
+        cuda_device.launch_context_on(torch.device("cuda:0"))[3:]
+        == cuda_device.launch_context_on(torch.device("cuda:1"))[3:]
     )
     if alike:  # other chips may take other shares
         assert_same_bits([each.to("cuda:0") for each in on_second], on_first)
