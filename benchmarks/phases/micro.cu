@@ -1,12 +1,15 @@
 // Small measurements behind choices of the planner. Prints one line of JSON for each:
 //   mma      clocks of a multiprocessor's quarter for each mma.sync, m16n8k8 and m16n8k16;
 //   copy     a copy through shared memory by cp.async, by stages of 2 KB a warp and warps;
+//   bulk copy  the same by cp.async.bulk in both directions;
 //   forward  the kernel of k = 9 and 15, by warps of a multiprocessor and splits of a channel's items;
-//   channels_last  the kernel of k = 9 and 15, by splits.
+//   channels_last  the kernel of k = 9 and 15, by channels of a block and splits.
 // A program that is compiled from altered headers times their choice with the same code.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 #include "kernels/forward.cuh"
@@ -164,6 +167,85 @@ void copy(const Tensors& tensors, int blocks_resident) {
               Stages, int(threads / 32) * blocks_resident, took);
 }
 
+// The same by bulk copies, which one lane of a warp starts: section "Data Movement and Conversion
+// Instructions: Bulk copy" of the PTX ISA.
+template <int Stages>
+__global__ void copy_in_bulk(const uint4* from, uint4* to, int planes) {
+#if __CUDA_ARCH__ >= 900
+  constexpr unsigned plane_bytes = plane * plane * 2;
+  __shared__ alignas(8) uint64_t arrived[4][Stages];
+  device::SharedMemory memory;
+  const int warp = int(threadIdx.x) / 32;
+  char* const stages = memory.take<char>(size_t(blockDim.x / 32) * Stages * plane_bytes) +
+                       size_t(warp) * Stages * plane_bytes;
+  if (threadIdx.x % 32 != 0) return;
+  const int all = int(gridDim.x * blockDim.x) / 32;
+  const int own = int(blockIdx.x * blockDim.x) / 32 + warp;
+  const auto shared = [](const void* at) { return unsigned(__cvta_generic_to_shared(at)); };
+  for (int stage = 0; stage < Stages; ++stage)
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared(&arrived[warp][stage])));
+  asm volatile("fence.proxy.async;" ::: "memory");
+  const auto offset = [&](int number) { return (own + size_t(number) * all) * plane_bytes; };
+  const auto exists = [&](int number) { return own + int64_t(number) * all < planes; };
+  const auto fetch = [&](int number) {
+    if (!exists(number)) return;
+    const unsigned barrier = shared(&arrived[warp][number % Stages]);
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier),
+                 "r"(plane_bytes)
+                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(shared(stages + number % Stages * plane_bytes)),
+        "l"(reinterpret_cast<const char*>(from) + offset(number)), "r"(plane_bytes), "r"(barrier)
+        : "memory");
+  };
+  for (int number = 0; number < Stages - 1; ++number) fetch(number);
+  for (int number = 0; exists(number); ++number) {
+    // The stage of the next copy is free when all writes but the latest have read theirs.
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    fetch(number + Stages - 1);
+    asm volatile(
+        "{.reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again;}" ::"r"(shared(&arrived[warp][number % Stages])),
+        "r"(number / Stages % 2)
+        : "memory");
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
+                     reinterpret_cast<char*>(to) + offset(number)),
+                 "r"(shared(stages + number % Stages * plane_bytes)), "r"(plane_bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  }
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
+}
+
+template <int Stages>
+void bulk_copy(const Tensors& tensors, int blocks_resident) {
+  int major = 0;
+  CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  if (major < 9) return;
+  constexpr unsigned threads = 128;
+  const size_t needed = size_t(threads / 32) * Stages * plane * plane * 2;
+  const dim3 grid(unsigned(multiprocessors() * blocks_resident));
+  CHECK(cudaMemset(tensors.output[0], 0, 2 * elements));
+  const double took = microseconds([&](int i) {
+    CHECK(device::launch(copy_in_bulk<Stages>, grid, threads, needed, cudaStream_t(0),
+                         reinterpret_cast<const uint4*>(tensors.input[i]),
+                         reinterpret_cast<uint4*>(tensors.output[i]), images * channels));
+  });
+  std::vector<uint4> first(1 << 20), second(1 << 20);
+  for (const auto& [host, on_gpu] :
+       {std::pair(&first, tensors.input[0]), std::pair(&second, tensors.output[0])})
+    CHECK(cudaMemcpy(host->data(), on_gpu + elements - 8 * host->size(), 16 * host->size(),
+                     cudaMemcpyDeviceToHost));
+  const bool right = std::memcmp(first.data(), second.data(), 16 * first.size()) == 0;
+  std::printf(
+      "{\"name\": \"bulk copy\", \"stages\": %d, \"warps\": %d, \"right\": %s, "
+      "\"microseconds\": %.1f}\n",
+      Stages, int(threads / 32) * blocks_resident, right ? "true" : "false", took);
+}
+
 Strides plane_strides() { return {ptrdiff_t(channels) * plane * plane, ptrdiff_t(plane) * plane}; }
 
 // More shared memory than the kernel needs leaves room for fewer blocks.
@@ -194,7 +276,7 @@ void forward(const Tensors& tensors, size_t spare_bytes, int splits) {
       Size, most_warps * blocks, splits, took);
 }
 
-template <int Size>
+template <int Size, int Channels>
 void channels_last(const Tensors& tensors, int factor) {
   ChannelsLastForwardArguments p{};
   p.weight = tensors.weight;
@@ -205,12 +287,13 @@ void channels_last(const Tensors& tensors, int factor) {
   const Chip chip{multiprocessors(), 227 * 1024, 90};
   Plan chosen = channels_last_plan(p.shape, Size, Pass::forward, chip);
   chosen.splits = std::clamp(chosen.splits * factor / 2, 1, images);
-  using Block = ChannelsLastForwardBlock<Size, 2, 4>;
+  using Block = ChannelsLastForwardBlock<Size, 2, 4, Channels>;
   const double took = microseconds([&](int i) {
     p.input = tensors.input[i];
     p.output = tensors.output[i];
-    CHECK((launch_by_sections<Block, __half>(depthwise_forward_channels_last<__half, Size, 2, 4>,
-                                             chosen, cudaStream_t(0), p, true, true)));
+    CHECK((launch_by_sections<Block, __half>(
+        depthwise_forward_channels_last<__half, Size, 2, 4, Channels>, chosen, cudaStream_t(0), p,
+        true, true)));
   });
   std::printf(
       "{\"name\": \"channels_last\", \"kernel_size\": %d, \"channels\": %d, \"splits\": %d, "
@@ -232,13 +315,16 @@ int main() {
     copy<2>(tensors, blocks);
     copy<3>(tensors, blocks);
     copy<4>(tensors, blocks);
+    bulk_copy<3>(tensors, blocks);
+    bulk_copy<6>(tensors, blocks);
   }
   for (const size_t spare : {size_t(0), size_t(36), size_t(76), size_t(180)})
     for (const int splits : {1, 2, 4, 8}) forward<9>(tensors, spare << 10, splits);
   for (const int splits : {1, 2, 4, 8}) forward<15>(tensors, 0, splits);
   for (const int factor : {1, 2, 4}) {  // halves of the planner's number
-    channels_last<9>(tensors, factor);
-    channels_last<11>(tensors, factor);
+    channels_last<9, 16>(tensors, factor);
+    channels_last<15, 16>(tensors, factor);
+    channels_last<15, 8>(tensors, factor);
   }
   return 0;
 }

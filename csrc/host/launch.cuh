@@ -95,27 +95,33 @@ cudaError_t launch_by_channels(void (*kernel)(Arguments, Tiling, Parameters...),
 
 // ---- channels last: a block a section of some channels -------------------------------------------
 
-// Calls launch(Constant<group_rows>, Constant<tiles>) for a tile of channels_last_tile.
+// Calls launch(Constant<group_rows>, Constant<tiles>, Constant<channels>) for a block of
+// channels_last_tile.
 template <int Size, Pass pass, class Launch>
-cudaError_t with_channels_last_tile(TileShape tile, Launch launch) {
-  return with_tile(tile_shape(8 * tile.tiles), [&](auto, auto tiles) {
+cudaError_t with_channels_last_tile(const ChannelsLastTile& block, Launch launch) {
+  return with_tile(tile_shape(8 * block.tile.tiles), [&](auto, auto tiles) {
     // On chips with the least and with the most shared memory.
-    constexpr TileShape low = channels_last_tile(8 * tiles, Size, pass, {0, 0, 0});
-    constexpr TileShape high = channels_last_tile(8 * tiles, Size, pass, {0, INT32_MAX, 0});
-    static_assert(low.tiles == tiles && high.tiles == tiles);
-    if constexpr (low != high)
-      if (tile == low) return launch(Constant<low.group_rows>(), tiles);
-    if (tile == high) return launch(Constant<high.group_rows>(), tiles);
+    constexpr ChannelsLastTile low = channels_last_tile(8 * tiles, Size, pass, {0, 0, 0});
+    constexpr ChannelsLastTile high = channels_last_tile(8 * tiles, Size, pass, {0, INT32_MAX, 0});
+    static_assert(low.tile.tiles == tiles && high.tile.tiles == tiles);
+    if constexpr (!(low == high))
+      if (block == low)
+        return launch(Constant<low.tile.group_rows>(), tiles, Constant<low.channels>());
+    if (block == high)
+      return launch(Constant<high.tile.group_rows>(), tiles, Constant<high.channels>());
     return cudaErrorInvalidValue;
   });
 }
 
-// Calls launch(T(), Constant<group_rows>, Constant<tiles>) for a tile of channels_last_tile.
+// Calls launch(T(), Constant<group_rows>, Constant<tiles>, Constant<channels>) for a plan of
+// channels_last_plan.
 template <int Size, Pass pass, class Launch>
-cudaError_t with_channels_last(ElementType type, TileShape tile, Launch launch) {
+cudaError_t with_channels_last(ElementType type, const Plan& plan, Launch launch) {
   return with_element(type, [&](auto element) {
     return with_channels_last_tile<Size, pass>(
-        tile, [&](auto group_rows, auto tiles) { return launch(element, group_rows, tiles); });
+        {plan.tile, plan.channels}, [&](auto group_rows, auto tiles, auto channels) {
+          return launch(element, group_rows, tiles, channels);
+        });
   });
 }
 

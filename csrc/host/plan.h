@@ -20,7 +20,8 @@ struct Chip {
 struct Plan {
   TileShape tile;
   Tiling tiling;
-  int splits;  // of the items of a channel, each worked through by one warp
+  int splits;    // of the items of a channel, each worked through by one warp
+  int channels;  // of a block of channels-last tensors
 };
 
 constexpr int most_warps = 4;  // of a block; a warp works alone, so fewer do as well
@@ -85,43 +86,70 @@ constexpr Plan plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {
 // A block stages the planes of several channels at once and keeps to one section of the images. Its
 // splits are splits of the images.
 
-constexpr int channels_last_blocks(int size, int tiles, Pass pass, const Tuning& tuning) {
-  return pass == Pass::weight_gradient ? tuning.channels_last_weight_gradient_blocks(size, tiles)
-                                       : tuning.channels_last_forward_blocks(size, tiles);
+constexpr int channels_last_blocks(int size, int tiles, int channels, Pass pass,
+                                   const Tuning& tuning) {
+  return pass == Pass::weight_gradient
+             ? tuning.channels_last_weight_gradient_blocks(size, tiles, channels)
+             : tuning.channels_last_forward_blocks(size, tiles, channels);
 }
 
-// The most that a block of the weight gradient takes for two wide tensors in groups of two rows.
-constexpr size_t two_row_shared_bytes = 152 * 1024;
+// Shared memory beyond 99 KB: sm_80, sm_90 and sm_100 have the first, sm_90 and sm_100 the second.
+constexpr size_t roomy_shared_bytes = 152 * 1024;
+constexpr size_t roomiest_shared_bytes = 227 * 1024;
 
-// Lower row groups than elsewhere where shared memory must hold many small planes, or two wide tensors.
-// For these, groups of two rows fetch half as many halo rows as groups of one. They are chosen where a
-// block can have the shared memory, and where registers leave room for one block only in any case.
-constexpr TileShape channels_last_tile(int width, int size, Pass pass, const Chip& chip) {
-  const TileShape tile = tile_shape(width);
-  if (tile.tiles == 1) return {4, 1};
-  if (tile.tiles <= 4 || pass == Pass::forward) return tile;
-  const bool two_rows =
-      channels_last_blocks(size, tile.tiles, pass, tuning_of(chip.capability)) == 1 &&
-      size_t(chip.shared_bytes) >= two_row_shared_bytes;
-  return {two_rows ? 2 : 1, tile.tiles};
+// The work of a block: items of `tile` of so many channels.
+struct ChannelsLastTile {
+  TileShape tile;
+  int channels;
+};
+constexpr bool operator==(const ChannelsLastTile& a, const ChannelsLastTile& b) {
+  return a.tile == b.tile && a.channels == b.channels;
 }
 
-// The most that a block with such a tile may take, on every chip that the tile is chosen for.
-constexpr size_t channels_last_shared_limit(TileShape tile, Pass pass) {
-  const bool two_wide_tensors = tile.tiles > 4 && pass == Pass::weight_gradient;
-  return two_wide_tensors && tile.group_rows == 2 ? two_row_shared_bytes : most_shared_bytes;
+// Sixteen channels fill a sector of memory, 32 bytes; blocks of eight read and write half of each, and
+// took 2.3 times as long on an H200 (forward, 32x32, k = 9). So a block has sixteen wherever its shared
+// memory and, for the sums of the weight gradient, its registers allow.
+//
+// Row groups are lower than elsewhere where shared memory must hold many small planes or wide ones.
+// Two rows of two wide tensors fetch half as many halo rows as one: they are chosen where a block of
+// eight channels can have the shared memory.
+constexpr ChannelsLastTile channels_last_tile(int width, int size, Pass pass, const Chip& chip) {
+  TileShape tile = tile_shape(width);
+  const bool narrow = tile.tiles <= 4;
+  if (tile.tiles == 1) tile.group_rows = 4;
+  const size_t shared = size_t(chip.shared_bytes);
+  int channels = 16;
+  if (pass == Pass::forward) {
+    const bool small = size <= 9 || (size == 11 && narrow && tile.tiles != 3);
+    if (!small && shared < roomy_shared_bytes) channels = 8;
+    if (!narrow && channels == 16) tile.group_rows = 1;
+  } else {
+    if (size > 9 || shared < roomiest_shared_bytes) channels = 8;
+    if (!narrow) tile.group_rows = size > 9 && shared >= roomy_shared_bytes ? 2 : 1;
+  }
+  return {tile, channels};
+}
+
+// The most that a block may take, on every chip that its tile is chosen for.
+constexpr size_t channels_last_shared_limit(const ChannelsLastTile& block, int size, Pass pass) {
+  const ChannelsLastTile least = channels_last_tile(8 * block.tile.tiles, size, pass, {0, 0, 0});
+  if (block == least) return most_shared_bytes;
+  return pass == Pass::forward || block.channels == 8 ? roomy_shared_bytes : roomiest_shared_bytes;
 }
 
 constexpr Plan channels_last_plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {
   const int size = odd_size(filter_size);
   Plan result{};
-  result.tile = channels_last_tile(shape.width, size, pass, chip);
+  const ChannelsLastTile block = channels_last_tile(shape.width, size, pass, chip);
+  result.tile = block.tile;
+  result.channels = block.channels;
   result.tiling = tiling_of(shape, result.tile);
   if (result.tiling.items < 0) return result;
   const int tiles = result.tile.tiles, parts = sections(result.tiling);
-  const int64_t blocks = divide_up(shape.channels, block_channels(size, tiles, pass)) * parts;
-  const int64_t at_a_time = int64_t(chip.multiprocessors) *
-                            channels_last_blocks(size, tiles, pass, tuning_of(chip.capability));
+  const int64_t blocks = divide_up(shape.channels, block.channels) * parts;
+  const int64_t at_a_time =
+      int64_t(chip.multiprocessors) *
+      channels_last_blocks(size, tiles, block.channels, pass, tuning_of(chip.capability));
   result.splits =
       image_splits(blocks, result.tiling.items / parts, at_a_time, most_items_of_split(pass));
   return result;

@@ -9,14 +9,14 @@
 
 namespace depthwise {
 
-template <int Size, int GroupRows, int Tiles>
+template <int Size, int GroupRows, int Tiles, int Channels>
 struct ChannelsLastForwardBlock {
   static constexpr int pad = Size / 2;
-  static constexpr int channels = block_channels(Size, Tiles, Pass::forward);
-  static constexpr int warps = block_warps(Size, Tiles, Pass::forward);
+  static constexpr int channels = Channels;
+  static constexpr int warps = block_warps(Size, Channels, Pass::forward);
   static constexpr int output_chunks = mma_rows * GroupRows * Tiles;
   static constexpr size_t most_shared_bytes =
-      channels_last_shared_limit({GroupRows, Tiles}, Pass::forward);
+      channels_last_shared_limit({{GroupRows, Tiles}, Channels}, Size, Pass::forward);
   using Planes = ChannelPlanes<GroupRows, 8 * Tiles, channels>;
   using Rows = typename Planes::Rows;
 
@@ -42,13 +42,13 @@ struct ChannelsLastForwardBlock {
 // The common body of the forward kernels, which differ in their epilogue. With `residual`, the epilogue
 // also gets the input. `added` is null or a tensor with the output's strides, which the epilogue gets
 // instead.
-template <class T, int Size, int GroupRows, int Tiles, class Epilogue>
+template <class T, int Size, int GroupRows, int Tiles, int Channels, class Epilogue>
 __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArguments& p,
                                                   const Tiling& tiling, const Staged& staged,
                                                   bool input_in_units, bool output_in_units,
                                                   const Epilogue& epilogue, bool residual,
                                                   const void* added) {
-  using Block = ChannelsLastForwardBlock<Size, GroupRows, Tiles>;
+  using Block = ChannelsLastForwardBlock<Size, GroupRows, Tiles, Channels>;
   using Planes = typename Block::Planes;
   using Rows = typename Block::Rows;
   using Outputs = typename Block::Outputs;
@@ -170,25 +170,27 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
 
 // Grid of both kernels: x counts sections, and in these channels by those of a block; y counts splits of
 // the images.
-template <class T, int Size, int GroupRows, int Tiles>
-__global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
-                                  compiled_tuning.channels_last_forward_blocks(Size, Tiles))
+template <class T, int Size, int GroupRows, int Tiles, int Channels>
+__global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::forward),
+                                  compiled_tuning.channels_last_forward_blocks(Size, Tiles,
+                                                                               Channels))
     depthwise_forward_channels_last(ChannelsLastForwardArguments p, Tiling tiling, Staged staged,
                                     bool input_in_units, bool output_in_units) {
-  convolve_channels<T, Size, GroupRows, Tiles>(p, tiling, staged, input_in_units, output_in_units,
-                                               BiasEpilogue{p.bias}, false, nullptr);
+  convolve_channels<T, Size, GroupRows, Tiles, Channels>(
+      p, tiling, staged, input_in_units, output_in_units, BiasEpilogue{p.bias}, false, nullptr);
 }
 
 // Forward pass with activation, normalisation and residual.
-template <class T, int Size, int GroupRows, int Tiles>
-__global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::forward),
-                                  compiled_tuning.channels_last_fused_forward_blocks(Size, Tiles))
+template <class T, int Size, int GroupRows, int Tiles, int Channels>
+__global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::forward),
+                                  compiled_tuning.channels_last_fused_forward_blocks(Size, Tiles,
+                                                                                     Channels))
     depthwise_forward_fused_channels_last(ChannelsLastFusedForwardArguments p, Tiling tiling,
                                           Staged staged, bool input_in_units,
                                           bool output_in_units) {
-  convolve_channels<T, Size, GroupRows, Tiles>(p, tiling, staged, input_in_units, output_in_units,
-                                               FusedEpilogue{p.bias, p.normalisation, p.activation},
-                                               p.residual, p.added);
+  convolve_channels<T, Size, GroupRows, Tiles, Channels>(
+      p, tiling, staged, input_in_units, output_in_units,
+      FusedEpilogue{p.bias, p.normalisation, p.activation}, p.residual, p.added);
 }
 
 // ---- launchers -----------------------------------------------------------------------------------
@@ -200,11 +202,12 @@ cudaError_t launch_forward_channels_last(const ChannelsLastForwardArguments& p, 
   const bool input = in_units(uintptr_t(p.input), channels, p.input_strides);
   const bool output = in_units(uintptr_t(p.output), channels, p.output_strides);
   return with_channels_last<Size, Pass::forward>(
-      type, plan.tile, [&](auto element, auto group_rows, auto tiles) {
+      type, plan, [&](auto element, auto group_rows, auto tiles, auto block_channels) {
         using T = decltype(element);
-        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles>, T>(
-            depthwise_forward_channels_last<T, Size, group_rows, tiles>, plan, stream, p, input,
-            output);
+        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles, block_channels>,
+                                  T>(
+            depthwise_forward_channels_last<T, Size, group_rows, tiles, block_channels>, plan,
+            stream, p, input, output);
       });
 }
 
@@ -217,11 +220,12 @@ cudaError_t launch_fused_forward_channels_last(const ChannelsLastFusedForwardArg
   const bool output =
       in_units(uintptr_t(p.output) | uintptr_t(p.added), channels, p.output_strides);
   return with_channels_last<Size, Pass::forward>(
-      type, plan.tile, [&](auto element, auto group_rows, auto tiles) {
+      type, plan, [&](auto element, auto group_rows, auto tiles, auto block_channels) {
         using T = decltype(element);
-        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles>, T>(
-            depthwise_forward_fused_channels_last<T, Size, group_rows, tiles>, plan, stream, p,
-            input, output);
+        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles, block_channels>,
+                                  T>(
+            depthwise_forward_fused_channels_last<T, Size, group_rows, tiles, block_channels>, plan,
+            stream, p, input, output);
       });
 }
 

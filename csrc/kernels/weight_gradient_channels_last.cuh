@@ -9,14 +9,14 @@
 
 namespace depthwise {
 
-template <int Size, int GroupRows, int Tiles>
+template <int Size, int GroupRows, int Tiles, int Channels>
 struct ChannelsLastWeightGradientBlock {
   static constexpr int pad = Size / 2;
-  static constexpr int channels = block_channels(Size, Tiles, Pass::weight_gradient);
-  static constexpr int warps = block_warps(Size, Tiles, Pass::weight_gradient);
+  static constexpr int channels = Channels;
+  static constexpr int warps = block_warps(Size, Channels, Pass::weight_gradient);
   static constexpr int gradient_chunks = mma_rows * GroupRows * Tiles;
   static constexpr size_t most_shared_bytes =
-      channels_last_shared_limit({GroupRows, Tiles}, Pass::weight_gradient);
+      channels_last_shared_limit({{GroupRows, Tiles}, Channels}, Size, Pass::weight_gradient);
   static_assert(channels == warps);
   using Sums = DiagonalSums<__half, Size, Tiles>;
   using Input = ChannelPlanes<GroupRows, 8 * Sums::input_chunks, channels>;
@@ -44,14 +44,15 @@ struct ChannelsLastWeightGradientBlock {
 
 // Grid: x counts sections, and in these channels by those of a block; y counts splits of the images. The
 // sums of split y and section s are number y * sections + s.
-template <class T, int Size, int GroupRows, int Tiles>
-__global__ void __launch_bounds__(32 * block_warps(Size, Tiles, Pass::weight_gradient),
-                                  compiled_tuning.channels_last_weight_gradient_blocks(Size, Tiles))
+template <class T, int Size, int GroupRows, int Tiles, int Channels>
+__global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::weight_gradient),
+                                  compiled_tuning.channels_last_weight_gradient_blocks(Size, Tiles,
+                                                                                       Channels))
     depthwise_weight_gradient_channels_last(
         ChannelsLastWeightGradientArguments p, Tiling tiling,
-        typename ChannelsLastWeightGradientBlock<Size, GroupRows, Tiles>::Both staged,
+        typename ChannelsLastWeightGradientBlock<Size, GroupRows, Tiles, Channels>::Both staged,
         bool input_in_units, bool gradient_in_units) {
-  using Block = ChannelsLastWeightGradientBlock<Size, GroupRows, Tiles>;
+  using Block = ChannelsLastWeightGradientBlock<Size, GroupRows, Tiles, Channels>;
   using Input = typename Block::Input;
   using Gradient = typename Block::Gradient;
   using InputRows = typename Input::Rows;
@@ -157,11 +158,12 @@ cudaError_t launch_weight_gradient_channels_last(const ChannelsLastWeightGradien
   const bool input = in_units(uintptr_t(p.input), channels, p.input_strides);
   const bool gradient = in_units(uintptr_t(p.output_gradient), channels, p.gradient_strides);
   return with_channels_last<Size, Pass::weight_gradient>(
-      type, plan.tile, [&](auto element, auto group_rows, auto tiles) {
+      type, plan, [&](auto element, auto group_rows, auto tiles, auto block_channels) {
         using T = decltype(element);
-        return launch_by_sections<ChannelsLastWeightGradientBlock<Size, group_rows, tiles>, T>(
-            depthwise_weight_gradient_channels_last<T, Size, group_rows, tiles>, plan, stream, p,
-            input, gradient);
+        return launch_by_sections<
+            ChannelsLastWeightGradientBlock<Size, group_rows, tiles, block_channels>, T>(
+            depthwise_weight_gradient_channels_last<T, Size, group_rows, tiles, block_channels>,
+            plan, stream, p, input, gradient);
       });
 }
 

@@ -38,24 +38,36 @@ constexpr Architecture sm_80{"sm_80", {108, 163 << 10, 80}}, sm_86{"sm_86", {82,
     sm_100{"sm_100", {148, 227 << 10, 100}}, sm_120{"sm_120", {170, 99 << 10, 120}};
 constexpr Architecture architectures[] = {sm_80, sm_86, sm_89, sm_90, sm_100, sm_120};
 
-constexpr bool has_tile(const Architecture& on, int width, int size, Pass pass, TileShape tile) {
-  const TileShape chosen = channels_last_tile(width, size, pass, on.chip);
-  return chosen == tile;
+constexpr bool has_tile(const Architecture& on, int width, int size, Pass pass, TileShape tile,
+                        int channels) {
+  return channels_last_tile(width, size, pass, on.chip) == ChannelsLastTile{tile, channels};
 }
 
-// Two wide tensors take groups of two rows where there is shared memory for them, and room for one
-// block in any case. Elsewhere, and for one tensor, an architecture makes no difference.
-static_assert(has_tile(sm_80, 56, 15, Pass::weight_gradient, {2, 7}));
-static_assert(has_tile(sm_86, 56, 15, Pass::weight_gradient, {1, 7}));
-static_assert(has_tile(sm_89, 56, 15, Pass::weight_gradient, {1, 7}));
-static_assert(has_tile(sm_90, 56, 15, Pass::weight_gradient, {2, 7}));
-static_assert(has_tile(sm_100, 56, 15, Pass::weight_gradient, {2, 7}));
-static_assert(has_tile(sm_120, 56, 15, Pass::weight_gradient, {1, 7}));
-static_assert(has_tile(sm_90, 44, 11, Pass::weight_gradient, {2, 6}));
-static_assert(has_tile(sm_90, 56, 9, Pass::weight_gradient, {1, 7}));
-static_assert(has_tile(sm_120, 56, 15, Pass::forward, {2, 7}));
-static_assert(has_tile(sm_90, 32, 9, Pass::weight_gradient, {2, 4}));
-static_assert(has_tile(sm_90, 7, 9, Pass::weight_gradient, {4, 1}));
+// One tensor: 16 channels on every architecture where registers or little memory allow it, else where a
+// block can have the memory. Wide planes then take row groups of one row.
+static_assert(has_tile(sm_120, 32, 9, Pass::forward, {2, 4}, 16));
+static_assert(has_tile(sm_120, 32, 11, Pass::forward, {2, 4}, 16));
+static_assert(has_tile(sm_120, 24, 11, Pass::forward, {3, 3}, 8));
+static_assert(has_tile(sm_120, 32, 15, Pass::forward, {2, 4}, 8));
+static_assert(has_tile(sm_120, 56, 9, Pass::forward, {1, 7}, 16));
+static_assert(has_tile(sm_120, 56, 15, Pass::forward, {2, 7}, 8));
+static_assert(has_tile(sm_80, 32, 15, Pass::forward, {2, 4}, 16));
+static_assert(has_tile(sm_90, 56, 15, Pass::forward, {1, 7}, 16));
+static_assert(has_tile(sm_90, 7, 15, Pass::forward, {4, 1}, 16));
+
+// Two tensors: 16 channels up to size 9 where a block can have most; beyond, two wide tensors take groups
+// of two rows where there is shared memory for them.
+static_assert(has_tile(sm_80, 32, 9, Pass::weight_gradient, {2, 4}, 8));
+static_assert(has_tile(sm_90, 32, 9, Pass::weight_gradient, {2, 4}, 16));
+static_assert(has_tile(sm_90, 56, 9, Pass::weight_gradient, {1, 7}, 16));
+static_assert(has_tile(sm_90, 7, 9, Pass::weight_gradient, {4, 1}, 16));
+static_assert(has_tile(sm_90, 32, 11, Pass::weight_gradient, {2, 4}, 8));
+static_assert(has_tile(sm_80, 56, 15, Pass::weight_gradient, {2, 7}, 8));
+static_assert(has_tile(sm_86, 56, 15, Pass::weight_gradient, {1, 7}, 8));
+static_assert(has_tile(sm_89, 56, 15, Pass::weight_gradient, {1, 7}, 8));
+static_assert(has_tile(sm_90, 56, 15, Pass::weight_gradient, {2, 7}, 8));
+static_assert(has_tile(sm_100, 44, 11, Pass::weight_gradient, {2, 6}, 8));
+static_assert(has_tile(sm_120, 56, 9, Pass::weight_gradient, {1, 7}, 8));
 
 // Shares: whole waves of blocks, which a multiprocessor runs four, three or two of at a time.
 constexpr int splits(const Shape& shape, int size, Pass pass, const Chip& chip) {
@@ -152,11 +164,13 @@ template <int Size, Pass pass>
 void check_channels_last(const Architecture& on, const Shape& shape) {
   const Plan chosen = channels_last_plan(shape, Size, pass, on.chip);
   const auto hold = [&](bool holds, const char* what) { require(holds, what, on, shape); };
-  const auto check = [&](auto group_rows, auto tiles) {
+  const auto check = [&](auto group_rows, auto tiles, auto channels) {
     using Block =
-        std::conditional_t<pass == Pass::forward, ChannelsLastForwardBlock<Size, group_rows, tiles>,
-                           ChannelsLastWeightGradientBlock<Size, group_rows, tiles>>;
+        std::conditional_t<pass == Pass::forward,
+                           ChannelsLastForwardBlock<Size, group_rows, tiles, channels>,
+                           ChannelsLastWeightGradientBlock<Size, group_rows, tiles, channels>>;
     hold(chosen.tile.group_rows == group_rows, "the kernel for this tile has other row groups");
+    hold(chosen.channels == channels, "the kernel for this tile has other channels");
     Tiling tiling = fitting_tiling<Block, __half>(chosen.tiling);
     hold(Block::template shared_bytes<__half>(tiling) <= size_t(on.chip.shared_bytes),
          "a block takes more shared memory than there is");
@@ -168,8 +182,8 @@ void check_channels_last(const Architecture& on, const Shape& shape) {
     check_items<group_rows, tiles>(on, shape, tiling);
     return cudaSuccess;
   };
-  hold(with_channels_last_tile<Size, pass>(chosen.tile, check) == cudaSuccess,
-       "no kernel for this tile");
+  const ChannelsLastTile block{chosen.tile, chosen.channels};
+  hold(with_channels_last_tile<Size, pass>(block, check) == cudaSuccess, "no kernel for this tile");
 }
 
 template <int Size>

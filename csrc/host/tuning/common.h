@@ -14,16 +14,9 @@ constexpr bool backward_with_weight(int size) { return size <= 11; }
 
 // ---- channels last: what a block is --------------------------------------------------------------
 
-// Channels of a block: 16, which fill a sector of memory, 32 bytes, where shared memory and registers
-// have room for them.
-constexpr int block_channels(int size, int tiles, Pass pass) {
-  const bool room = tiles <= 4 && size <= (tiles == 3 ? 9 : 11);
-  return pass == Pass::forward && room ? 16 : 8;
-}
-
 // Warps of a block: one a channel, or one for two channels where registers hold both filters.
-constexpr int block_warps(int size, int tiles, Pass pass) {
-  return size <= 9 ? 8 : block_channels(size, tiles, pass);
+constexpr int block_warps(int size, int channels, Pass pass) {
+  return pass == Pass::forward && size <= 9 ? 8 : channels;
 }
 
 // ---- blocks that a multiprocessor runs at a time --------------------------------------------------
@@ -46,18 +39,19 @@ constexpr int backward_blocks(int size, bool with_weight) {
   return size > 9 ? 2 : with_weight ? 3 : 4;
 }
 
-// Two wherever 128 registers are enough, as the compilers' reports say.
-constexpr int channels_last_forward_blocks(int size, int tiles) {
-  return size <= 9 || (size >= 13 && tiles <= 2) || (size == 15 && tiles == 4) ? 2 : 1;
+// Two of eight warps wherever 128 registers are enough, as the compilers' reports say, and one of 16.
+constexpr int channels_last_forward_blocks(int size, int tiles, int channels) {
+  if (size <= 9) return 2;
+  return channels == 8 && ((size >= 13 && tiles <= 2) || (size == 15 && tiles == 4)) ? 2 : 1;
 }
 
 // One block for size 15 and 4 tiles: the plain kernel needs all of 128 registers there.
-constexpr int channels_last_fused_forward_blocks(int size, int tiles) {
-  return size == 15 && tiles == 4 ? 1 : channels_last_forward_blocks(size, tiles);
+constexpr int channels_last_fused_forward_blocks(int size, int tiles, int channels) {
+  return size == 15 && tiles == 4 ? 1 : channels_last_forward_blocks(size, tiles, channels);
 }
 
-constexpr int channels_last_weight_gradient_blocks(int size, int tiles) {
-  return size < 9 || (size == 9 && tiles != 3) ? 2 : 1;
+constexpr int channels_last_weight_gradient_blocks(int size, int tiles, int channels) {
+  return channels == 8 && (size < 9 || (size == 9 && tiles != 3)) ? 2 : 1;
 }
 
 }  // namespace common
@@ -69,10 +63,11 @@ struct Tuning {
   int (*forward_blocks)(int size, int tiles, bool whole) = common::forward_blocks;
   int (*weight_gradient_blocks)(int size, int tiles) = common::weight_gradient_blocks;
   int (*backward_blocks)(int size, bool with_weight) = common::backward_blocks;
-  int (*channels_last_forward_blocks)(int size, int tiles) = common::channels_last_forward_blocks;
-  int (*channels_last_fused_forward_blocks)(int size,
-                                            int tiles) = common::channels_last_fused_forward_blocks;
-  int (*channels_last_weight_gradient_blocks)(int size, int tiles) =
+  int (*channels_last_forward_blocks)(int size, int tiles,
+                                      int channels) = common::channels_last_forward_blocks;
+  int (*channels_last_fused_forward_blocks)(int size, int tiles, int channels) =
+      common::channels_last_fused_forward_blocks;
+  int (*channels_last_weight_gradient_blocks)(int size, int tiles, int channels) =
       common::channels_last_weight_gradient_blocks;
 
   // Elementwise passes, 80 registers a thread for planes, where four vectors of two tensors are on
