@@ -1,0 +1,196 @@
+// Times the kernels of k = 9 by the number of splits, beside the number that the planner chooses. Prints one
+// line of JSON for each.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels/forward.cuh"
+#include "kernels/forward_channels_last.cuh"
+#include "kernels/weight_gradient.cuh"
+#include "kernels/weight_gradient_channels_last.cuh"
+
+namespace {
+
+using namespace depthwise;
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
+  std::exit(1);
+}
+#define CHECK(call) check(call, #call)
+
+constexpr int size = 9, rounds = 11;
+constexpr size_t elements = size_t(1) << 26;  // of each tensor that calls walk through
+
+int multiprocessors() {
+  int count = 0;
+  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
+  return count;
+}
+
+// A value between -1 and 1 for each element: zeros would take less power than real data.
+__global__ void fill(__half* to, size_t count, unsigned seed) {
+  for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
+       i += size_t(gridDim.x) * blockDim.x) {
+    unsigned bits = unsigned(i) * 2654435761u ^ seed;
+    bits = (bits ^ bits >> 15) * 2246822519u;
+    to[i] = __float2half(float(bits >> 8) / float(1 << 23) - 1.f);
+  }
+}
+
+__half* random_tensor(size_t count, unsigned seed) {
+  __half* tensor = nullptr;
+  CHECK(cudaMalloc(&tensor, 2 * count));
+  fill<<<1024, 256>>>(tensor, count, seed);
+  CHECK(cudaGetLastError());
+  return tensor;
+}
+
+struct Tensors {
+  __half *input = random_tensor(elements, 1), *other = random_tensor(elements, 2);
+  __half* weight = random_tensor(size_t(1536) * size * size, 3);
+  float* sums = nullptr;
+  Tensors() { CHECK(cudaMalloc(&sums, size_t(1) << 30)); }
+};
+
+// Median microseconds of `call(offset)` in elements of the tensors; calls walk through these, so that none
+// finds its own in the cache.
+template <class Call>
+double microseconds(size_t step, Call call) {
+  cudaEvent_t begin, end;
+  CHECK(cudaEventCreate(&begin));
+  CHECK(cudaEventCreate(&end));
+  const size_t places = elements / step;
+  const int calls = int(std::clamp<size_t>(places, 4, 20));
+  std::vector<float> times;
+  size_t place = 0;
+  for (int round = 0; round < rounds; ++round) {
+    CHECK(cudaEventRecord(begin));
+    for (int i = 0; i < calls; ++i) call(place++ % places * step);
+    CHECK(cudaEventRecord(end));
+    CHECK(cudaEventSynchronize(end));
+    float milliseconds = 0;
+    CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
+    times.push_back(milliseconds / float(calls));
+  }
+  CHECK(cudaEventDestroy(begin));
+  CHECK(cudaEventDestroy(end));
+  std::sort(times.begin(), times.end());
+  return 1e3 * times[rounds / 2];
+}
+
+// Numbers about a quarter apart, and that of the planner.
+std::vector<int> candidates(int planned, int most) {
+  std::vector<int> found{planned};
+  for (int splits = 1; splits <= most && splits <= 64; splits += std::max(1, splits / 4))
+    if (splits != planned) found.push_back(splits);
+  return found;
+}
+
+void report(const char* pass, const char* layout, const Shape& shape, int splits, bool planned,
+            double took) {
+  std::printf(
+      "{\"name\": \"splits\", \"pass\": \"%s\", \"layout\": \"%s\", \"images\": %d, "
+      "\"channels\": %d, \"plane\": %d, \"splits\": %d, \"planned\": %s, \"microseconds\": %.1f}\n",
+      pass, layout, shape.images, shape.channels, shape.width, splits, planned ? "true" : "false",
+      took);
+}
+
+// Calls time(plan) for every candidate.
+template <class Time>
+void sweep(const char* pass, const char* layout, const Shape& shape, Plan plan, int most,
+           Time time) {
+  const int planned = plan.splits;
+  for (const int splits : candidates(planned, most)) {
+    plan.splits = splits;
+    report(pass, layout, shape, splits, splits == planned, time(plan));
+  }
+}
+
+template <class Arguments, class AnyStrides>
+Arguments arguments(const Shape& shape, AnyStrides strides) {
+  Arguments p{};
+  p.shape = shape;
+  p.filter_size = size;
+  p.input_strides = strides;
+  if constexpr (requires { p.output_strides; }) p.output_strides = strides;
+  else p.gradient_strides = strides;
+  return p;
+}
+
+template <class Arguments, class AnyStrides, class Launch>
+void forward(const Tensors& tensors, const char* layout, const Shape& shape, AnyStrides strides,
+             const Plan& plan, int most, Launch launch) {
+  auto p = arguments<Arguments>(shape, strides);
+  p.weight = tensors.weight;
+  const size_t step = size_t(shape.images) * shape.channels * shape.height * shape.width;
+  sweep("forward", layout, shape, plan, most, [&](const Plan& chosen) {
+    return microseconds(step, [&](size_t offset) {
+      p.input = tensors.input + offset;
+      p.output = tensors.other + offset;
+      CHECK(launch(p, ElementType::half, chosen, cudaStream_t(0)));
+    });
+  });
+}
+
+template <class Arguments, class AnyStrides, class Launch>
+void weight_gradient(const Tensors& tensors, const char* layout, const Shape& shape,
+                     AnyStrides strides, const Plan& plan, int most, int parts, Launch launch) {
+  auto p = arguments<Arguments>(shape, strides);
+  p.weight_sums = tensors.sums;
+  const size_t step = size_t(shape.images) * shape.channels * shape.height * shape.width;
+  const ptrdiff_t weights = ptrdiff_t(shape.channels) * size * size;
+  float* const result = tensors.sums + (size_t(1) << 27);
+  sweep("weight gradient", layout, shape, plan, most, [&](const Plan& chosen) {
+    return microseconds(step, [&](size_t offset) {
+      p.input = tensors.input + offset;
+      p.output_gradient = tensors.other + offset;
+      CHECK(launch(p, ElementType::half, chosen, cudaStream_t(0)));
+      if (chosen.splits * parts > 1)
+        CHECK(launch_add_splits(result, p.weight_sums, chosen.splits * parts, weights,
+                                cudaStream_t(0)));
+    });
+  });
+}
+
+void all_passes(const Tensors& tensors, const Chip& chip, int images, int channels, int plane) {
+  const Shape shape{images, channels, plane, plane};
+  const ptrdiff_t pixels = ptrdiff_t(plane) * plane;
+  const Strides planar{channels * pixels, pixels};
+  const Plan chosen = plan(shape, size, Pass::forward, chip);
+  forward<ForwardArguments>(tensors, "contiguous", shape, planar, chosen, chosen.tiling.items,
+                            launch_forward<size>);
+  const Plan summed = plan(shape, size, Pass::weight_gradient, chip);
+  weight_gradient<WeightGradientArguments>(tensors, "contiguous", shape, planar, summed,
+                                           summed.tiling.items, 1, launch_weight_gradient<size>);
+  const PixelStrides last{channels * pixels, ptrdiff_t(channels) * plane, channels};
+  const Plan blocks = channels_last_plan(shape, size, Pass::forward, chip);
+  forward<ChannelsLastForwardArguments>(tensors, "channels_last", shape, last, blocks,
+                                        blocks.tiling.items / sections(blocks.tiling),
+                                        launch_forward_channels_last<size>);
+  const Plan sums = channels_last_plan(shape, size, Pass::weight_gradient, chip);
+  const int parts = sections(sums.tiling);
+  weight_gradient<ChannelsLastWeightGradientArguments>(tensors, "channels_last", shape, last, sums,
+                                                       sums.tiling.items / parts, parts,
+                                                       launch_weight_gradient_channels_last<size>);
+}
+
+}  // namespace
+
+int main() {
+  int shared = 0, major = 0, minor = 0;
+  CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+  CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
+  const Chip chip{multiprocessors(), shared, 10 * major + minor};
+  const Tensors tensors;
+  for (const int plane : {7, 8, 14, 16, 28}) all_passes(tensors, chip, 64, 768, plane);
+  all_passes(tensors, chip, 64, 384, 32);
+  all_passes(tensors, chip, 64, 96, 56);
+  all_passes(tensors, chip, 64, 192, 28);
+  all_passes(tensors, chip, 8, 768, 32);
+  all_passes(tensors, chip, 1, 768, 32);
+  return 0;
+}
