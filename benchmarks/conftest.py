@@ -184,13 +184,13 @@ def selection(pytestconfig: pytest.Config) -> shapes.Selection:
 
 
 @pytest.fixture(scope="session")
-def ceiling_samples(device: torch.device) -> dict[str, list[float]]:
+def ceiling_samples(device: torch.device) -> measure.CeilingSamples:
     return measure.ceiling_samples(device)
 
 
 @pytest.fixture(scope="session")
 def ceilings(
-    ceiling_samples: dict[str, list[float]], device: torch.device, pytestconfig: pytest.Config
+    ceiling_samples: measure.CeilingSamples, device: torch.device, pytestconfig: pytest.Config
 ) -> Ceilings:
     found = measure.ceilings(ceiling_samples, device)
     pytestconfig.stash[_CEILINGS] = found

@@ -2,13 +2,21 @@
 
     python benchmarks/visit.py --minutes 8                  every phase there is time for
     python benchmarks/visit.py --only smoke,ours            those alone, in their order
+    python benchmarks/visit.py --match 'k7-|768_32 cuda'    of convolutions, blocks and networks
+                                                            those in whose name this is found
     python benchmarks/visit.py --table build/visit          the table of a visit that was killed
     python benchmarks/visit.py --dry-run                    the same on a CPU, with tiny shapes
 
 Each phase runs in a process of its own with a limit of its own. Every fact is a line of JSON in
 visit.jsonl, on disk as soon as it is known; a short table comes last, also after SIGTERM or SIGINT.
 Results go to the folder named by OUT, or else to build/visit. `report.py` makes tables and pictures
-of them, `preferences.py` the preferences of `impl="auto"`.
+of them, `preferences.py` the preferences of `impl="auto"`. With --match a later visit measures what
+an earlier one left out: `report.py` takes the facts of both. The names are as in
+
+    depthwise input_gradient-64x1536x32x32-k9-float16-channels_last PyTorch
+    block training-64x1536x32x32-k9-float16-contiguous cuda
+    inference convmixer_1536_20 cuda, channels_last
+    training convmixer_768_32 PyTorch
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 
 # Kept for the table and for what the machine does at the end.
 _SECONDS_FOR_THE_TABLE = 5
+_LOOK_EVERY = 0.02
 
 
 class Interrupted(BaseException):
@@ -50,44 +60,54 @@ class Interrupted(BaseException):
 
 
 class Schedule:
-    """Run of phases in their order, with a note of each outcome."""
+    """Run of phases in their order, with a note of each outcome as soon as it is known."""
 
     def __init__(self, visit: Visit, wanted: Sequence[Phase], end: float) -> None:
         self._visit = visit
         self._wanted = wanted
         self._end = end
-        self._running: dict[str, Process] = {}
+        self._seconds = end - time.monotonic()
+        self._running: dict[str, tuple[Process, float]] = {}
 
     def run(self) -> None:
+        tried: set[str] = set()
         for phase in self._wanted:
-            if phase.name not in self._running and not self._begin(phase):
-                continue
-            for other in self._wanted:
-                if other.beside == phase.name:
-                    self._begin(other)
-            self._finish(phase)
+            for each in self._wanted:
+                if phase.name in (each.name, each.beside) and each.name not in tried:
+                    tried.add(each.name)
+                    self._begin(each)
+            while phase.name in self._running:
+                self._look()
+                time.sleep(_LOOK_EVERY)
 
     def interrupt(self) -> None:
         for name in list(self._running):
-            process = self._running.pop(name)
+            process, _ = self._running.pop(name)
             seconds = process.seconds
             process.kill()
             self._note(name, "interrupted", seconds)
 
-    def _begin(self, phase: Phase) -> bool:
-        if self._end - time.monotonic() < phase.least:
+    def _begin(self, phase: Phase) -> None:
+        left = self._end - self._kept(phase) - time.monotonic()
+        if left < phase.least:
             self._note(phase.name, "not begun", 0)
-            return False
-        work = partial(run_phase, phase, self._visit)
-        self._running[phase.name] = Process(work, self._visit.log)
-        return True
+            return
+        process = Process(partial(run_phase, phase, self._visit), self._visit.log)
+        self._running[phase.name] = (process, min(phase.limit, left))
 
-    def _finish(self, phase: Phase) -> None:
-        process = self._running[phase.name]
-        left = min(phase.limit - process.seconds, self._end - time.monotonic())
-        outcome = process.wait(max(0, left))
-        del self._running[phase.name]
-        self._note(phase.name, outcome, process.seconds)
+    def _kept(self, phase: Phase) -> float:
+        """Seconds that a phase leaves to those after it: at most a third of the visit."""
+        later = self._wanted[self._wanted.index(phase) + 1 :]
+        kept = [each.kept for each in later if each.group != phase.group]
+        return min(max(kept, default=0), self._seconds / 3)
+
+    def _look(self) -> None:
+        """Note the phases that have ended, and end those whose time is over."""
+        for name, (process, limit) in list(self._running.items()):
+            if process.ended() or process.seconds >= limit:
+                seconds = process.seconds
+                del self._running[name]
+                self._note(name, process.wait(0), seconds)
 
     def _note(self, name: str, outcome: str, seconds: float) -> None:
         self._visit.facts.add("phase", name=name, outcome=outcome, seconds=round(seconds, 1))
@@ -159,6 +179,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", metavar="PHASES", help=f"some of {','.join(phases.NAMES)}, with commas between"
     )
+    parser.add_argument("--match", default="", metavar="REGEX", help="measure only what has a name")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny shapes")
     parser.add_argument("--table", type=Path, metavar="FOLDER", help="only print its table")
     options = parser.parse_args(arguments)
@@ -167,6 +188,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = options.only.split(",") if options.only else phases.NAMES
     if unknown := [name for name in names if name not in phases.NAMES]:
         parser.error(f"--only: got {unknown[0]!r}, expected some of {', '.join(phases.NAMES)}")
+    try:
+        re.compile(options.match)
+    except re.error as error:
+        parser.error(f"--match: {options.match!r} is no regular expression: {error}")
     options.wanted = [phase for phase in phases.PHASES if phase.name in names]
     return options
 
@@ -193,14 +218,16 @@ def run(options: argparse.Namespace, folder: Path, end: float) -> int:
     from benchmarks.phases.context import Visit
     from benchmarks.reports import records
 
-    visit = Visit(folder, options.dry_run)
+    visit = Visit(folder, options.dry_run, options.match)
     start_afresh(visit.facts.path)
     schedule = Schedule(visit, options.wanted, end)
     interrupted = 0
     try:
         _raise_at(signal.SIGTERM, signal.SIGINT)
         name = visit.selection.name
-        records.add_provenance(visit.facts, name, machine.commit(), minutes=options.minutes)
+        records.add_provenance(
+            visit.facts, name, machine.commit(), minutes=options.minutes, match=options.match
+        )
         schedule.run()
     except Interrupted as signal_:
         interrupted = signal_.number

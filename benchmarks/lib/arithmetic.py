@@ -72,7 +72,7 @@ class Ceilings:
     """Bandwidth and rate that the machine reached in the same run.
 
     Attributes:
-        bytes_per_second: of a large copy, bytes read plus bytes written.
+        bytes_per_second: of the fastest copy, bytes read plus bytes written.
         operations_per_second: of a large dense matrix product.
         dtype: of that product.
     """

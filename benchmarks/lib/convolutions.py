@@ -37,13 +37,19 @@ class Problem:
 @lru_cache(maxsize=1)
 def load(case: Case, device: torch.device) -> Problem:
     """The problem of a case whose layout is left out of account."""
+    input, grad_output, weight = _random_tensors(case, device)
+    exact = _exact(case.operation, input.double(), grad_output.double(), weight.double())
+    return Problem(input, grad_output, weight, exact)
+
+
+def _random_tensors(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, gradient of the output and filters, contiguous."""
     dtype = getattr(torch, case.dtype)
     filters = (case.channels, 1, case.kernel_size, case.kernel_size)
     input, grad_output, weight = (
         torch.randn(shape, device=device).to(dtype) for shape in (case.shape, case.shape, filters)
     )
-    exact = _exact(case.operation, input.double(), grad_output.double(), weight.double())
-    return Problem(input, grad_output, weight, exact)
+    return input, grad_output, weight
 
 
 def _exact(operation: str, input: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
@@ -52,6 +58,14 @@ def _exact(operation: str, input: Tensor, grad_output: Tensor, weight: Tensor) -
         return torch.conv2d(input, weight, padding=border, groups=input.shape[1])
     index = ("input_gradient", "weight_gradient").index(operation)
     return pytorch_gradients(input, grad_output, weight, (index == 0, index == 1))[index]
+
+
+def run_once(case: Case, peer: Peer, device: torch.device) -> None:
+    """Run a peer once, for what it compiles on the way."""
+    tensors = _random_tensors(case, device)
+    format = MEMORY_FORMATS[case.layout]
+    with torch.no_grad(), peer.ready(device):
+        peer.run(case.operation)(*(tensor.to(memory_format=format) for tensor in tensors))
 
 
 def measured(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ class Facts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begun = time.monotonic()
 
     def add(self, fact: str, **fields: Any) -> None:
-        """Add a line of JSON that begins with the name of the fact; it is on disk afterwards."""
-        line = json.dumps({"fact": fact, **fields}) + "\n"
+        """Add a line of JSON; it is on disk afterwards.
+
+        The line begins with the name of the fact and the seconds since this object was made, which
+        tell what the time of a visit goes into.
+        """
+        seconds = round(time.monotonic() - self._begun, 2)
+        line = json.dumps({"fact": fact, "at": seconds, **fields}) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, line.encode())
@@ -51,6 +58,11 @@ def read(path: Path) -> list[Fact]:
 
 def of(facts: list[Fact], name: str) -> list[Fact]:
     return [fact for fact in facts if fact["fact"] == name]
+
+
+def fields(fact: Fact) -> Fact:
+    """What a fact says, without its name and its time."""
+    return {name: value for name, value in fact.items() if name not in ("fact", "at")}
 
 
 def shortened(text: object) -> str:

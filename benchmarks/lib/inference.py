@@ -30,14 +30,27 @@ class Loaded:
 
 @lru_cache(maxsize=1)
 def load(network: Network, device: torch.device, batch: int) -> Loaded:
-    with torch.device(device):
-        model = network.build().eval().to(dtype_on(device))
-        images = torch.randn(batch, 3, network.image_size, network.image_size)
-    images = images.to(dtype_on(device))
+    model, images = built(network, device, batch)
     with torch.inference_mode():
         logits = Way("torch", "contiguous").prepare(model)(images)
     assert torch.isfinite(logits).all(), f"{network.name}: not all logits are finite"
     return Loaded(model, images, logits)
+
+
+def built(network: Network, device: torch.device, batch: int) -> tuple[nn.Module, Tensor]:
+    """The network in evaluation mode, and random images."""
+    dtype = dtype_on(device)
+    with torch.device(device):
+        model = network.build().eval().to(dtype)
+        images = torch.randn(batch, 3, network.image_size, network.image_size).to(dtype)
+    return model, images
+
+
+def run_once(network: Network, way: Way, device: torch.device, selection: Selection) -> None:
+    """Run a network once, for what its kernels compile on the way."""
+    model, images = built(network, device, selection.batch)
+    with torch.inference_mode():
+        way.prepare(model)(images.to(memory_format=MEMORY_FORMATS[way.layout]))
 
 
 def measured(network: Network, way: Way, device: torch.device, selection: Selection) -> Measurement:

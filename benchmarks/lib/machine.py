@@ -21,14 +21,21 @@ _DIRTY = "-dirty"
 def commit(root: Path = ROOT, file: Path = COMMIT_FILE) -> dict[str, Any]:
     """The "id" of the checked-out commit and whether files are changed ("dirty").
 
-    Of git where it answers, else from the file, which holds what `git describe --always --dirty
-    --exclude='*' --abbrev=40` said elsewhere; "unknown" without either.
+    The file holds what `git describe --always --dirty --exclude='*' --abbrev=40` said elsewhere. It
+    counts where git does not know the commit that it names: a repository made of a copy of the
+    files has commits of its own, which mean nothing. Else git answers; "unknown" without either.
     """
-    text = _answer("git", "-C", str(root), *_DESCRIBE) if (root / ".git").exists() else None
-    if text is None and file.exists():
-        text = file.read_text().strip()
+    recorded = file.read_text().strip() if file.exists() else ""
+    text = recorded
+    if (root / ".git").exists() and (not recorded or _knows(root, recorded.removesuffix(_DIRTY))):
+        text = _answer("git", "-C", str(root), *_DESCRIBE) or recorded
     text = text or "unknown"
     return {"id": text.removesuffix(_DIRTY), "dirty": text.endswith(_DIRTY)}
+
+
+def _knows(root: Path, commit: str) -> bool:
+    """Tell whether the repository holds a commit."""
+    return _answer("git", "-C", str(root), "cat-file", "-e", f"{commit}^{{commit}}") is not None
 
 
 _DESCRIBE = ("describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
@@ -57,9 +64,14 @@ def describe(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "capability": [properties.major, properties.minor],
             "cache_bytes": properties.L2_cache_size,
-            "clocks": _query(_CLOCKS),
+            "clocks": clocks(),
         }
     return found
+
+
+def clocks() -> str | None:
+    """SM clock and its most, memory clock, power limit and temperature of the first GPU now."""
+    return _query(_CLOCKS)
 
 
 def _version(package: str) -> str | None:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.lib.arithmetic import Ceilings
+from benchmarks.lib.shapes import REFERENCE
 
 Call = Callable[[], object]
 
-# A kernel is timed for about this long; a replay below the least length measures its own launch. A
+# A kernel is timed for about this long; a turn below the least length measures its own launch. A
 # budget of 0 only shows that everything runs.
 BUDGET_SECONDS = 0.06
-_LEAST_REPLAY_SECONDS = 1e-3
+_LEAST_TURN_SECONDS = 1e-3
 _ROUNDS = (5, 100)
+# A call that takes so long is repeated alone and seldom: neither its launch nor what is left in the
+# cache counts in it.
+_SLOW_SECONDS = 5e-3
+_SLOW_ROUNDS = 3
+# A GPU that was idle reaches its clocks within this time of work.
+_WARM_UP_SECONDS = 0.5
 # Buffers rotate so that together they are this many times the last-level cache.
 _CACHES = 1.5
 _CPU_CACHE_BYTES = 32 << 20
@@ -61,28 +70,52 @@ def buffer_sets(bytes_per_call: int, device: torch.device, budget: float = BUDGE
     return min(_MOST_SETS_ON_CPU, max(2, math.ceil(_CACHES * _CPU_CACHE_BYTES / bytes_per_call)))
 
 
+def warm_up(device: torch.device) -> None:
+    """Keep a GPU busy with matrix products until its clocks are up."""
+    if device.type != "cuda":
+        return
+    left, right, product = torch.randn(3, 4096, 4096, device=device).half().unbind()
+    end = time.monotonic() + _WARM_UP_SECONDS
+    while time.monotonic() < end:
+        for _ in range(20):
+            torch.mm(left, right, out=product)
+        torch.cuda.synchronize(device)
+
+
 def kernel_samples(
-    calls: Sequence[Call], device: torch.device, budget: float = BUDGET_SECONDS
+    calls: Sequence[Call],
+    device: torch.device,
+    budget: float = BUDGET_SECONDS,
+    *,
+    in_graph: bool = True,
 ) -> list[float]:
     """Seconds a call takes, without what it costs to launch it, in about `budget` seconds.
 
     On a GPU the calls, each on buffers of its own, become one CUDA graph, and samples are the times
     of its replays by events, divided by the number of calls. The outputs of a graph stay allocated
-    together, so they rotate as well.
+    together, so they rotate as well. Without `in_graph` the calls are launched one by one, which
+    measures their launch where that takes longer.
     """
-    for call in calls[:2]:
-        call()
+    calls[0]()
     if device.type != "cuda":
         return _host_samples(calls, budget)
     torch.cuda.synchronize(device)
-    graph = _capture(calls)
-    once = _replay(graph, 1)[0]
-    if once < _LEAST_REPLAY_SECONDS:
-        repeats = math.ceil(_LEAST_REPLAY_SECONDS / once)
+    (alone,) = _event_samples([calls[-1]])
+    if alone >= _SLOW_SECONDS:
+        return _repeated(_turn(calls[:1], in_graph), _SLOW_ROUNDS)
+    turn = _turn(calls, in_graph)
+    (once,) = _repeated(turn, 1)
+    if once < _LEAST_TURN_SECONDS:
+        repeats = math.ceil(_LEAST_TURN_SECONDS / once)
         calls = list(calls) * repeats
-        graph = _capture(calls)
+        turn = _turn(calls, in_graph)
         once *= repeats
-    return [seconds / len(calls) for seconds in _replay(graph, _rounds(once, budget))]
+    return [seconds / len(calls) for seconds in _repeated(turn, _rounds(once, budget))]
+
+
+def _turn(calls: Sequence[Call], in_graph: bool) -> Call:
+    """Return what runs every call once."""
+    return _capture(calls).replay if in_graph else partial(_call_all, calls)
 
 
 def _capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
@@ -93,9 +126,9 @@ def _capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _replay(graph: torch.cuda.CUDAGraph, rounds: int) -> list[float]:
-    graph.replay()  # The GPU is busy with this replay while the measured ones are queued.
-    return _event_samples([graph.replay] * rounds)
+def _repeated(turn: Call, rounds: int) -> list[float]:
+    turn()  # The GPU is busy with this one while the measured ones are queued.
+    return _event_samples([turn] * rounds)
 
 
 def _rounds(seconds: float, budget: float) -> int:
@@ -120,9 +153,13 @@ def _host_samples(calls: Sequence[Call], budget: float) -> list[float]:
 
 def _host_time(calls: Sequence[Call]) -> float:
     start = time.perf_counter()
+    _call_all(calls)
+    return time.perf_counter() - start
+
+
+def _call_all(calls: Sequence[Call]) -> None:
     for call in calls:
         call()
-    return time.perf_counter() - start
 
 
 def batch_samples(
@@ -164,34 +201,89 @@ def peak_memory(call: Call, device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def ceiling_samples(device: torch.device) -> dict[str, list[float]]:
-    """Seconds of the two ceilings, see `ceilings`."""
-    copied, size, dtype = _ceiling_sizes(device)
-    source = torch.randn(copied // 4, device=device)
-    target = torch.empty_like(source)
+@dataclass(frozen=True)
+class Copy:
+    """One way to copy a tensor to another.
+
+    Attributes:
+        way: the operation of PyTorch, and how it was launched.
+        bytes: read plus written.
+        samples: seconds.
+    """
+
+    way: str
+    bytes: int
+    samples: list[float]
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The best of the samples."""
+        return self.bytes / min(self.samples)
+
+
+@dataclass(frozen=True)
+class CeilingSamples:
+    """The copies and the large dense matrix product of which `ceilings` takes the best."""
+
+    copies: list[Copy]
+    product: list[float]
+
+    @property
+    def fastest_copy(self) -> Copy:
+        return max(self.copies, key=lambda each: each.bytes_per_second)
+
+
+def ceiling_samples(device: torch.device) -> CeilingSamples:
+    """Time copies and a matrix product with the GPU's clocks up."""
+    warm_up(device)
+    size, dtype = _product_size(device)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
-    return {
-        "copy": kernel_samples([lambda: target.copy_(source)], device),
-        "matmul": kernel_samples([lambda: torch.mm(left, right, out=product)], device),
-    }
+    samples = kernel_samples([lambda: torch.mm(left, right, out=product)], device)
+    return CeilingSamples(_copies(device, dtype), samples)
 
 
-def ceilings(samples: dict[str, list[float]], device: torch.device) -> Ceilings:
-    """Bandwidth of a large copy and rate of a large dense matrix product, the best of each."""
-    copied, size, dtype = _ceiling_sizes(device)
+def ceilings(samples: CeilingSamples, device: torch.device) -> Ceilings:
+    """Bandwidth of the fastest copy and rate of the matrix product, the best sample of each."""
+    size, dtype = _product_size(device)
     return Ceilings(
-        bytes_per_second=2 * copied / min(samples["copy"]),
-        operations_per_second=2 * size**3 / min(samples["matmul"]),
+        bytes_per_second=samples.fastest_copy.bytes_per_second,
+        operations_per_second=2 * size**3 / min(samples.product),
         dtype=str(dtype).removeprefix("torch."),
     )
 
 
-def _ceiling_sizes(device: torch.device) -> tuple[int, int, torch.dtype]:
-    """Bytes of the copy, rows of the matrices and their dtype."""
-    if device.type == "cuda":
-        return 1 << 30, 8192, torch.float16
-    return 64 << 20, 512, torch.float32
+def _product_size(device: torch.device) -> tuple[int, torch.dtype]:
+    """Rows of the matrices and their dtype."""
+    return (8192, torch.float16) if device.type == "cuda" else (512, torch.float32)
+
+
+def _copies(device: torch.device, dtype: torch.dtype) -> list[Copy]:
+    """Time each way to copy tensors of each size.
+
+    A graph turns `copy_` into a node that copies memory, which takes another path than the kernel
+    of an elementwise operation.
+    """
+    on_gpu = device.type == "cuda"
+    sizes = (1 << 30, math.prod(REFERENCE) * dtype.itemsize) if on_gpu else (64 << 20,)
+    ways: dict[str, Callable[[Tensor, Tensor], object]] = {
+        "copy_": lambda source, target: target.copy_(source),
+        "neg": lambda source, target: torch.neg(source, out=target),
+    }
+    found = []
+    for size in sizes:
+        sources = [
+            torch.randn(size // dtype.itemsize, dtype=dtype, device=device)
+            for _ in range(buffer_sets(2 * size, device))
+        ]
+        pairs = [(source, torch.empty_like(source)) for source in sources]
+        for name, copy in ways.items():
+            calls = [partial(copy, *pair) for pair in pairs]
+            for in_graph in (True, False) if on_gpu else (False,):
+                samples = kernel_samples(calls, device, in_graph=in_graph)
+                launched = "in a graph" if in_graph else "launched alone"
+                found.append(Copy(f"{name}, {launched}", 2 * size, samples))
+    return found
 
 
 def poison(like: Tensor, dtype: torch.dtype) -> None:
@@ -227,8 +319,21 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return 0.0 if difference == 0 else difference / max(expected.norm().item(), 1e-30)
 
 
+class KernelTime(NamedTuple):
+    """The launches of a kernel in one call, or on a CPU the calls of an operator of PyTorch."""
+
+    name: str
+    calls: int
+    microseconds: float
+
+
 def kernels_that_ran(call: Call, device: torch.device, most: int = 3) -> list[str]:
     """Names of the kernels of one call that took longest; operators of PyTorch on a CPU."""
+    return [each.name for each in kernel_times(call, device)[:most]]
+
+
+def kernel_times(call: Call, device: torch.device) -> list[KernelTime]:
+    """Time each kernel of one call by the profiler, the longest first."""
     on_gpu = device.type == "cuda"
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CUDA if on_gpu else activity.CPU]
@@ -237,6 +342,9 @@ def kernels_that_ran(call: Call, device: torch.device, most: int = 3) -> list[st
         if on_gpu:
             torch.cuda.synchronize(device)
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    timed = [(getattr(event, attribute), event.key) for event in profile.key_averages()]
-    ran = sorted((entry for entry in timed if entry[0] > 0), reverse=True)
-    return [name for _, name in ran[:most]]
+    times = [
+        KernelTime(event.key, event.count, getattr(event, attribute))
+        for event in profile.key_averages()
+    ]
+    ran = (each for each in times if each.microseconds > 0)
+    return sorted(ran, key=lambda each: each.microseconds, reverse=True)

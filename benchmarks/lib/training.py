@@ -31,10 +31,7 @@ def measured(network: Network, way: Way, device: torch.device, selection: Select
     """
     if reason := way.unavailable(device):
         raise NotMeasured(reason)
-    with torch.device(device):
-        model = network.build().train()
-        images = torch.randn(selection.batch, 3, network.image_size, network.image_size)
-        labels = torch.randint(1000, (selection.batch,))
+    model, images, labels = built(network, device, selection.batch)
     pytorch = Way("torch", "contiguous")
     exact = _stem_gradient(pytorch, model, images, labels, half=False)
     allowed = _LEAST_RELATIVE_ERROR + 2 * measure.relative_error(
@@ -42,7 +39,7 @@ def measured(network: Network, way: Way, device: torch.device, selection: Select
     )
     error = measure.relative_error(_stem_gradient(way, model, images, labels), exact)
 
-    step = _training_step(way, model, images, labels)
+    step = training_step(way, model, images, labels)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     samples, host_share = measure.batch_samples(step, selection.training_steps, device)
@@ -65,6 +62,15 @@ def measured(network: Network, way: Way, device: torch.device, selection: Select
     )
 
 
+def built(network: Network, device: torch.device, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network in training mode, random images and their random labels."""
+    with torch.device(device):
+        model = network.build().train()
+        images = torch.randn(batch, 3, network.image_size, network.image_size)
+        labels = torch.randint(1000, (batch,))
+    return model, images, labels
+
+
 def _autocast(device: torch.device, half: bool = True) -> torch.autocast:
     return torch.autocast(device.type, torch.float16, enabled=half and device.type == "cuda")
 
@@ -81,9 +87,8 @@ def _stem_gradient(
     return gradient
 
 
-def _training_step(
-    way: Way, model: nn.Module, images: Tensor, labels: Tensor
-) -> Callable[[], None]:
+def training_step(way: Way, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Put `model` on the kernels and the layout of `way`, and return a step to call."""
     run = way.prepare(model)
     device = images.device
     images = images.to(memory_format=MEMORY_FORMATS[way.layout])

@@ -29,7 +29,9 @@ class Way:
     Attributes:
         implementation: of its depthwise convolutions; "torch" for PyTorch alone.
         layout: of images and weights.
-        compiled, keep_layout: as in `peers.Peer`.
+        compiled: whether torch.compile compiles it, with Inductor's own choices: tuned to the
+            most, its matrix products alone would take a minute.
+        keep_layout: as in `peers.Peer`.
     """
 
     implementation: str
@@ -38,10 +40,12 @@ class Way:
     keep_layout: bool = False
 
     def __str__(self) -> str:
-        name = {"torch": "PyTorch"}.get(self.implementation, self.implementation)
-        if self.compiled:
-            return "torch.compile, layout kept" if self.keep_layout else "torch.compile"
-        return name if self.layout == "contiguous" else f"{name}, {self.layout}"
+        words = [] if self.implementation == "torch" else [self.implementation]
+        words += ["torch.compile"] if self.compiled else []
+        words += ["layout kept"] if self.keep_layout else []
+        words += [self.layout] if self.layout != "contiguous" else []
+        plain = self.implementation == "torch" and not self.compiled
+        return ", ".join(["PyTorch", *words] if plain else words)
 
     def unavailable(self, device: torch.device) -> str | None:
         """Say why it is not measured on this device; None if it is."""
@@ -83,7 +87,7 @@ class Way:
         if not self.compiled:
             return model
         torch.compiler.reset()
-        options = peers.compile_options(self.keep_layout)
+        options: dict[str, Any] = {"layout_optimization": not self.keep_layout}
         compiled: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False, options=options)
         return compiled
 

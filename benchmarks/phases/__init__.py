@@ -14,13 +14,13 @@ class Phase:
     Attributes:
         name: as on the command line.
         function: "module:function" of this package; it takes a `context.Visit`.
-        estimate: seconds on 16 processor cores and one GPU; of a phase that begins beside another,
-            what it takes longer. An estimate, from processor seconds counted on other machines: no
-            GPU has been timed.
+        estimate: seconds beside an H200 on 16 processor cores; of a phase that begins beside
+            another, what it takes longer. Measured in part: some phases have changed since.
         limit: seconds after which it is killed.
         least: seconds that must be left for it to begin.
         beside: the phase it begins together with, because that one leaves alone what this one needs
             most: processors, or a quiet GPU. It is waited for in its own place in the list.
+        kept: seconds that phases before it leave to it, see `visit.Schedule`.
     """
 
     name: str
@@ -29,6 +29,12 @@ class Phase:
     limit: float
     least: float
     beside: str | None = None
+    kept: float = 0
+
+    @property
+    def group(self) -> str:
+        """The phase with which all that run side by side begin."""
+        return self.beside or self.name
 
     def load(self) -> Callable[..., None]:
         module, _, name = self.function.partition(":")
@@ -38,23 +44,24 @@ class Phase:
         return function
 
 
-# The build leaves the GPU alone, so PyTorch is timed meanwhile; compilers of Triton run while the
-# sanitizers, which nobody times, keep the GPU busy.
+# The build leaves the GPU alone, so PyTorch is timed meanwhile. Phases that time nothing come last
+# and together.
 PHASES = (
-    Phase("environment", "environment:environment", 5, 20, 5),
-    Phase("peers", "timings:peers", 45, 75, 15),
-    Phase("extension", "building:extension", 45, 170, 20, beside="environment"),
-    Phase("smoke", "correctness:smoke", 25, 60, 10),
-    Phase("ours", "timings:ours", 25, 60, 10),
-    Phase("blocks", "timings:blocks", 25, 60, 10),
-    Phase("networks", "timings:networks", 50, 80, 15),
-    Phase("micro", "micro:micro", 12, 30, 8),
-    Phase("sanitize", "sanitizers:sanitize", 70, 110, 20),
-    Phase("triton_smoke", "correctness:triton_smoke", 10, 120, 20, beside="sanitize"),
-    Phase("triton", "timings:triton", 20, 40, 10),
-    Phase("training", "timings:training", 40, 70, 15),
-    Phase("counters", "counters:counters", 40, 90, 25),
-    Phase("compiled", "timings:compiled", 45, 90, 30),
-    Phase("suite", "suite:suite", 300, 400, 30),
+    Phase("environment", "environment:environment", 1, 20, 5),
+    Phase("peers", "timings:peers", 90, 100, 15),
+    Phase("extension", "building:extension", 0, 170, 20, beside="environment"),
+    Phase("smoke", "correctness:smoke", 6, 60, 10),
+    Phase("ours", "timings:ours", 5, 60, 10),
+    Phase("blocks", "timings:blocks", 55, 65, 10),
+    Phase("networks", "timings:networks", 22, 80, 15),
+    Phase("profile", "profiling:profile", 15, 40, 10),
+    Phase("micro", "micro:micro", 6, 30, 8),
+    Phase("training", "timings:training", 48, 70, 15),
+    Phase("triton", "timings:triton", 35, 90, 15),
+    Phase("counters", "counters:counters", 26, 90, 25),
+    Phase("compiled", "timings:compiled", 65, 100, 30),
+    Phase("sanitize", "sanitizers:sanitize", 100, 150, 20, kept=100),
+    Phase("triton_smoke", "correctness:triton_smoke", 0, 120, 20, beside="sanitize", kept=100),
+    Phase("suite", "suite:suite", 200, 400, 30, beside="sanitize", kept=100),
 )
 NAMES = tuple(phase.name for phase in PHASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,13 @@ class Visit:
         folder: where its results go.
         dry_run: whether it runs on the CPU, with the smallest shapes. PyTorch then stands in for
             the kernels, and what needs a GPU or its tools is skipped with its reason.
+        match: regular expression; of convolutions, blocks and networks only those are measured in
+            whose name it is found. All of them without it.
     """
 
     folder: Path
     dry_run: bool
+    match: str = ""
 
     @cached_property
     def facts(self) -> Facts:
@@ -65,6 +69,10 @@ class Visit:
     def implementation(self) -> str:
         """The word for `impl` that names `kernels`."""
         return "torch" if self.dry_run else "cuda"
+
+    def wants(self, what: str) -> bool:
+        """Tell whether what has this name is to be measured."""
+        return re.search(self.match, what) is not None
 
     def needs_gpu(self, what: str) -> None:
         """Raise NotMeasured in a dry run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.lib.measurement import WrongResult
 from benchmarks.lib.shapes import REFERENCE
-from benchmarks.phases import operators, processes
+from benchmarks.phases import processes
 from benchmarks.phases.context import Visit
 
 # Kernel size, height and width.
@@ -46,17 +45,14 @@ def smoke(visit: Visit) -> None:
 
 
 def triton_smoke(visit: Visit) -> None:
-    """Check and compile kernels that are timed later, each in a process on a core of its own."""
+    """Check kernels, each in a process on a core of its own, which compiles them."""
     cases = ((3, 4),) if visit.dry_run else _TRITON
     checks = [
         partial(_triton_case, visit, kernel_size, plane, layout)
         for kernel_size, plane in cases
         for layout in _layouts()
     ]
-    if not visit.dry_run:  # The sanitizers find these compiled.
-        checks.append(partial(operators.run, "triton", "few", visit.device))
-    at_a_time = max(1, min(16, os.cpu_count() or 1) - 2)
-    outcomes = processes.in_parallel(checks, at_a_time, _TRITON_SECONDS, visit.log)
+    outcomes = processes.in_parallel(checks, processes.at_a_time(), _TRITON_SECONDS, visit.log)
     right = outcomes.count("done")
     visit.facts.add(
         "checked",

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,20 +16,27 @@ from torch import Tensor
 
 from benchmarks.lib import facts, measure
 from benchmarks.lib.measurement import NotMeasured
-from benchmarks.lib.shapes import Case
+from benchmarks.lib.shapes import REFERENCE, Case, Shape
 from benchmarks.lib.ways import MEMORY_FORMATS
 from benchmarks.phases import building, source_variants
 from benchmarks.phases.context import Visit, tool
 from convmixer_kernels import dispatch
 
 _SECONDS = 20
+_LIBRARIES = ("default", "cublas", "cublaslt")
+# Channels of the two ConvMixers whose time is published.
+_WIDTHS = (1536, 768)
 
 
 def micro(visit: Visit) -> None:
     for kernel_size in dict.fromkeys(case.kernel_size for case in visit.selection.blocks):
         case = next(each for each in visit.selection.blocks if each.kernel_size == kernel_size)
+        if not visit.wants(f"choices of {case}"):
+            continue
         with visit.attempt(f"choices of {case}"):
             _operators(visit, case)
+    with visit.attempt("pointwise products"):
+        _pointwise_products(visit)
     for name in ("micro", *(f"micro, {variant.label}" for variant in source_variants.VARIANTS)):
         with visit.attempt(name):
             _program(visit, name)
@@ -62,9 +74,77 @@ def _operators(visit: Visit, case: Case) -> None:
                 kernel_size=case.kernel_size,
                 dtype=case.dtype,
                 layout=layout,
-                microseconds=round(1e6 * sorted(samples)[len(samples) // 2], 1),
+                microseconds=_microseconds(samples),
             )
         del sets
+
+
+def _microseconds(samples: Sequence[float]) -> float:
+    return round(1e6 * statistics.median(samples), 1)
+
+
+def _pointwise_products(visit: Visit) -> None:
+    """The matrix product of `convmixer.model.pointwise`, and others that give its result."""
+    images, _, height, width = REFERENCE
+    shapes = [(images, channels, height, width) for channels in _WIDTHS]
+    if visit.dry_run:
+        shapes = [visit.selection.blocks[0].shape]
+    for shape, library in product(shapes, _LIBRARIES[: 1 if visit.dry_run else None]):
+        with visit.attempt(f"pointwise product by {library}"), _preferred(library):
+            _products_of(visit, shape, library)
+
+
+@contextmanager
+def _preferred(library: str) -> Iterator[None]:
+    """Let PyTorch prefer a library for its matrix products."""
+    if library == "default":
+        yield
+        return
+    before = torch.backends.cuda.preferred_blas_library()
+    torch.backends.cuda.preferred_blas_library(library)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.preferred_blas_library(before)
+
+
+def _products_of(visit: Visit, shape: Shape, library: str) -> None:
+    channels, pixels = shape[1], math.prod(shape) // shape[1]
+    dtype = getattr(torch, visit.selection.blocks[0].dtype)
+    bytes_per_call = 2 * math.prod(shape) * dtype.itemsize
+    count = measure.buffer_sets(bytes_per_call, visit.device, visit.budget)
+    rows = [torch.randn(channels, pixels, device=visit.device).to(dtype) for _ in range(count)]
+    matrix = (torch.randn(channels, channels, device=visit.device) / channels**0.5).to(dtype)
+    output = torch.empty_like(rows[0])
+    bias = torch.zeros(channels, device=visit.device, dtype=dtype)
+    lines = [each.view(pixels, channels) for each in rows]
+    ways: dict[str, tuple[list[Tensor], Callable[[Tensor], Tensor]]] = {
+        # CNHW: a row holds the pixels of a channel.
+        "matrix @ rows": (rows, lambda each: matrix @ each),
+        "rows.t() @ matrix.t() into a view": (
+            rows,
+            lambda each: torch.mm(each.t(), matrix.t(), out=output.t()),
+        ),
+        "rows.t() @ matrix.t() to channels_last": (rows, lambda each: each.t() @ matrix.t()),
+        # channels_last: a line holds the channels of a pixel.
+        "lines @ matrix.t()": (lines, lambda each: each @ matrix.t()),
+        "lines @ matrix.t() + bias": (lines, lambda each: torch.addmm(bias, each, matrix.t())),
+        "matrix @ lines.t() to CNHW": (lines, lambda each: matrix @ each.t()),
+    }
+    for way, (inputs, run) in ways.items():
+        calls = [partial(run, each) for each in inputs]
+        with torch.inference_mode():
+            microseconds = _microseconds(measure.kernel_samples(calls, visit.device, visit.budget))
+        visit.facts.add(
+            "micro",
+            what="pointwise product",
+            shape=shape,
+            dtype=str(dtype).removeprefix("torch."),
+            way=way,
+            library=library,
+            microseconds=microseconds,
+            teraflops=round(2 * pixels * channels**2 / microseconds / 1e6, 1),
+        )
 
 
 class _Tensors:

@@ -1,4 +1,7 @@
-"""Functions in processes of their own: a limit, a crash or a hang costs only its own process."""
+"""Functions in processes of their own: a limit, a crash or a hang costs only its own process.
+
+Beside them threads, for functions that do nothing but wait for tools.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -74,6 +78,11 @@ class Process:
         return time.monotonic() - self.begun
 
 
+def at_a_time() -> int:
+    """The number of processes that compile side by side: two cores are left to others."""
+    return max(1, min(16, os.cpu_count() or 1) - 2)
+
+
 def in_parallel(
     functions: Iterable[Callable[[], object]], at_a_time: int, seconds: float, log: Path
 ) -> list[str]:
@@ -90,6 +99,16 @@ def in_parallel(
                 outcomes[number] = running.pop(number).wait(0)
         time.sleep(_LOOK_EVERY)
     return [outcomes[number] for number in sorted(outcomes)]
+
+
+def side_by_side(functions: Sequence[Callable[[], object]]) -> None:
+    """Run functions that wait for tools, each in a thread.
+
+    The tools stay in the process group of this process, so that whoever kills it ends them too.
+    """
+    with ThreadPoolExecutor(len(functions)) as threads:
+        for running in [threads.submit(function) for function in functions]:
+            running.result()
 
 
 def _run(function: Callable[[], object], log: Path, parent: int) -> None:

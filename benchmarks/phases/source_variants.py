@@ -25,12 +25,6 @@ class Variant:
 
 VARIANTS = (
     Variant(
-        "8 channels a block",
-        "host/tuning/common.h",
-        "return pass == Pass::forward && room ? 16 : 8;",
-        "return room ? 8 : 8;",
-    ),
-    Variant(
         "registers for 3 blocks",
         "host/tuning/common.h",
         "return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;",

@@ -1,4 +1,4 @@
-"""The tests whose tensors are on the GPU: of CUDA, of Triton, then those that fill its memory."""
+"""The tests whose tensors are on the GPU: of CUDA, then of Triton; beside them large tensors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from benchmarks.lib.facts import Facts
 from benchmarks.lib.measurement import NotMeasured
+from benchmarks.phases import processes
 from benchmarks.phases.context import ROOT, Visit, environment
 
 
@@ -26,10 +28,13 @@ class Part(NamedTuple):
     parallel: bool
 
 
+# Those of a line run one after another, the lines at once.
 PARTS = (
-    Part("cuda", "gpu and not memory", "not triton", True),
-    Part("triton", "gpu and not memory", "triton", True),
-    Part("memory", "gpu and memory", "", False),
+    (
+        Part("cuda", "gpu and not memory", "not triton", True),
+        Part("triton", "gpu and not memory", "triton", True),
+    ),
+    (Part("memory", "gpu and memory", "", False),),
 )
 # Outcomes as pytest prints them, alone and from several processes.
 _OUTCOME = re.compile(
@@ -37,7 +42,7 @@ _OUTCOME = re.compile(
     r"|\] (?P<word_>PASSED|FAILED|ERROR|SKIPPED) (?P<test_>\S+::\S.*)"
 )
 # After so many tests their counts become a fact: the limit of this phase is likely to end it.
-_TESTS_A_FACT = 200
+_TESTS_A_FACT = 50
 _MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.gpu\b", re.MULTILINE)
 
 
@@ -46,7 +51,11 @@ def suite(visit: Visit) -> None:
     missing = [name for name in ("pytest", "xdist") if importlib.util.find_spec(name) is None]
     if missing:
         raise NotMeasured(f"there is no {missing[0]}")
-    for part in PARTS:
+    processes.side_by_side([partial(_run, visit, parts) for parts in PARTS])
+
+
+def _run(visit: Visit, parts: Iterable[Part]) -> None:
+    for part in parts:
         jobs = f"-n{os.cpu_count()}" if part.parallel else "-pno:xdist"
         command = [
             *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-pno:cacheprovider"),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.lib.facts import Fact, of
-from benchmarks.reports.formats import markdown
+from benchmarks.lib.facts import Fact, fields, of
+from benchmarks.reports.formats import NOTHING, digits, markdown
 from benchmarks.reports.records import Run
 
 # Facts of which each says that something is not as it should be.
 _TROUBLE = ("wrong", "failed")
-# Fields of a choice that need no name beside their value.
-_WORDS = ("fact", "what", "headers", "shape", "dtype", "layout")
+# Fields of a choice that need no name beside their value, and those that are its value.
+_WORDS = ("headers", "dtype", "layout", "way", "library")
+_VALUES = ("clocks", "microseconds", "teraflops")
 
 
 def is_right(fact: Fact) -> bool:
@@ -53,16 +54,62 @@ def micro(facts: Iterable[Fact]) -> list[list[str]]:
     """Rows of what was measured for choices: what, under which circumstances, and the number."""
     rows = []
     for fact in of(list(facts), "micro"):
-        unit = "clocks" if "clocks" in fact else "microseconds"
         where = ["x".join(map(str, fact["shape"]))] if "shape" in fact else []
-        where += [str(fact[name]) for name in ("headers", "dtype", "layout") if name in fact]
+        where += [str(fact[name]) for name in _WORDS if name in fact]
         where += [
             f"{name.replace('_', ' ')} {value}"
-            for name, value in fact.items()
-            if name not in (*_WORDS, "clocks", "microseconds")
+            for name, value in fields(fact).items()
+            if name not in ("what", "shape", *_WORDS, *_VALUES)
         ]
-        rows.append([str(fact["what"]), ", ".join(where), f"{fact[unit]} {unit}"])
+        values = [f"{fact[name]} {name}" for name in _VALUES if name in fact]
+        rows.append([str(fact["what"]), ", ".join(where), ", ".join(values)])
     return rows
+
+
+def copies(facts: Iterable[Fact]) -> list[list[str]]:
+    """Rows of the ways to copy: the way, the bytes that it moved, and its rate."""
+    return [
+        [
+            f"{fact['way']}",
+            f"{fact['bytes'] / 1e6:,.0f} MB",
+            f"{fact['bytes_per_second'] / 1e9:,.0f} GB/s",
+        ]
+        for fact in of(list(facts), "copy")
+    ]
+
+
+def counters(facts: Iterable[Fact]) -> list[list[str]]:
+    """Rows of what Nsight Compute counted: a header, then a row for each launch."""
+    found = of(list(facts), "counters")
+    names = list(dict.fromkeys(name for fact in found for name in fields(fact)))
+    header = [name.replace("_", " ") for name in names]
+    rows = [[_cell(fact.get(name)) for name in names] for fact in found]
+    return [header, *rows] if rows else []
+
+
+def profiles(facts: Iterable[Fact]) -> list[list[str]]:
+    """Rows of profiled calls: a header, then milliseconds of each kind of kernels and of all."""
+    found = of(list(facts), "profile of a call")
+    kinds = list(dict.fromkeys(kind for fact in found for kind in fact["kinds"]))
+    rows = [
+        [
+            f"{fact['network']}, {fact['way']}, {'training' if fact['training'] else 'inference'}",
+            *(_milliseconds(fact["kinds"].get(kind)) for kind in kinds),
+            _milliseconds(fact["microseconds"]),
+        ]
+        for fact in found
+    ]
+    return [["milliseconds of kernels", *kinds, "all"], *rows] if rows else []
+
+
+def _milliseconds(microseconds: float | None) -> str:
+    return NOTHING if microseconds is None else digits(microseconds / 1e3)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return NOTHING
+    return digits(value) if isinstance(value, float) else str(value)
 
 
 def phases(facts: Iterable[Fact]) -> list[str]:
@@ -83,16 +130,23 @@ def report(run: Run) -> list[str]:
         parts += ["## Checked\n", _list(found)]
     if rows := micro(run.facts):
         parts += ["## Choices\n", markdown(["", "", "time"], rows, left=2)]
+    for title, rows in (
+        ("Copies", [["", "", "rate"], *copies(run.facts)]),
+        ("Time of networks by kernels", profiles(run.facts)),
+        ("Hardware counters", counters(run.facts)),
+    ):
+        if rows[1:]:
+            parts += [f"## {title}\n", markdown(rows[0], rows[1:])]
     return parts
 
 
 def _text(fact: Fact) -> str:
-    fields = (
+    words = (
         f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in fact.items()
-        if name != "fact" and value != []
+        for name, value in fields(fact).items()
+        if value != []
     )
-    return f"{fact['fact']}: {'; '.join(fields)}"
+    return f"{fact['fact']}: {'; '.join(words)}"
 
 
 def _list(lines: list[str]) -> str:

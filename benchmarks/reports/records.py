@@ -188,7 +188,7 @@ def read_visit(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     began, machines, ceilings = (
-        {key: value for key, value in each[-1].items() if key != "fact"} if each else None
+        facts.fields(each[-1]) if each else None
         for each in (facts.of(found, name) for name in ("begin", "machine", "ceilings"))
     )
     if began is None:

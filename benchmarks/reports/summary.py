@@ -29,8 +29,15 @@ def lines(path: Path, facts: list[Fact]) -> list[str]:
     ):
         shown += ["", "times as fast as the best of PyTorch", *ratios.splitlines()]
     shown += _networks(found)
-    if micro := checks.micro(facts):
-        shown += ["", *aligned(["choice", "", ""], micro)]
+    extra = (
+        ([["copy", "", ""], *checks.copies(facts)], 1),
+        (checks.profiles(facts), 1),
+        (checks.counters(facts), 1),
+        ([["choice", "", ""], *checks.micro(facts)], 2),
+    )
+    for rows, left in extra:
+        if rows[1:]:
+            shown += ["", *aligned(rows[0], rows[1:], left)]
     shown += ["", *checks.results(facts)]
     shown += [f"TROUBLE {line}" for line in checks.trouble(facts)]
     reasons = Counter(fact["reason"] for fact in of(facts, "skipped"))
@@ -72,4 +79,4 @@ def _networks(found: list[records.Record]) -> list[str]:
         for each in found
         if each.kind in ("inference", "training")
     ]
-    return ["", *aligned(["network", "", ""], rows)] if rows else []
+    return ["", *aligned(["network", "", ""], rows, left=2)] if rows else []

@@ -176,7 +176,7 @@ def ceiling_table(ceilings: Ceilings | None) -> str:
     if ceilings is None:
         return ""
     rows = [
-        ["large copy, read plus written", f"{ceilings.bytes_per_second / 1e9:,.0f} GB/s"],
+        ["fastest copy, read plus written", f"{ceilings.bytes_per_second / 1e9:,.0f} GB/s"],
         [
             f"dense {ceilings.dtype} matrix product",
             rate(ceilings.operations_per_second),
