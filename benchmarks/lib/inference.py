@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,11 @@ def measured(network: Network, way: Way, device: torch.device, selection: Select
     run = way.prepare(loaded.model)
     images = loaded.images.to(memory_format=MEMORY_FORMATS[way.layout])
     with torch.inference_mode(), excused(str(way), optional=way.compiled):
-        error = measure.relative_error(run(images), loaded.logits)
-        samples, host_share = measure.batch_samples(lambda: run(images), selection.batches, device)
+        step: Callable[[], Tensor] = partial(run, images)
+        if way.graphed:
+            step = measure.captured(step)
+        error = measure.relative_error(step(), loaded.logits)
+        samples, host_share = measure.batch_samples(step, selection.batches, device)
     return Measurement(
         "inference",
         {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from benchmarks.lib.arithmetic import Ceilings
 from benchmarks.lib.shapes import REFERENCE
 
 Call = Callable[[], object]
+Result = TypeVar("Result")
 
 # A kernel is timed for about this long; a turn below the least length measures its own launch. A
 # budget of 0 only shows that everything runs.
@@ -160,6 +161,29 @@ def _host_time(calls: Sequence[Call]) -> float:
 def _call_all(calls: Sequence[Call]) -> None:
     for call in calls:
         call()
+
+
+def captured(step: Callable[[], Result]) -> Callable[[], Result]:
+    """Capture a step of a program as a CUDA graph, after it has run a few times on a side stream.
+
+    Returns:
+        A call that replays it and returns what the step returned, with new contents.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = step()
+
+    def replay() -> Result:
+        graph.replay()
+        return output
+
+    return replay
 
 
 def batch_samples(

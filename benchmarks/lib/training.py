@@ -40,6 +40,8 @@ def measured(network: Network, way: Way, device: torch.device, selection: Select
     error = measure.relative_error(_stem_gradient(way, model, images, labels), exact)
 
     step = training_step(way, model, images, labels)
+    if way.graphed:
+        step = measure.captured(step)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     samples, host_share = measure.batch_samples(step, selection.training_steps, device)
@@ -93,7 +95,7 @@ def training_step(way: Way, model: nn.Module, images: Tensor, labels: Tensor) ->
     device = images.device
     images = images.to(memory_format=MEMORY_FORMATS[way.layout])
     on_gpu = device.type == "cuda"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=on_gpu)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=on_gpu, capturable=way.graphed)
     scaler = torch.amp.GradScaler(device.type, enabled=on_gpu)
 
     def step() -> None:

@@ -32,17 +32,20 @@ class Way:
         compiled: whether torch.compile compiles it, with Inductor's own choices: tuned to the
             most, its matrix products alone would take a minute.
         keep_layout: as in `peers.Peer`.
+        graphed: whether a CUDA graph replays it, which takes the host out of its time.
     """
 
     implementation: str
     layout: str
     compiled: bool = False
     keep_layout: bool = False
+    graphed: bool = False
 
     def __str__(self) -> str:
         words = [] if self.implementation == "torch" else [self.implementation]
         words += ["torch.compile"] if self.compiled else []
         words += ["layout kept"] if self.keep_layout else []
+        words += ["CUDA graph"] if self.graphed else []
         words += [self.layout] if self.layout != "contiguous" else []
         plain = self.implementation == "torch" and not self.compiled
         return ", ".join(["PyTorch", *words] if plain else words)

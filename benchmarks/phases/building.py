@@ -74,6 +74,7 @@ def _start_programs(architecture: str) -> dict[str, subprocess.Popen[str]]:
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     builds = [
         ("micro", SOURCES / "micro.cu", cuda_build.CSRC),
+        ("splits", SOURCES / "splits.cu", cuda_build.CSRC),
         ("planted_faults", SOURCES / "planted_faults.cu", cuda_build.CSRC),
         *(
             (
@@ -106,6 +107,7 @@ def compile_command(
     return [
         *(str(toolkit.nvcc), "-ccbin", toolkit.host_compiler),
         *(*cuda_build.NVCC_FLAGS, f"-I{csrc}"),
-        *(f"-arch=sm_{architecture}", str(source), str(csrc / "host" / "kernel_launch.cpp")),
+        *(f"-arch=sm_{architecture}", str(source)),
+        *(str(csrc / each) for each in ("host/kernel_launch.cpp", "kernels/add_splits.cu")),
         *("-o", str(output)),
     ]

@@ -37,7 +37,8 @@ def micro(visit: Visit) -> None:
             _operators(visit, case)
     with visit.attempt("pointwise products"):
         _pointwise_products(visit)
-    for name in ("micro", *(f"micro, {variant.label}" for variant in source_variants.VARIANTS)):
+    variants = (f"micro, {variant.label}" for variant in source_variants.VARIANTS)
+    for name in ("micro", "splits", *variants):
         with visit.attempt(name):
             _program(visit, name)
 

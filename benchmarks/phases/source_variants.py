@@ -25,10 +25,24 @@ class Variant:
 
 VARIANTS = (
     Variant(
-        "registers for 3 blocks",
-        "host/tuning/common.h",
-        "return size <= 9 && (whole || tiles <= 2) ? 4 : size > 9 && tiles > 4 ? 2 : 3;",
-        "return size > 9 && (whole || tiles > 4) && tiles > 4 ? 2 : 3;",
+        "streaming stores",
+        "core/staging_contiguous.cuh",
+        """      *reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane) =
+          *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared);""",
+        """      __stcs(reinterpret_cast<uint4*>(to_ + image * stride_ + in_plane),
+             *reinterpret_cast<const uint4*>(from + in_shared_ + in_shared));""",
+    ),
+    Variant(
+        "streaming stores of pixels",
+        "core/staging_channels_last.cuh",
+        "*reinterpret_cast<uint4*>(at) = make_uint4(r[0], r[1], r[2], r[3]);",
+        "__stcs(reinterpret_cast<uint4*>(at), make_uint4(r[0], r[1], r[2], r[3]));",
+    ),
+    Variant(
+        "prefetch of 256 bytes",
+        "core/device.h",
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;",
+        "cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;",
     ),
 )
 

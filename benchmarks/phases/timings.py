@@ -47,9 +47,13 @@ def ours(visit: Visit) -> None:
 
 
 def triton(visit: Visit) -> None:
-    """The layout for which the kernels are made first, and in each the reference shape."""
-    cases = [case for case in visit.selection.cases if case.kernel_size >= 9 or visit.dry_run]
-    cases.sort(key=lambda case: (case.layout != "contiguous", not case.is_reference))
+    """The reference shape first, and of it the layout for which the kernels are made."""
+    cases = [
+        case
+        for case in visit.selection.cases
+        if case.is_reference or case.kernel_size >= 9 or visit.dry_run
+    ]
+    cases.sort(key=lambda case: (not case.is_reference, case.layout != "contiguous"))
     peer, network, way = peers_.KERNELS[1], _networks(visit)[0], Way("triton", "contiguous")
     last = _inference(visit, network, way)
     tasks = [*(_convolution(visit, case, peer) for case in cases), last]
@@ -70,13 +74,13 @@ def blocks(visit: Visit) -> None:
 
 def networks(visit: Visit) -> None:
     _tune_cudnn()
-    pairs = product(_networks(visit), _ways())
+    pairs = product(_networks(visit), (*_ways(), *_graphed(visit)))
     _record(visit, (_inference(visit, network, way) for network, way in pairs))
 
 
 def training(visit: Visit) -> None:
     _tune_cudnn()
-    pairs = product(_networks(visit)[:2], _ways())
+    pairs = product(_networks(visit)[:2], (*_ways(), *_graphed(visit)))
     _record(visit, (_training(visit, network, way) for network, way in pairs))
 
 
@@ -168,3 +172,7 @@ def _ways() -> list[Way]:
         Way("torch", "channels_last"),
         Way("cuda", "channels_last"),
     ]
+
+
+def _graphed(visit: Visit) -> list[Way]:
+    return [] if visit.dry_run else [Way("cuda", "contiguous", graphed=True)]
