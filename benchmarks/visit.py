@@ -17,6 +17,7 @@ an earlier one left out: `report.py` takes the facts of both. The names are as i
     block training-64x1536x32x32-k9-float16-contiguous cuda
     inference convmixer_1536_20 cuda, channels_last
     training convmixer_768_32 PyTorch
+    profile of inference convmixer_768_32 cuda
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Schedule:
                     tried.add(each.name)
                     self._begin(each)
             while phase.name in self._running:
-                self._look()
                 time.sleep(_LOOK_EVERY)
+                self._look()
 
     def interrupt(self) -> None:
         for name in list(self._running):

@@ -272,11 +272,9 @@ def _copies(device: torch.device, dtype: torch.dtype) -> list[Copy]:
     }
     found = []
     for size in sizes:
-        sources = [
-            torch.randn(size // dtype.itemsize, dtype=dtype, device=device)
-            for _ in range(buffer_sets(2 * size, device))
-        ]
-        pairs = [(source, torch.empty_like(source)) for source in sources]
+        values = torch.randn(size // dtype.itemsize, dtype=dtype, device=device)
+        count = buffer_sets(2 * size, device)
+        pairs = [(values.clone(), torch.empty_like(values)) for _ in range(count)]
         for name, copy in ways.items():
             calls = [partial(copy, *pair) for pair in pairs]
             for in_graph in (True, False) if on_gpu else (False,):
