@@ -265,7 +265,7 @@ def _copies(device: torch.device, dtype: torch.dtype) -> list[Copy]:
     of an elementwise operation.
     """
     on_gpu = device.type == "cuda"
-    sizes = (1 << 30, math.prod(REFERENCE) * dtype.itemsize) if on_gpu else (64 << 20,)
+    sizes = (1 << 30, math.prod(REFERENCE) * dtype.itemsize) if on_gpu else (32 << 20,)
     ways: dict[str, Callable[[Tensor, Tensor], object]] = {
         "copy_": lambda source, target: target.copy_(source),
         "neg": lambda source, target: torch.neg(source, out=target),
