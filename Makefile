@@ -55,7 +55,7 @@ make_all = @failed=; for goal in $(1); do \
 	if [ -n "$$failed" ]; then echo "make $@: failed:$$failed"; exit 1; fi
 
 gpu:
-	$(VISIT) $(if $(ONLY),--only $(ONLY))
+	$(VISIT) $(if $(ONLY),--only $(ONLY)) $(if $(MATCH),--match '$(MATCH)')
 
 gpu-full: gpu-present
 	$(call make_all,gpu-build gpu-test gpu-sanitize gpu-benchmark)

@@ -17,6 +17,7 @@ an earlier one left out: `report.py` takes the facts of both. The names are as i
     block training-64x1536x32x32-k9-float16-contiguous cuda
     inference convmixer_1536_20 cuda, channels_last
     training convmixer_768_32 PyTorch
+    profile of inference convmixer_768_32 cuda
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 # Kept for the table and for what the machine does at the end.
 _SECONDS_FOR_THE_TABLE = 5
 _LOOK_EVERY = 0.02
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
@@ -77,8 +79,8 @@ class Schedule:
                     tried.add(each.name)
                     self._begin(each)
             while phase.name in self._running:
-                self._look()
                 time.sleep(_LOOK_EVERY)
+                self._look()
 
     def interrupt(self) -> None:
         for name in list(self._running):
@@ -92,8 +94,9 @@ class Schedule:
         if left < phase.least:
             self._note(phase.name, "not begun", 0)
             return
-        process = Process(partial(run_phase, phase, self._visit), self._visit.log)
-        self._running[phase.name] = (process, min(phase.limit, left))
+        with _later(*_SIGNALS):
+            process = Process(partial(run_phase, phase, self._visit), self._visit.log)
+            self._running[phase.name] = (process, min(phase.limit, left))
 
     def _kept(self, phase: Phase) -> float:
         """Seconds that a phase leaves to those after it: at most a third of the visit."""
@@ -106,8 +109,9 @@ class Schedule:
         for name, (process, limit) in list(self._running.items()):
             if process.ended() or process.seconds >= limit:
                 seconds = process.seconds
-                del self._running[name]
-                self._note(name, process.wait(0), seconds)
+                with _later(*_SIGNALS):
+                    self._note(name, process.wait(0), seconds)
+                    del self._running[name]
 
     def _note(self, name: str, outcome: str, seconds: float) -> None:
         self._visit.facts.add("phase", name=name, outcome=outcome, seconds=round(seconds, 1))
@@ -223,7 +227,7 @@ def run(options: argparse.Namespace, folder: Path, end: float) -> int:
     schedule = Schedule(visit, options.wanted, end)
     interrupted = 0
     try:
-        _raise_at(signal.SIGTERM, signal.SIGINT)
+        _raise_at(*_SIGNALS)
         name = visit.selection.name
         records.add_provenance(
             visit.facts, name, machine.commit(), minutes=options.minutes, match=options.match
@@ -232,7 +236,7 @@ def run(options: argparse.Namespace, folder: Path, end: float) -> int:
     except Interrupted as signal_:
         interrupted = signal_.number
     finally:
-        _ignore(signal.SIGTERM, signal.SIGINT)  # The table comes first.
+        _ignore(*_SIGNALS)  # The table comes first.
         schedule.interrupt()
         status = print_table(visit.facts.path)
     return 128 + interrupted if interrupted else status
@@ -245,6 +249,16 @@ def _raise_at(*numbers: int) -> None:
 
     for number in numbers:
         signal.signal(number, end)
+
+
+@contextlib.contextmanager
+def _later(*numbers: int) -> Iterator[None]:
+    """Let signals wait, so that no process is begun or ended without a note of it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def _ignore(*numbers: int) -> None:

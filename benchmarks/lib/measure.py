@@ -289,18 +289,16 @@ def _copies(device: torch.device, dtype: torch.dtype) -> list[Copy]:
     of an elementwise operation.
     """
     on_gpu = device.type == "cuda"
-    sizes = (1 << 30, math.prod(REFERENCE) * dtype.itemsize) if on_gpu else (64 << 20,)
+    sizes = (1 << 30, math.prod(REFERENCE) * dtype.itemsize) if on_gpu else (32 << 20,)
     ways: dict[str, Callable[[Tensor, Tensor], object]] = {
         "copy_": lambda source, target: target.copy_(source),
         "neg": lambda source, target: torch.neg(source, out=target),
     }
     found = []
     for size in sizes:
-        sources = [
-            torch.randn(size // dtype.itemsize, dtype=dtype, device=device)
-            for _ in range(buffer_sets(2 * size, device))
-        ]
-        pairs = [(source, torch.empty_like(source)) for source in sources]
+        values = torch.randn(size // dtype.itemsize, dtype=dtype, device=device)
+        count = buffer_sets(2 * size, device)
+        pairs = [(values.clone(), torch.empty_like(values)) for _ in range(count)]
         for name, copy in ways.items():
             calls = [partial(copy, *pair) for pair in pairs]
             for in_graph in (True, False) if on_gpu else (False,):

@@ -115,27 +115,13 @@ def _products_of(visit: Visit, shape: Shape, library: str) -> None:
     bytes_per_call = 2 * math.prod(shape) * dtype.itemsize
     count = measure.buffer_sets(bytes_per_call, visit.device, visit.budget)
     rows = [torch.randn(channels, pixels, device=visit.device).to(dtype) for _ in range(count)]
-    matrix = (torch.randn(channels, channels, device=visit.device) / channels**0.5).to(dtype)
-    output = torch.empty_like(rows[0])
-    bias = torch.zeros(channels, device=visit.device, dtype=dtype)
     lines = [each.view(pixels, channels) for each in rows]
-    ways: dict[str, tuple[list[Tensor], Callable[[Tensor], Tensor]]] = {
-        # CNHW: a row holds the pixels of a channel.
-        "matrix @ rows": (rows, lambda each: matrix @ each),
-        "rows.t() @ matrix.t() into a view": (
-            rows,
-            lambda each: torch.mm(each.t(), matrix.t(), out=output.t()),
-        ),
-        "rows.t() @ matrix.t() to channels_last": (rows, lambda each: each.t() @ matrix.t()),
-        # channels_last: a line holds the channels of a pixel.
-        "lines @ matrix.t()": (lines, lambda each: each @ matrix.t()),
-        "lines @ matrix.t() + bias": (lines, lambda each: torch.addmm(bias, each, matrix.t())),
-        "matrix @ lines.t() to CNHW": (lines, lambda each: matrix @ each.t()),
-    }
-    for way, (inputs, run) in ways.items():
-        calls = [partial(run, each) for each in inputs]
+    matrix = (torch.randn(channels, channels, device=visit.device) / channels**0.5).to(dtype)
+    for way, run in products(matrix, torch.empty_like(rows[0])).items():
+        calls = [partial(run, each) for each in (rows if "rows" in way else lines)]
         with torch.inference_mode():
-            microseconds = _microseconds(measure.kernel_samples(calls, visit.device, visit.budget))
+            samples = measure.kernel_samples(calls, visit.device, visit.budget)
+        microseconds = _microseconds(samples)
         visit.facts.add(
             "micro",
             what="pointwise product",
@@ -146,6 +132,25 @@ def _products_of(visit: Visit, shape: Shape, library: str) -> None:
             microseconds=microseconds,
             teraflops=round(2 * pixels * channels**2 / microseconds / 1e6, 1),
         )
+
+
+def products(matrix: Tensor, output: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Ways to multiply the channels of every pixel by `matrix`, by what they are.
+
+    A row holds all pixels of a channel (CNHW), a line all channels of a pixel (channels_last).
+    Results are as the input is, but for those with "to" in their name. `output` is like the rows.
+    """
+    columns, bias = matrix.t(), matrix.new_zeros(len(matrix))
+    return {
+        "matrix @ rows": lambda rows: matrix @ rows,
+        "rows.t() @ matrix.t(), out=rows.t()": lambda rows: torch.mm(
+            rows.t(), columns, out=output.t()
+        ).t(),
+        "rows.t() @ matrix.t() to lines": lambda rows: rows.t() @ columns,
+        "lines @ matrix.t()": lambda lines: lines @ columns,
+        "lines @ matrix.t() + bias": lambda lines: torch.addmm(bias, lines, columns),
+        "matrix @ lines.t() to CNHW": lambda lines: matrix @ lines.t(),
+    }
 
 
 class _Tensors:

@@ -118,6 +118,8 @@ def _run(function: Callable[[], object], log: Path, parent: int) -> None:
         _end_with(parent)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        # Whoever forks may let signals wait meanwhile.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for output in (1, 2):
             os.dup2(file, output)

@@ -98,7 +98,7 @@ class Run:
 
     Attributes:
         machine: hardware and versions, see machine.py.
-        ceilings: of the latest file that has them.
+        ceilings: of the latest file that has them; all records are held against these.
         commits, dates: of the files, in their order.
         selections: names of the lists that were measured.
         records: the latest of each key.
@@ -145,6 +145,7 @@ def load(paths: Sequence[Path]) -> Run:
             from different machines.
     """
     files = [_read(path) for path in paths]
+    ceilings = [Ceilings(**content["ceilings"]) for content in files if content["ceilings"]]
     records: dict[Key, Record] = {}
     skipped: dict[str, int] = {}
     for path, content in zip(paths, files, strict=True):
@@ -152,13 +153,14 @@ def load(paths: Sequence[Path]) -> Run:
             mine, first = content["machine_info"][name], files[0]["machine_info"][name]
             if mine != first:
                 raise UsageError(f"{path}: measured on {mine}, {paths[0]} on {first}")
+        for entry in content["benchmarks"] if ceilings else ():
+            _hold_against(entry, ceilings[-1])
         records.update((found.key, found) for found in map(record, content["benchmarks"]))
         for reason, count in content["skipped"].items():
             skipped[reason] = skipped.get(reason, 0) + count
-    ceilings = [content["ceilings"] for content in files if content["ceilings"]]
     return Run(
         machine=files[-1]["machine_info"],
-        ceilings=Ceilings(**ceilings[-1]) if ceilings else None,
+        ceilings=ceilings[-1] if ceilings else None,
         commits=list(dict.fromkeys(_commit(content["commit_info"]) for content in files)),
         dates=list(dict.fromkeys(content["datetime"][:10] for content in files)),
         selections=list(dict.fromkeys(content["selection"] for content in files)),
@@ -196,9 +198,6 @@ def read_visit(path: Path) -> dict[str, Any]:
     entries = [
         {key: fact[key] for key in ("extra_info", "stats")} for fact in facts.of(found, "measured")
     ]
-    if ceilings:
-        for entry in entries:
-            _hold_against(entry, Ceilings(**ceilings))
     reasons = Counter(fact["reason"] for fact in facts.of(found, "skipped"))
     return {
         "machine_info": machines,

@@ -26,6 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "csrc" / "build_tools")]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# The phases that take longest, of which there are many kills without, and words of their facts.
+LONGEST = ("blocks", "profile", "micro", "triton_smoke")
+OF_LONGEST = ('"kind": "block"', '"fact": "profile', '"fact": "micro"')
 
 
 def started(folder: Path, run: Callable[[], int], reports: int | None = None) -> int:
@@ -71,8 +74,7 @@ def killed(folder: Path, after: int, pause: float, by: signal.Signals) -> dict[s
     """A dry run that gets a signal a moment after it has reported so many facts."""
     from benchmarks import phases, visit
 
-    # The phases that take longest are left out: there are many kills.
-    names = [name for name in phases.NAMES if name not in ("blocks", "micro", "triton_smoke")]
+    names = [name for name in phases.NAMES if name not in LONGEST]
     read, write = os.pipe()
     arguments = ["--dry-run", "--only", ",".join(names)]
     number = started(folder, lambda: visit.main(arguments), write)
@@ -106,28 +108,60 @@ def killed(folder: Path, after: int, pause: float, by: signal.Signals) -> dict[s
     }
 
 
-def troubled(folder: Path) -> dict[str, Any]:
-    """A visit of phases that go wrong between phases that do not."""
-    from benchmarks import phases, visit
-    from benchmarks.phases.context import Visit
+def given(name: str, run: Callable[[Any], None], limit: float = 300, **more: Any) -> Any:
+    """A phase that runs a function of this module."""
+    from benchmarks import phases
 
     @dataclass(frozen=True)
     class Given(phases.Phase):
-        run: Callable[[Visit], None] | None = None
-
         def load(self) -> Callable[..., None]:
-            assert self.run is not None
-            return self.run
+            return run
+
+    return Given(name, "", 1, limit, 0, **more)
+
+
+def visit_of(listed: list[Any], folder: Path, seconds: float) -> int:
+    """The exit status of a visit of these phases."""
+    from benchmarks import visit
+
+    def run() -> int:
+        options = visit.parse(["--dry-run"])
+        options.wanted = listed
+        return visit.run(options, folder, time.monotonic() + seconds)
+
+    return ended(started(folder, run))
+
+
+def short_of_time(folder: Path) -> list[str]:
+    """The facts of a visit whose last phase gets a third of its time, which the first would take.
+
+    A phase that ends beside a longer one has its outcome before that.
+    """
+    listed = [
+        given("long", lambda each: time.sleep(1000)),
+        given("beside", lambda each: None, beside="long"),
+        given("last", lambda each: None, kept=100),
+    ]
+    visit_of(listed, folder, 3)
+    return (folder / "visit.jsonl").read_text().splitlines()
+
+
+def troubled(folder: Path) -> dict[str, Any]:
+    """A visit of phases that go wrong between phases that do not."""
+    from benchmarks.phases import processes
+    from benchmarks.phases.context import Visit
 
     def fine(each: Visit) -> None:
         each.facts.add("fine")
 
-    def hang(each: Visit) -> None:
+    def tool() -> None:
         child = subprocess.Popen(["sleep", "1000"])
         (folder / "child").write_text(str(child.pid))
+        child.wait()
+
+    def hang(each: Visit) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        while True:
-            time.sleep(1000)
+        processes.side_by_side([tool])
 
     def crash(each: Visit) -> None:
         ctypes.string_at(0)
@@ -148,16 +182,8 @@ def troubled(folder: Path) -> dict[str, Any]:
         "fail": fail,
         "last": fine,
     }
-    listed = [
-        Given(name, "", 1, 3 if name == "hang" else 300, 0, run=run) for name, run in parts.items()
-    ]
-
-    def run() -> int:
-        options = visit.parse(["--dry-run"])
-        options.wanted = listed
-        return visit.run(options, folder, time.monotonic() + 600)
-
-    status = ended(started(folder, run))
+    listed = [given(name, run, 3 if name == "hang" else 300) for name, run in parts.items()]
+    status = visit_of(listed, folder, 600)
     child = folder / "child"
     return {
         "status": status,
@@ -198,17 +224,19 @@ def main() -> None:
     outcome["side_by_side"] = processes.in_parallel(work, 2, 600, folder / "log")
     outcome["whole"] = whole(folder / "whole")
     outcome["troubled"] = troubled(folder / "troubled")
+    outcome["short_of_time"] = short_of_time(folder / "short_of_time")
     without = ended(started(folder / "without", lambda: visit.main([])))
     outcome["without_gpu"] = {
         "status": without,
         "output": (folder / "without" / "output").read_text(),
     }
-    total = len((folder / "whole" / "visit.jsonl").read_text().splitlines())
+    lines = (folder / "whole" / "visit.jsonl").read_text().splitlines()
+    total = sum(not any(words in line for words in OF_LONGEST) for line in lines)
     dice = random.Random(seed)
     outcome["killed"] = [
         killed(
             folder / f"killed-{number}",
-            dice.randrange(1, total - 10),
+            dice.randrange(1, total - len(LONGEST) - 10),
             dice.uniform(0, 0.05),
             SIGNALS[number % len(SIGNALS)],
         )

@@ -171,6 +171,17 @@ class TestRecords:
         (merged,) = records.load(paths).records
         assert merged.median == 4e-5
 
+    def test_all_are_held_against_the_latest_ceilings(self, tmp_path: Path) -> None:
+        paths = []
+        for number, (size, rate) in enumerate(((3, 1e12), (5, 7e12))):
+            entry = depthwise(Case("forward", 1, 8, 16, size), "cuda", 5e-5)
+            ceilings = {**vars(CEILINGS), "bytes_per_second": rate}
+            content = {**synthetic_content(), "benchmarks": [entry], "ceilings": ceilings}
+            paths.append(store(tmp_path / f"{number}.json", content))
+        for each in records.load(paths).records:
+            share = each.info["bytes"] / 5e-5 / 7e12
+            assert each.info["share_of_copy"] == pytest.approx(share)
+
     def test_results_of_two_machines_are_not_mixed(self, stored: Path, tmp_path: Path) -> None:
         content = synthetic_content()
         content["machine_info"]["device"] = "another"

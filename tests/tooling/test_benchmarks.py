@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,41 @@ class TestMeasuring:
         assert set(calls) == {0, 1, 2}
         assert len(samples) >= 5
         assert min(samples) > 0
+
+    @pytest.mark.parametrize(("cost", "most_calls", "rounds"), [(0.02, 6, 3), (1e-4, 400, 25)])
+    def test_slow_calls_are_repeated_seldom(
+        self, cost: float, most_calls: int, rounds: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a GPU, with calls that take what they say."""
+        made: list[int] = []
+
+        def events(calls: Sequence[Callable[[], object]]) -> list[float]:
+            seconds = []
+            for call in calls:
+                before = len(made)
+                call()
+                seconds.append(cost * (len(made) - before))
+            return seconds
+
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(measure, "_event_samples", events)
+        monkeypatch.setattr(
+            measure, "_turn", lambda calls, in_graph: partial(measure._call_all, calls)
+        )
+        calls = [lambda each=each: made.append(each) for each in range(3)]
+        samples = measure.kernel_samples(calls, torch.device("cuda"), budget=0.03)
+        assert samples == pytest.approx([cost] * rounds)
+        assert len(made) <= most_calls
+
+    def test_the_fastest_copy_is_the_ceiling(self) -> None:
+        copies = [
+            measure.Copy("slow", 100, [2.0, 1.0]),
+            measure.Copy("fast", 300, [3.0, 0.5]),
+        ]
+        samples = measure.CeilingSamples(copies, [0.1, 0.2])
+        found = measure.ceilings(samples, torch.device("cpu"))
+        assert found.bytes_per_second == 600
+        assert found.operations_per_second == pytest.approx(2 * 512**3 / 0.1)
 
     def test_memory_of_a_cpu_is_not_counted(self) -> None:
         assert measure.peak_memory(lambda: None, torch.device("cpu")) is None
