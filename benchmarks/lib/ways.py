@@ -29,8 +29,8 @@ class Way:
     Attributes:
         implementation: of its depthwise convolutions; "torch" for PyTorch alone.
         layout: of images and weights.
-        compiled: whether torch.compile compiles it, with Inductor's own choices: tuned to the
-            most, its matrix products alone would take a minute.
+        compiled: whether torch.compile compiles it, with Inductor's defaults: under max-autotune
+            the matrix products of one network take a minute.
         keep_layout: as in `peers.Peer`.
         graphed: whether a CUDA graph replays it, which takes the host out of its time.
     """
@@ -42,13 +42,12 @@ class Way:
     graphed: bool = False
 
     def __str__(self) -> str:
-        words = [] if self.implementation == "torch" else [self.implementation]
-        words += ["torch.compile"] if self.compiled else []
-        words += ["layout kept"] if self.keep_layout else []
-        words += ["CUDA graph"] if self.graphed else []
-        words += [self.layout] if self.layout != "contiguous" else []
-        plain = self.implementation == "torch" and not self.compiled
-        return ", ".join(["PyTorch", *words] if plain else words)
+        kernels = [] if self.implementation == "torch" else [self.implementation]
+        compiler = ["torch.compile"] if self.compiled else []
+        notes = ["layout kept"] if self.keep_layout else []
+        notes += ["CUDA graph"] if self.graphed else []
+        notes += [] if self.layout == "contiguous" else [self.layout]
+        return ", ".join([*(kernels + compiler or ["PyTorch"]), *notes])
 
     def unavailable(self, device: torch.device) -> str | None:
         """Say why it is not measured on this device; None if it is."""

@@ -298,6 +298,21 @@ class TestWrongResults:
         assert "wrong" not in pytorch.judged("logits", 0.01, 0.02)
 
 
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        (ways.Way("torch", "contiguous"), "PyTorch"),
+        (ways.Way("torch", "channels_last"), "PyTorch, channels_last"),
+        (ways.Way("torch", "contiguous", compiled=True), "torch.compile"),
+        (ways.Way("torch", "contiguous", True, keep_layout=True), "torch.compile, layout kept"),
+        (ways.Way("cuda", "channels_last"), "cuda, channels_last"),
+        (ways.Way("cuda", "contiguous", compiled=True), "cuda, torch.compile"),
+    ],
+)
+def test_ways_have_names(way: ways.Way, name: str) -> None:
+    assert str(way) == name
+
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # PyTorch rounds factors of float32 convolutions to ten bits on a GPU.
 EAGER_DTYPE = "float32" if DEVICE == "cpu" else "float16"
