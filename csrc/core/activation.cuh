@@ -1,5 +1,5 @@
-// Activations and their derivatives. Both functions subtract a pivot from the activation, since
-// statistics and normalisations begin with that difference. NaN stays NaN, as in PyTorch.
+// Activations and their derivatives. `minus` subtracts a pivot, with which statistics begin. NaN stays
+// NaN, as in PyTorch.
 #pragma once
 #include "arguments.h"
 #include "core/device.h"
@@ -7,7 +7,7 @@
 namespace depthwise {
 
 struct Slope {
-  float value;  // activation(x) - pivot
+  float value;  // activation(x)
   float slope;  // activation'(x)
 };
 
@@ -31,16 +31,19 @@ struct Gelu {
   // The tail is zero beyond 8; without a limit, infinity times 0 would be NaN.
   __device__ __forceinline__ static float limited(float x) { return fminf(fabsf(x), 8.f); }
 
+  __device__ __forceinline__ static float of(float x) {
+    const float t = limited(x);
+    return fmaf(-t, tail(t), device::maximum(x, 0.f));
+  }
   __device__ __forceinline__ static float minus(float x, float pivot) {
     const float t = limited(x);
     return fmaf(-t, tail(t), device::maximum(x, 0.f) - pivot);
   }
   // The slope is Phi(x) + x phi(x), phi(x) = 2^(-log2(e) / 2 x^2 - log2(2 pi) / 2).
-  __device__ __forceinline__ static Slope with_slope(float x, float pivot) {
-    const float t = limited(x), below = tail(t);
+  __device__ __forceinline__ static Slope with_slope(float x) {
+    const float below = device::one_minus_if_positive(x, tail(limited(x)));  // Phi(x)
     const float phi = device::exp2(fmaf(x * x, -0.721347520f, -1.32574806f));
-    return {fmaf(-t, below, device::maximum(x, 0.f) - pivot),
-            fmaf(x, phi, x > 0 ? 1.f - below : below)};
+    return {x * below, fmaf(x, phi, below)};
   }
 };
 
@@ -49,11 +52,12 @@ struct Gelu {
 struct Floor {
   float floor;
 
+  __device__ __forceinline__ float of(float x) const { return device::maximum(x, floor); }
   __device__ __forceinline__ float minus(float x, float pivot) const {
     return device::maximum(x, floor) - pivot;
   }
-  __device__ __forceinline__ Slope with_slope(float x, float pivot) const {
-    return {minus(x, pivot), x > floor ? 1.f : 0.f};
+  __device__ __forceinline__ Slope with_slope(float x) const {
+    return {of(x), x > floor ? 1.f : 0.f};
   }
 };
 

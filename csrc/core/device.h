@@ -139,6 +139,18 @@ __device__ __forceinline__ float maximum(float x, float y) {
   return x;
 }
 
+// Returns sign > 0 ? 1 - x : x, by a predicated subtraction: the compiler would subtract and select.
+__device__ __forceinline__ float one_minus_if_positive(float sign, float x) {
+  asm("{\n"
+      ".reg .pred p;\n"
+      "setp.gt.f32 p, %1, 0f00000000;\n"
+      "@p sub.f32 %0, 0f3f800000, %0;\n"
+      "}"
+      : "+f"(x)
+      : "f"(sign));
+  return x;
+}
+
 // rcp.approx.ftz: 1 / x within 1 unit in the last place; subnormals count as zero.
 __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));

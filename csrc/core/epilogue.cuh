@@ -8,9 +8,8 @@
 
 namespace depthwise {
 
-// Stores make(low, high, group, row, column) for each pair of neighbouring accumulators, a word of two
-// 16-bit values. `group` is 0 or 1, one of this lane's two row groups, which begin at `first` and
-// `second`; `row` and `column` lie in that row group.
+// Stores make(low, high, group) for each pair of neighbouring accumulators, a word of two 16-bit values.
+// `group` is 0 or 1, one of this lane's two row groups, which begin at `first` and `second`.
 template <class T, int Size, class Rows, bool Shifted = false, int GroupRows, int Tiles, class Make>
 __device__ __forceinline__ void store_accumulators(T* first, T* second,
                                                    const float (&accumulator)[GroupRows][Tiles][4],
@@ -21,76 +20,83 @@ __device__ __forceinline__ void store_accumulators(T* first, T* second,
 #pragma unroll
     for (int s = 0; s < GroupRows; ++s) {
       const float (&value)[4] = accumulator[s][q];
-      *reinterpret_cast<uint32_t*>(first + Rows::at(s, 0) + column) =
-          make(value[0], value[1], 0, s, column);
-      *reinterpret_cast<uint32_t*>(second + Rows::at(s, 0) + column) =
-          make(value[2], value[3], 1, s, column);
+      *reinterpret_cast<uint32_t*>(first + Rows::at(s, 0) + column) = make(value[0], value[1], 0);
+      *reinterpret_cast<uint32_t*>(second + Rows::at(s, 0) + column) = make(value[2], value[3], 1);
     }
   }
 }
 
-// A residual in shared memory: this lane's two row groups there, whose values are added to the
-// accumulators.
-template <class T, class Rows>
-struct Residual {
-  const T* groups[2];
-  bool wanted;
+// Stores the accumulators as they are.
+template <class T, int Size, class Rows, bool Shifted = false, int GroupRows, int Tiles>
+__device__ __forceinline__ void store_accumulators(T* first, T* second,
+                                                   const float (&accumulator)[GroupRows][Tiles][4],
+                                                   int lane) {
+  store_accumulators<T, Size, Rows, Shifted>(
+      first, second, accumulator, lane,
+      [](float low, float high, int) { return pack<T>(low, high); });
+}
 
-  __device__ __forceinline__ float2 at(int group, int row, int column) const {
-    if (!wanted) return make_float2(0.f, 0.f);
-    return unpack<T>(*reinterpret_cast<const uint32_t*>(groups[group] + Rows::at(row, 0) + column));
+// Loads the bias of a channel, if there are any.
+__device__ __forceinline__ float bias_of(const float* bias, int channel) {
+  return bias ? __ldg(bias + channel) : 0.f;
+}
+
+// The bias of a channel, which the sums of each item start from: this takes no instruction where the
+// first mma of each tile reads it from the same four registers. They come from four lanes, so that the
+// compiler does not take them for one register, which it would copy for each mma.
+struct Start {
+  float four[4];
+
+  __device__ __forceinline__ explicit Start(float bias) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = __shfl_sync(~0u, bias, i);
+  }
+  template <int GroupRows, int Tiles>
+  __device__ __forceinline__ void fill(float (&accumulator)[GroupRows][Tiles][4]) const {
+#pragma unroll
+    for (int s = 0; s < GroupRows; ++s)
+#pragma unroll
+      for (int q = 0; q < Tiles; ++q)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) accumulator[s][q][i] = four[i];
   }
 };
 
-// Stores accumulators plus residual, possibly in the place of the residual.
-template <class T, int Size, class Rows, bool Shifted = false, int GroupRows, int Tiles,
-          class Other>
-__device__ __forceinline__ void store_with_residual(const Residual<T, Other>& residual, T* first,
-                                                    T* second,
-                                                    const float (&accumulator)[GroupRows][Tiles][4],
-                                                    int lane) {
-  store_accumulators<T, Size, Rows, Shifted>(
-      first, second, accumulator, lane, [&](float low, float high, int group, int row, int column) {
-        const float2 other = residual.at(group, row, column);
-        return pack<T>(low + other.x, high + other.y);
-      });
-}
+// A residual in shared memory, at `rows` as add_residual takes it.
+template <class T, class ResidualRows>
+struct Residual {
+  using Rows = ResidualRows;
+  const T* rows;
+  bool wanted;
+};
 
 // An epilogue has
-//   of(channel)   which loads the parameters of a channel and returns an object with
+//   bias          null or the bias of all channels, which the accumulators start from;
+//   of(channel)   which loads the other parameters of a channel and returns an object with
 //     store(...)    which is called with the accumulators of each item, and
 //     finish(lane)  which is called after the last one;
 //   adds          whether the kernel may add another tensor to the bare accumulators instead;
 //   rows_ahead    the number of input rows that `multiply` may load at a time beside it.
 
-// Adds the bias.
-struct BiasEpilogue {
+// Leaves the sums as they are.
+struct PlainEpilogue {
   static constexpr bool adds = false;
   static constexpr int rows_ahead(int size, int) { return depthwise::rows_ahead(size); }
   const float* bias;
 
   struct OfChannel {
-    float bias;
-
     template <class T, int Size, class Rows, int GroupRows, int Tiles, class Other>
     __device__ __forceinline__ void store(T* first, T* second,
-                                          const float (&accumulator)[GroupRows][Tiles][4],
-                                          const Other&, int, int lane) const {
-      store_accumulators<T, Size, Rows>(first, second, accumulator, lane,
-                                        [bias = bias](float low, float high, int, int, int) {
-                                          return pack<T>(low + bias, high + bias);
-                                        });
+                                          float (&accumulator)[GroupRows][Tiles][4], const Other&,
+                                          int, int lane) const {
+      store_accumulators<T, Size, Rows>(first, second, accumulator, lane);
     }
     __device__ __forceinline__ void finish(int) const {}
   };
-  __device__ __forceinline__ OfChannel of(int channel) const {
-    return {bias ? __ldg(bias + channel) : 0.f};
-  }
+  __device__ __forceinline__ OfChannel of(int) const { return {}; }
 };
 
-// Adds the bias, then applies activation, normalisation and residual; without a normalisation, its mean
-// is 0 and its scale 1. The parameters of the channel are loaded again for each item, from the cache:
-// held in registers they would cost more.
+// Applies activation, normalisation and residual.
 struct FusedEpilogue {
   static constexpr bool adds = true;
   static constexpr int rows_ahead(int size, int tiles) {
@@ -101,39 +107,44 @@ struct FusedEpilogue {
   Activation activation;
 
   struct OfChannel {
-    const FusedEpilogue& all;
-    int channel;
+    float scale, shift;
+    Activation activation;
 
     template <class T, int Size, class Rows, int GroupRows, int Tiles, class Other>
     __device__ __forceinline__ void store(T* first, T* second,
-                                          const float (&accumulator)[GroupRows][Tiles][4],
+                                          float (&accumulator)[GroupRows][Tiles][4],
                                           const Other& residual, int, int lane) const {
-      const int channel_in_loop = device::keep_in_loop(channel);
-      const float bias = all.bias ? __ldg(all.bias + channel_in_loop) : 0.f;
-      float mean = 0, scale = 1, shift = 0;
-      if (all.normalisation.rows) {
-        mean = __ldg(all.normalisation.mean() + channel_in_loop);
-        scale = __ldg(all.normalisation.scale() + channel_in_loop);
-        shift = __ldg(all.normalisation.shift() + channel_in_loop);
-      }
-      with_activation(all.activation, [&](auto activate) {
-        const auto normalised = [&](float value) {
-          return fmaf(activate.minus(value + bias, mean), scale, shift);
-        };
-        store_accumulators<T, Size, Rows>(
-            first, second, accumulator, lane,
-            [&](float low, float high, int group, int row, int column) {
-              const float2 other = residual.at(group, row, column);
-              return pack<T>(normalised(low) + other.x, normalised(high) + other.y);
-            });
+      with_activation(activation, [&](auto activate) {
+#pragma unroll
+        for (int s = 0; s < GroupRows; ++s)
+#pragma unroll
+          for (int q = 0; q < Tiles; ++q)
+#pragma unroll
+            for (float& value : accumulator[s][q]) value = fmaf(activate.of(value), scale, shift);
       });
+      if (residual.wanted) {
+        add_residual<T, Size, typename Other::Rows>(accumulator, residual.rows, lane);
+        // Outputs may take the place of the residual.
+        __syncwarp();
+      }
+      store_accumulators<T, Size, Rows>(first, second, accumulator, lane);
     }
     __device__ __forceinline__ void finish(int) const {}
   };
-  __device__ __forceinline__ OfChannel of(int channel) const { return {*this, channel}; }
+  // (a - mean) scale + shift becomes a scale + (shift - mean scale), an instruction less. It is off by
+  // 2^-24 of the mean, as the sums are, which are as large as the mean.
+  __device__ __forceinline__ OfChannel of(int channel) const {
+    float scale = 1, shift = 0;
+    if (normalisation.rows) {
+      scale = __ldg(normalisation.scale() + channel);
+      shift = fmaf(-__ldg(normalisation.mean() + channel), scale,
+                   __ldg(normalisation.shift() + channel));
+    }
+    return {scale, shift, activation};
+  }
 };
 
-// Adds the bias, and gathers the moments of the activation of each split. They are those of the rounded
+// Gathers the moments of the activation of each split. They are those of the rounded
 // values, which normalisation and backward pass read: where a bias is large, those of bfloat16
 // accumulators would miss the variance by a quarter.
 struct MomentsEpilogue {
@@ -145,7 +156,6 @@ struct MomentsEpilogue {
   Shape shape;
 
   struct OfChannel {
-    float bias;
     Activation activation;
     float* to;
     const Shape& shape;
@@ -154,8 +164,8 @@ struct MomentsEpilogue {
     // Whole planes only.
     template <class T, int Size, class Rows, int GroupRows, int Tiles, class Other>
     __device__ __forceinline__ void store(T* first, T* second,
-                                          const float (&accumulator)[GroupRows][Tiles][4],
-                                          const Other&, int number, int lane) {
+                                          float (&accumulator)[GroupRows][Tiles][4], const Other&,
+                                          int number, int lane) {
       constexpr int groups = 8 * Tiles / GroupRows, images = mma_rows / groups;
       bool exists[2] = {true, true};
       if constexpr (images > 1) {
@@ -163,8 +173,7 @@ struct MomentsEpilogue {
         exists[0] = lane / 4 / groups < left, exists[1] = (lane / 4 + 8) / groups < left;
       }
       with_activation(activation, [&](auto activate) {
-        const float pivot =
-            moments.count == 0 ? activate.minus(accumulator[0][0][0] + bias, 0) : moments.mean;
+        const float pivot = moments.count == 0 ? activate.of(accumulator[0][0][0]) : moments.mean;
         float total = 0, squares = 0;
         const auto gather = [&](float value) {
           const float difference = activate.minus(value, pivot);
@@ -172,8 +181,8 @@ struct MomentsEpilogue {
           squares = fmaf(difference, difference, squares);
         };
         store_accumulators<T, Size, Rows>(first, second, accumulator, lane,
-                                          [&](float low, float high, int group, int, int) {
-                                            const uint32_t word = pack<T>(low + bias, high + bias);
+                                          [&](float low, float high, int group) {
+                                            const uint32_t word = pack<T>(low, high);
                                             const float2 rounded = unpack<T>(word);
                                             if (exists[group]) gather(rounded.x), gather(rounded.y);
                                             return word;
@@ -188,11 +197,7 @@ struct MomentsEpilogue {
     }
   };
   __device__ __forceinline__ OfChannel of(int channel) const {
-    return {bias ? __ldg(bias + channel) : 0.f,
-            activation,
-            moments + ptrdiff_t(blockIdx.y) * 3 * shape.channels + channel,
-            shape,
-            {}};
+    return {activation, moments + ptrdiff_t(blockIdx.y) * 3 * shape.channels + channel, shape, {}};
   }
 };
 

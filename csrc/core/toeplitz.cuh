@@ -72,6 +72,22 @@ struct Bands {
 // of 168 in a weight gradient of size 11).
 __device__ __forceinline__ void load_no_further() { __syncwarp(); }
 
+// Loads Count chunks of 8 columns of a row of 16 row groups as A fragments: chunk q of row groups 0 to 7
+// in chunks[q][0], of row groups 8 to 15 in chunks[q][1]. `row` is where this lane finds its row of a
+// matrix: row group lane % 16, chunk lane / 16.
+template <int Count, class T>
+__device__ __forceinline__ void load_chunks(uint32_t (&chunks)[Count][2], const T* row, int lane) {
+#pragma unroll
+  for (int q = 0; q + 1 < Count; q += 2) {
+    uint32_t pair[4];
+    device::load_matrices<false>(pair, row + 8 * q);
+    chunks[q][0] = pair[0], chunks[q][1] = pair[1];
+    chunks[q + 1][0] = pair[2], chunks[q + 1][1] = pair[3];
+  }
+  if constexpr (Count % 2)
+    device::load_matrices<false>(chunks[Count - 1], row - lane / 16 * 8 + 8 * (Count - 1));
+}
+
 // The number of input rows to load at a time, where nothing else needs the registers.
 constexpr int rows_ahead(int size) { return size <= 9 ? 4 : size < 15 ? 2 : 1; }
 
@@ -91,16 +107,8 @@ __device__ __forceinline__ void multiply(float (&accumulator)[GroupRows][Tiles][
 #pragma unroll
   for (int d = 0; d < GroupRows + Size - 1; ++d) {
     if (d % Ahead == 0) load_no_further();
-    const T* const row = rows + Rows::at(d, 0);
     uint32_t a[loaded][2];
-#pragma unroll
-    for (int q = 0; q + 1 < loaded; q += 2) {
-      uint32_t pair[4];
-      device::load_matrices<false>(pair, row + 8 * q);
-      a[q][0] = pair[0], a[q][1] = pair[1], a[q + 1][0] = pair[2], a[q + 1][1] = pair[3];
-    }
-    if constexpr (loaded % 2)
-      device::load_matrices<false>(a[loaded - 1], row - lane / 16 * 8 + 8 * (loaded - 1));
+    load_chunks(a, rows + Rows::at(d, 0), lane);
     // One input window after the other, each for all the accumulators that it goes into.
     const auto each_accumulator = [&](int q, auto add) {
 #pragma unroll
@@ -135,6 +143,45 @@ __device__ __forceinline__ void multiply(float (&accumulator)[GroupRows][Tiles][
         each_accumulator(q, [&](float (&to)[4], const uint32_t* band) {
           device::mma<T, 1>(to, a[q + 1], band + 2, to);
         });
+    }
+  }
+}
+
+// Adds a residual to the accumulators as the product of its rows with a unit matrix, which is exact: an
+// mma or two for four values of a lane, which would take eight instructions. `rows` is where this lane
+// finds its row of a matrix in the first row of the residual, as in load_chunks.
+//
+// What is not finite makes NaN of the other outputs in its row of an input window, zero times infinity,
+// as it does in the convolution.
+template <class T, int Size, class Rows, bool Shifted = false, int GroupRows, int Tiles>
+__device__ __forceinline__ void add_residual(float (&accumulator)[GroupRows][Tiles][4],
+                                             const T* rows, int lane) {
+  constexpr bool between_chunks = InputWindow<Size, Tiles>::chunks == 2 && !Shifted;
+  constexpr uint32_t one = std::is_same_v<T, __half> ? 0x3c00u : 0x3f80u;
+  // A tile between two chunks is the second half of one and the first half of the next: the unit matrix
+  // changes places by halves.
+  const int column = lane / 4 ^ (between_chunks ? 4 : 0);
+  const uint32_t unit = column / 2 == lane % 4 ? one << column % 2 * 16 : 0;
+  const uint32_t halves[2] = {lane < 16 ? unit : 0, lane < 16 ? 0 : unit};
+#pragma unroll
+  for (int s = 0; s < GroupRows; ++s) {
+    uint32_t a[Tiles][2];
+    load_chunks(a, rows + Rows::at(s, 0), lane);
+#pragma unroll
+    for (int q = 0; q < Tiles; ++q) {
+      float (&to)[4] = accumulator[s][q];
+      if constexpr (between_chunks) {
+        const int left = q == 0 ? Tiles - 1 : q - 1;
+        if (q % 2) {
+          const uint32_t both[4] = {a[left][0], a[left][1], a[q][0], a[q][1]};
+          device::mma<T, 2>(to, both, halves, to);
+        } else {
+          device::mma<T, 1>(to, a[left], halves, to);
+          device::mma<T, 1>(to, a[q], halves + 1, to);
+        }
+      } else {
+        device::mma<T, 1>(to, a[q], &unit, to);
+      }
     }
   }
 }

@@ -79,27 +79,25 @@ __global__ void __launch_bounds__(32 * most_warps,
              p.filter_size, true, reinterpret_cast<unsigned short*>(haloed), lane);
   clear(haloed, haloed_elements, lane);
 
-  // Addresses are computed again for each item: those of five tensors would take as many registers as a
-  // filter.
+  // Addresses are computed from the number of each item: pointers that go along with the items would
+  // take, for five tensors, as many registers as a filter.
   const auto fetch = [&](T* to, const void* tensor, const Strides& strides, int number) {
-    const Planes<const T> planes{
-        static_cast<const T*>(tensor),
-        static_cast<const T*>(tensor) + device::keep_in_loop(channel) * strides.channel,
-        strides.image, 8};
-    Reader<T, GroupRows, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch,
-                                                  device::keep_in_loop(lane))
+    const Planes<const T> planes{static_cast<const T*>(tensor),
+                                 static_cast<const T*>(tensor) + channel * strides.channel,
+                                 strides.image, 8};
+    Reader<T, GroupRows, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch, lane)
         .fetch_next(to, lane);
   };
   const auto store = [&](void* tensor, const Strides& strides, const T* from, int number) {
-    const Planes<T> planes{
-        static_cast<T*>(tensor),
-        static_cast<T*>(tensor) + device::keep_in_loop(channel) * strides.channel, strides.image,
-        8};
-    Writer<T, GroupRows, Tiles, Rows, true>(planes, number, p.shape, tiling, pitch,
-                                            device::keep_in_loop(lane))
+    const Planes<T> planes{static_cast<T*>(tensor),
+                           static_cast<T*>(tensor) + channel * strides.channel, strides.image, 8};
+    Writer<T, GroupRows, Tiles, Rows, true>(planes, number, p.shape, tiling, pitch, lane)
         .store_next(from, lane);
   };
 
+  const GradientOfValue value_gradient(
+      p.normalisation, p.gradient_sums, channel,
+      device::reciprocal(__ldg(p.normalisation.count() + channel)));
   Sums sums;
   float bias = 0;
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
@@ -118,10 +116,6 @@ __global__ void __launch_bounds__(32 * most_warps,
     T* const value = stages + stage * stage_elements;
     const T* const gradient = value + staged_elements;
 
-    const int channel_in_loop = device::keep_in_loop(channel);
-    // With device::reciprocal the kernel for size 11 spills.
-    const GradientOfValue value_gradient(p.normalisation, p.gradient_sums, channel_in_loop,
-                                         1.f / __ldg(p.normalisation.count() + channel_in_loop));
     with_activation(p.activation, [&](auto activate) {
       const Plane from(0, pitch, lane_in_loop);
       const HaloedPlane to(pad, haloed_pitch, lane_in_loop);
@@ -167,11 +161,16 @@ __global__ void __launch_bounds__(32 * most_warps,
         haloed + Haloed::group_at(lane_in_loop % 16, tiling.groups_log2, haloed_pitch) +
             lane_in_loop / 16 * 8,
         bands, lane_in_loop);
-    const int group = Rows::group_at(lane_in_loop / 4, tiling.groups_log2, pitch);
-    const int other_group = Rows::group_at(lane_in_loop / 4 + 8, tiling.groups_log2, pitch);
-    const Residual<T, Rows> residual{{gradient + group, gradient + other_group}, p.residual};
-    store_with_residual<T, Size, Rows, Block::shift != 0>(
-        residual, value + group, value + other_group, accumulator, lane_in_loop);
+    if (p.residual)
+      add_residual<T, Size, Rows, Block::shift != 0>(
+          accumulator,
+          gradient + Rows::group_at(lane_in_loop % 16, tiling.groups_log2, pitch) +
+              lane_in_loop / 16 * 8,
+          lane_in_loop);
+    store_accumulators<T, Size, Rows, Block::shift != 0>(
+        value + Rows::group_at(lane_in_loop / 4, tiling.groups_log2, pitch),
+        value + Rows::group_at(lane_in_loop / 4 + 8, tiling.groups_log2, pitch), accumulator,
+        lane_in_loop);
     __syncwarp();
     store(p.input_gradient, p.input_gradient_strides, value, number);
 

@@ -68,6 +68,7 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
   bands.load(static_cast<const T*>(p.weight) + ptrdiff_t(channel) * p.filter_size * p.filter_size,
              p.filter_size, p.flipped, reinterpret_cast<unsigned short*>(output), lane);
   auto channel_epilogue = epilogue.of(channel);
+  const Start start(bias_of(epilogue.bias, channel));
   const int rows = Rows::group_at(lane % 16, tiling.groups_log2, input_pitch) + lane / 16 * 8;
   T* const first_group = output + Rows::group_at(lane / 4, tiling.groups_log2, output_pitch);
   T* const second_group = output + Rows::group_at(lane / 4 + 8, tiling.groups_log2, output_pitch);
@@ -99,21 +100,22 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
     device::copy_wait<Epilogue::adds ? 2 : 1>();
     __syncwarp();
     const T* const staged = input + stage * stage_elements;
-    float accumulator[GroupRows][Tiles][4] = {};
+    float accumulator[GroupRows][Tiles][4];
+    start.fill(accumulator);
     multiply<T, Size, GroupRows, Tiles, Rows, false, ahead>(accumulator, staged + rows, bands,
                                                             lane);
-    const Residual<T, typename Block::Inner> input_groups{
-        {staged + Rows::group_at(lane / 4, tiling.groups_log2, input_pitch),
-         staged + Rows::group_at(lane / 4 + 8, tiling.groups_log2, input_pitch)},
-        residual};
     if (!Epilogue::adds || added == nullptr) {
-      channel_epilogue.template store<T, Size, Rows>(first_group, second_group, accumulator,
-                                                     input_groups, number, lane);
+      channel_epilogue.template store<T, Size, Rows>(
+          first_group, second_group, accumulator,
+          Residual<T, typename Block::Inner>{staged + rows, residual}, number, lane);
     } else if constexpr (Epilogue::adds) {
       device::copy_wait<1>();
       __syncwarp();
-      store_with_residual<T, Size, Rows>(Residual<T, Rows>{{first_group, second_group}, true},
-                                         first_group, second_group, accumulator, lane);
+      const T* const added_rows =
+          output + Rows::group_at(lane % 16, tiling.groups_log2, output_pitch) + lane / 16 * 8;
+      add_residual<T, Size, Rows>(accumulator, added_rows, lane);
+      __syncwarp();
+      store_accumulators<T, Size, Rows>(first_group, second_group, accumulator, lane);
     }
     __syncwarp();
     writer.store_next(output, lane);
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(32 * most_warps,
                                   compiled_tuning.forward_blocks(Size, Tiles, Whole))
     depthwise_forward(ForwardArguments p, Tiling tiling, int input_alignment,
                       int output_alignment) {
-  BiasEpilogue epilogue{p.bias};
+  PlainEpilogue epilogue{p.bias};
   convolve_channel<T, Size, GroupRows, Tiles, Whole>(p, tiling, input_alignment, output_alignment,
                                                      epilogue, false, nullptr);
 }

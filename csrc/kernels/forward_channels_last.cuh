@@ -70,10 +70,13 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
 
   // The planes also serve to load the filters of their channels.
   Bands<T, Size, Tiles> bands[per_warp];
+  float bias[per_warp];
 #pragma unroll
   for (int i = 0; i < per_warp; ++i) {
     const int lane = thread % 32, c = thread / 32 + i * warps;
+    bias[i] = 0;
     if (c >= channels) continue;
+    bias[i] = bias_of(epilogue.bias, channel + c);
     bands[i].load(
         static_cast<const T*>(p.weight) + ptrdiff_t(channel + c) * p.filter_size * p.filter_size,
         p.filter_size, p.flipped,
@@ -135,14 +138,14 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
       if (!Epilogue::adds && !exists) continue;
       T* const plane = planes + Planes::at(staged.pitch, c);
       // The parameters are loaded again for each item, from the cache: registers are scarcer.
-      const auto channel_epilogue = epilogue.of(channel + c);
+      const auto channel_epilogue = epilogue.of(exists ? channel + c : channel);
       load_no_further();
-      float accumulator[GroupRows][Tiles][4] = {};
+      const T* const rows =
+          plane + Rows::group_at(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8;
+      float accumulator[GroupRows][Tiles][4];
+      Start(bias[i]).fill(accumulator);
       if (exists)
-        multiply<T, Size, GroupRows, Tiles, Rows, false, ahead>(
-            accumulator,
-            plane + Rows::group_at(lane % 16, tiling.groups_log2, staged.image) + lane / 16 * 8,
-            bands[i], lane);
+        multiply<T, Size, GroupRows, Tiles, Rows, false, ahead>(accumulator, rows, bands[i], lane);
       __syncwarp();
       if constexpr (Epilogue::adds) {
         if (added) {
@@ -156,8 +159,8 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
           plane + Rows::group_at(lane / 4 + 8, tiling.groups_log2, staged.image);
       // Each output takes the place of its residual.
       channel_epilogue.template store<T, Size, Outputs>(
-          first_group, second_group, accumulator,
-          Residual<T, Outputs>{{first_group, second_group}, residual || added}, number, lane);
+          first_group, second_group, accumulator, Residual<T, Outputs>{rows, residual || added},
+          number, lane);
     }
     __syncthreads();
     const int image = number * images;
@@ -177,7 +180,7 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::forward
     depthwise_forward_channels_last(ChannelsLastForwardArguments p, Tiling tiling, Staged staged,
                                     bool input_in_units, bool output_in_units) {
   convolve_channels<T, Size, GroupRows, Tiles, Channels>(
-      p, tiling, staged, input_in_units, output_in_units, BiasEpilogue{p.bias}, false, nullptr);
+      p, tiling, staged, input_in_units, output_in_units, PlainEpilogue{p.bias}, false, nullptr);
 }
 
 // Forward pass with activation, normalisation and residual.

@@ -27,10 +27,18 @@ class Module:
         for first, after in zip(entries, [*entries[1:], len(self.lines)], strict=True):
             name = re.search(r"\.entry (\w+)\(", self.lines[first])
             assert name is not None
-            end = next(n for n in range(first, after) if self.lines[n] == "}")
-            self._spans[name[1]] = first, end + 1
+            self._spans[name[1]] = first, self._after_body(first, after)
         self._files = [line for line in self.lines if line.startswith(".file")]
         self._without_barriers_for_ptxas()
+
+    def _after_body(self, first: int, after: int) -> int:
+        """The line after the body that opens below `first`; braces within it open scopes."""
+        depth = 0
+        for number in range(first, after):
+            depth += self.lines[number].count("{") - self.lines[number].count("}")
+            if depth == 0 and "}" in self.lines[number]:
+                return number + 1
+        raise LookupError(f"{self.file}:{first + 1}: the body of this kernel does not end")
 
     def _without_barriers_for_ptxas(self) -> None:
         """Leave out the barriers that only keep ptxas from loading early.

@@ -18,6 +18,7 @@ from .steps import Case
 
 BF16 = torch.bfloat16
 FORWARD, STAGING = "kernels/forward.cuh", "core/staging_contiguous.cuh"
+EPILOGUE, TOEPLITZ = "core/epilogue.cuh", "core/toeplitz.cuh"
 PIXELS_STAGING = "core/staging_channels_last.cuh"
 PIXELS_FORWARD = "kernels/forward_channels_last.cuh"
 HALO = ("item.top(tiling) - pad", "item.top(tiling)")
@@ -82,6 +83,13 @@ FAULTS = [
         ("more channels read than there are", PIXELS_STAGING, "if (channels <= 0) return;"),
     ),
     *_of(
+        *("forward_normalised", PIXELS, "channels_last", "forward_channels_last"),
+        (
+            *("outputs in the place of residuals that are still to be read", EPILOGUE),
+            *("        __syncwarp();\n      }\n      store_acc", "      }\n      store_acc"),
+        ),
+    ),
+    *_of(
         *("weight_gradient", PIXELS, "channels_last"),
         "weight_gradient_channels_last",
         ("seams counted twice", PIXELS_STAGING, "q >= section.first_tile", "true"),
@@ -89,10 +97,13 @@ FAULTS = [
     *_of(
         *("forward_normalised", PLANES, "contiguous", "forward"),
         ("residual from another row", FORWARD, "Rows::at(pad + row", "Rows::at(row"),
+        ("residual from another column", TOEPLITZ, "between_chunks ? 4 : 0", "0"),
+        ("mean not subtracted", EPILOGUE, "-__ldg(normalisation.mean() + channel)", "0.f"),
+        ("bias not added", EPILOGUE, "bias ? __ldg(bias + channel) : 0.f", "0.f"),
     ),
     *_of(
         *("forward_moments", WHOLE, "contiguous", "forward"),
-        ("moments of missing images", "core/epilogue.cuh", "if (exists[group]) gather", "gather"),
+        ("moments of missing images", EPILOGUE, "if (exists[group]) gather", "gather"),
     ),
     *_of(
         *("fused_backward", PLANES, "contiguous", "forward"),

@@ -116,6 +116,29 @@ def test_evaluation_rounds_once(
     assert ((output.double() - exact).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(7, 6), (16, 16)])
+@all_but_pytorch
+def test_a_large_mean_costs_evaluation_no_digits(
+    name: str, size: tuple[int, int], layout: str, use: Use
+) -> None:
+    """What is left of it, and of a bias as large, is as exact as a sum of such terms in float32."""
+    options = {"activation": "identity", "training": False, "residual": False}
+    arguments = random_arguments((2, 3, *size), 3, FP16, **options)
+    assert arguments.bias is not None and arguments.running_mean is not None
+    bias, mean = arguments.bias + 1000, arguments.running_mean + 1000
+    arguments = arranged(replace(arguments, bias=bias, running_mean=mean), LAYOUTS[layout])
+    exact = fused_cases.compose(arguments, FP64)["output"]
+    assert arguments.gamma is not None and arguments.running_var is not None
+    scale = arguments.gamma.abs() * (arguments.running_var + arguments.eps).rsqrt()
+    allowed = torch.finfo(FP16).eps / 2 * exact.abs() + 2**-19 * 1000 * scale[:, None, None]
+    rounded_sums = fused_cases.compose(arguments, FP16)["output"]
+    assert ((rounded_sums.double() - exact).abs() > allowed).any()
+    with torch.no_grad():
+        output = fused_cases.call(arguments, use(name))
+    assert ((output.double() - exact).abs() <= allowed).all()
+
+
 # ---- sums that nearly cancel ---------------------------------------------------------------------
 
 # (N, C, H, W, k): every tile shape and column blocks, pieces of 8, 4, 2 and 1 columns, several
