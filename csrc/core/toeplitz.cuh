@@ -109,40 +109,44 @@ __device__ __forceinline__ void multiply(float (&accumulator)[GroupRows][Tiles][
     if (d % Ahead == 0) load_no_further();
     uint32_t a[loaded][2];
     load_chunks(a, rows + Rows::at(d, 0), lane);
-    // One input window after the other, each for all the accumulators that it goes into.
     const auto each_accumulator = [&](int q, auto add) {
 #pragma unroll
       for (int s = 0; s < GroupRows; ++s)
         if (d - s >= 0 && d - s < Size) add(accumulator[s][q], bands.row[d - s]);
     };
-    if constexpr (chunks == 1) {
-      each_accumulator(
-          0, [&](float (&to)[4], const uint32_t* band) { device::mma<T, 1>(to, a[0], band, to); });
-    }
+    // An mma of two chunks takes them from four neighbouring registers. Chunks 2n and 2n + 1, which one
+    // instruction loaded, lie there; any other two would first have to be copied. Their bands lie in
+    // neighbouring registers, too: of three, the last two need a copy of the middle one, for which
+    // three tiles leave no room.
+    const auto pair_begins = [](int chunk, int i) {
+      return chunk >= 0 && chunk % 2 == 0 && chunk + 1 < loaded && i + 1 < chunks &&
+             (i == 0 || Tiles > 3);
+    };
+    // One tile after the other: chunk i of its input window, with the next one or by itself.
 #pragma unroll
-    for (int q = 1; q < loaded; ++q) {
-      const uint32_t both[4] = {a[q - 1][0], a[q - 1][1], a[q][0], a[q][1]};
-      each_accumulator(between_zeros ? q - 1 : q, [&](float (&to)[4], const uint32_t* band) {
-        device::mma<T, 2>(to, both, band, to);
-      });
+    for (int q = chunks == 2 && !Shifted ? 1 : 0; q < Tiles; ++q) {
+      const int first = chunks == 1 || between_zeros ? q : q - 1;
+#pragma unroll
+      for (int i = 0; i < chunks; ++i) {
+        const int chunk = first + i;
+        if (chunk < 0 || chunk >= loaded || (i > 0 && pair_begins(chunk - 1, i - 1))) continue;
+        each_accumulator(q, [&](float (&to)[4], const uint32_t* band) {
+          if (pair_begins(chunk, i)) {
+            const uint32_t both[4] = {a[chunk][0], a[chunk][1], a[chunk + 1][0], a[chunk + 1][1]};
+            device::mma<T, 2>(to, both, band + i, to);
+          } else {
+            device::mma<T, 1>(to, a[chunk], band + i, to);
+          }
+        });
+      }
     }
     if constexpr (chunks == 2 && !Shifted) {
-      const uint32_t around[4] = {a[Tiles - 1][0], a[Tiles - 1][1], a[0][0], a[0][1]};
       each_accumulator(0, [&](float (&to)[4], const uint32_t* band) {
         // Outputs 0 to 3 are the last four of the plane, outputs 4 to 7 the first four.
         const uint32_t masked[2] = {lane < 16 ? band[0] : 0u, lane < 16 ? 0u : band[1]};
-        device::mma<T, 2>(to, around, masked, to);
+        device::mma<T, 1>(to, a[Tiles - 1], masked, to);
+        device::mma<T, 1>(to, a[0], masked + 1, to);
       });
-    } else if constexpr (chunks == 3) {
-      const uint32_t first[4] = {a[0][0], a[0][1], a[1][0], a[1][1]};
-      each_accumulator(0, [&](float (&to)[4], const uint32_t* band) {
-        device::mma<T, 2>(to, first, band + 1, to);
-      });
-#pragma unroll
-      for (int q = 1; q + 1 < Tiles; ++q)
-        each_accumulator(q, [&](float (&to)[4], const uint32_t* band) {
-          device::mma<T, 1>(to, a[q + 1], band + 2, to);
-        });
     }
   }
 }
