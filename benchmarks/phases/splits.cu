@@ -21,7 +21,7 @@ void check(cudaError_t status, const char* what) {
 }
 #define CHECK(call) check(call, #call)
 
-constexpr int size = 9, rounds = 11;
+constexpr int size = 9, rounds = 5;
 constexpr size_t elements = size_t(1) << 26;  // of each tensor that calls walk through
 
 int multiprocessors() {
@@ -63,7 +63,7 @@ double microseconds(size_t step, Call call) {
   CHECK(cudaEventCreate(&begin));
   CHECK(cudaEventCreate(&end));
   const size_t places = elements / step;
-  const int calls = int(std::clamp<size_t>(places, 4, 20));
+  const int calls = int(std::clamp<size_t>(places, 4, 10));
   std::vector<float> times;
   size_t place = 0;
   for (int round = 0; round < rounds; ++round) {
