@@ -120,7 +120,7 @@ __device__ __forceinline__ void multiply(float (&accumulator)[GroupRows][Tiles][
     // three tiles leave no room.
     const auto pair_begins = [](int chunk, int i) {
       return chunk >= 0 && chunk % 2 == 0 && chunk + 1 < loaded && i + 1 < chunks &&
-             (i == 0 || Tiles > 3);
+             (i == 0 || Tiles != 3);
     };
     // One tile after the other: chunk i of its input window, with the next one or by itself.
 #pragma unroll
