@@ -37,9 +37,16 @@ constexpr size_t most_shared_bytes = 99 * 1024;
 constexpr int most_summed_items = 64;
 constexpr int most_grid_splits = 65535;
 
+// The time that splits take beside that of their items, in half items: to begin each of them, and to add
+// up the sums of several by a kernel of its own.
+struct SplitTime {
+  int begin = 1;
+  int add = 0;
+};
+
 // The number of splits that takes the least time, of those with at most `most_items` items. Blocks
-// come and go in waves, and a split takes as long as its items and about half an item to begin.
-constexpr int image_splits(int64_t blocks, int image_tiles, int64_t at_a_time,
+// come and go in waves.
+constexpr int image_splits(int64_t blocks, int image_tiles, int64_t at_a_time, SplitTime split = {},
                            int most_items = INT32_MAX) {
   if (at_a_time < 1) at_a_time = 1;
   const int fewest = std::clamp(int(divide_up(image_tiles, most_items)), 1, most_grid_splits);
@@ -47,11 +54,19 @@ constexpr int image_splits(int64_t blocks, int image_tiles, int64_t at_a_time,
   int64_t least = INT64_MAX;
   for (int splits = fewest; splits <= image_tiles && splits <= std::max(fewest, 1024); ++splits) {
     if (splits > fewest && blocks * splits > 16 * at_a_time) break;  // as good as even
-    const int64_t time =
-        divide_up(blocks * splits, at_a_time) * (2 * divide_up(image_tiles, splits) + 1);
+    const int64_t items = divide_up(image_tiles, splits);
+    const int64_t time = divide_up(blocks * splits, at_a_time) * (2 * items + split.begin) +
+                         (splits > 1 ? split.add : 0);
     if (time < least) least = time, best = splits;
   }
   return best;
+}
+
+// Fitted to times of k = 9 on an H200 (benchmarks/phases/splits.cu): of 40 shapes, passes and layouts, the
+// number that is chosen took at most 1.09 times as long as the fastest, and 1.01 times on average. To
+// add sums takes as long as four items of whole planes, and little beside slower ones.
+constexpr SplitTime split_time(Pass pass, bool whole) {
+  return {.begin = 3, .add = pass != Pass::forward && whole ? 8 : 0};
 }
 
 constexpr int most_items_of_split(Pass pass) {
@@ -75,9 +90,9 @@ constexpr Plan plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {
   if (result.tiling.items < 0) return result;
   const int blocks_resident =
       blocks_of_planes(shape, size, result.tile.tiles, pass, tuning_of(chip.capability));
-  result.splits =
-      image_splits(divide_up(shape.channels, most_warps), result.tiling.items,
-                   int64_t(chip.multiprocessors) * blocks_resident, most_items_of_split(pass));
+  result.splits = image_splits(divide_up(shape.channels, most_warps), result.tiling.items,
+                               int64_t(chip.multiprocessors) * blocks_resident,
+                               split_time(pass, whole_planes(shape)), most_items_of_split(pass));
   return result;
 }
 
@@ -106,9 +121,11 @@ constexpr bool operator==(const ChannelsLastTile& a, const ChannelsLastTile& b) 
   return a.tile == b.tile && a.channels == b.channels;
 }
 
-// Sixteen channels fill a sector of memory, 32 bytes; blocks of eight read and write half of each, and
-// took 2.3 times as long on an H200 (forward, 32x32, k = 9). So a block has sixteen wherever its shared
-// memory and, for the sums of the weight gradient, its registers allow.
+// Sixteen channels fill a sector of memory, 32 bytes; blocks of eight read and write half of each. On an
+// H200 they took 2.3 times as long for the forward pass (32x32, k = 9), which has sixteen wherever shared
+// memory allows. The weight gradient only reads, and sixteen warps in one block overlap less than two
+// blocks of eight: sixteen channels took 0.88 to 0.99 times as long at k = 7 on planes of 28 to 56
+// columns, and 1.01 to 1.06 times on smaller ones and at k = 9.
 //
 // Row groups are lower than elsewhere where shared memory must hold many small planes or wide ones.
 // Two rows of two wide tensors fetch half as many halo rows as one: they are chosen where a block of
@@ -124,7 +141,7 @@ constexpr ChannelsLastTile channels_last_tile(int width, int size, Pass pass, co
     if (!small && shared < roomy_shared_bytes) channels = 8;
     if (!narrow && channels == 16) tile.group_rows = 1;
   } else {
-    if (size > 9 || shared < roomiest_shared_bytes) channels = 8;
+    if (size > 7 || tile.tiles <= 3 || shared < roomiest_shared_bytes) channels = 8;
     if (!narrow) tile.group_rows = size > 9 && shared >= roomy_shared_bytes ? 2 : 1;
   }
   return {tile, channels};
@@ -150,8 +167,8 @@ constexpr Plan channels_last_plan(Shape shape, int filter_size, Pass pass, const
   const int64_t at_a_time =
       int64_t(chip.multiprocessors) *
       channels_last_blocks(size, tiles, block.channels, pass, tuning_of(chip.capability));
-  result.splits =
-      image_splits(blocks, result.tiling.items / parts, at_a_time, most_items_of_split(pass));
+  result.splits = image_splits(blocks, result.tiling.items / parts, at_a_time,
+                               split_time(pass, false), most_items_of_split(pass));
   return result;
 }
 

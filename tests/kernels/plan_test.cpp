@@ -55,13 +55,15 @@ static_assert(has_tile(sm_80, 32, 15, Pass::forward, {2, 4}, 16));
 static_assert(has_tile(sm_90, 56, 15, Pass::forward, {1, 7}, 16));
 static_assert(has_tile(sm_90, 7, 15, Pass::forward, {4, 1}, 16));
 
-// Two tensors: 16 channels up to size 9 where a block can have most; beyond, two wide tensors take groups
-// of two rows where there is shared memory for them.
-static_assert(has_tile(sm_80, 32, 9, Pass::weight_gradient, {2, 4}, 8));
-static_assert(has_tile(sm_90, 32, 9, Pass::weight_gradient, {2, 4}, 16));
-static_assert(has_tile(sm_90, 56, 9, Pass::weight_gradient, {1, 7}, 16));
-static_assert(has_tile(sm_90, 7, 9, Pass::weight_gradient, {4, 1}, 16));
-static_assert(has_tile(sm_90, 32, 11, Pass::weight_gradient, {2, 4}, 8));
+// Two tensors: 16 channels up to size 7 for planes of more than three tiles, where a block can have most;
+// beyond, two wide tensors take groups of two rows where there is shared memory for them.
+static_assert(has_tile(sm_80, 32, 7, Pass::weight_gradient, {2, 4}, 8));
+static_assert(has_tile(sm_90, 32, 7, Pass::weight_gradient, {2, 4}, 16));
+static_assert(has_tile(sm_90, 56, 7, Pass::weight_gradient, {1, 7}, 16));
+static_assert(has_tile(sm_90, 32, 9, Pass::weight_gradient, {2, 4}, 8));
+static_assert(has_tile(sm_90, 16, 7, Pass::weight_gradient, {4, 2}, 8));
+static_assert(has_tile(sm_90, 7, 9, Pass::weight_gradient, {4, 1}, 8));
+static_assert(has_tile(sm_90, 56, 9, Pass::weight_gradient, {1, 7}, 8));
 static_assert(has_tile(sm_80, 56, 15, Pass::weight_gradient, {2, 7}, 8));
 static_assert(has_tile(sm_86, 56, 15, Pass::weight_gradient, {1, 7}, 8));
 static_assert(has_tile(sm_89, 56, 15, Pass::weight_gradient, {1, 7}, 8));
@@ -69,7 +71,8 @@ static_assert(has_tile(sm_90, 56, 15, Pass::weight_gradient, {2, 7}, 8));
 static_assert(has_tile(sm_100, 44, 11, Pass::weight_gradient, {2, 6}, 8));
 static_assert(has_tile(sm_120, 56, 9, Pass::weight_gradient, {1, 7}, 8));
 
-// Shares: whole waves of blocks, which a multiprocessor runs four, three or two of at a time.
+// Splits: whole waves of blocks, which a multiprocessor runs four, three or two of at a time, and few where
+// items are few.
 constexpr int splits(const Shape& shape, int size, Pass pass, const Chip& chip) {
   return plan(shape, size, pass, chip).splits;
 }
@@ -93,7 +96,7 @@ constexpr int channels_last_splits(const Shape& shape, int size, Pass pass, cons
 }
 static_assert(channels_last_splits({64, 1536, 32, 32}, 9, Pass::forward, sm_80.chip) == 2);
 static_assert(channels_last_splits({64, 1536, 32, 32}, 9, Pass::forward, sm_90.chip) == 8);
-static_assert(channels_last_splits({64, 96, 56, 56}, 15, Pass::weight_gradient, sm_90.chip) == 11);
+static_assert(channels_last_splits({64, 96, 56, 56}, 15, Pass::weight_gradient, sm_90.chip) == 5);
 static_assert(channels_last_splits({64, 96, 56, 56}, 15, Pass::weight_gradient, sm_120.chip) == 7);
 static_assert(channels_last_plan({2147483647, 1, 40000, 40000}, 9, Pass::forward, sm_90.chip)
                   .tiling.items == -1);
