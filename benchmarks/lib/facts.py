@@ -72,4 +72,4 @@ def shortened(text: object) -> str:
 
 
 def message(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}"[:_LONGEST_TEXT]
+    return f"{type(error).__name__}: {shortened(error)}"

@@ -228,6 +228,7 @@ void bulk_copy(const Tensors& tensors, int blocks_resident) {
   constexpr unsigned threads = 128;
   const size_t needed = size_t(threads / 32) * Stages * plane * plane * 2;
   const dim3 grid(unsigned(multiprocessors() * blocks_resident));
+  CHECK(device::allow_shared_memory(reinterpret_cast<const void*>(copy_in_bulk<Stages>)));
   CHECK(cudaMemset(tensors.output[0], 0, 2 * elements));
   const double took = microseconds([&](int i) {
     CHECK(device::launch(copy_in_bulk<Stages>, grid, threads, needed, cudaStream_t(0),

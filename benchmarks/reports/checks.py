@@ -13,6 +13,8 @@ _TROUBLE = ("wrong", "failed")
 # Fields of a choice that need no name beside their value, and those that are its value.
 _WORDS = ("headers", "dtype", "layout", "way", "library")
 _VALUES = ("clocks", "microseconds", "teraflops")
+# The facts of `phases/splits.cu`, which have a table of their own.
+_SPLITS = "splits"
 
 
 def is_right(fact: Fact) -> bool:
@@ -51,9 +53,14 @@ def results(facts: Sequence[Fact]) -> list[str]:
 
 
 def micro(facts: Iterable[Fact]) -> list[list[str]]:
-    """Rows of what was measured for choices: what, under which circumstances, and the number."""
-    rows = []
+    """Rows of what was measured for choices: what, under which circumstances, and the number.
+
+    Of a choice that several files have, the last one counts.
+    """
+    rows = {}
     for fact in of(list(facts), "micro"):
+        if fact["what"] == _SPLITS:
+            continue
         where = ["x".join(map(str, fact["shape"]))] if "shape" in fact else []
         where += [str(fact[name]) for name in _WORDS if name in fact]
         where += [
@@ -62,8 +69,32 @@ def micro(facts: Iterable[Fact]) -> list[list[str]]:
             if name not in ("what", "shape", *_WORDS, *_VALUES)
         ]
         values = [f"{fact[name]} {name}" for name in _VALUES if name in fact]
-        rows.append([str(fact["what"]), ", ".join(where), ", ".join(values)])
-    return rows
+        what, place = str(fact["what"]), ", ".join(where)
+        rows[what, place] = [what, place, ", ".join(values)]
+    return list(rows.values())
+
+
+def splits(facts: Iterable[Fact]) -> list[list[str]]:
+    """Rows of the numbers of splits that were tried: a header, then a row for each task.
+
+    A row names the number that the planner of that time chose, and the fastest one.
+    """
+    tasks: dict[tuple[str, ...], dict[int, Fact]] = {}
+    for fact in of(list(facts), "micro"):
+        if fact["what"] == _SPLITS:
+            shape = (fact["images"], fact["channels"], fact["plane"], fact["plane"])
+            key = (fact["pass"], fact["layout"], "x".join(map(str, shape)))
+            tasks.setdefault(key, {})[fact["splits"]] = fact
+    rows = []
+    for key, tried in tasks.items():
+        planned = next(fact for fact in tried.values() if fact["planned"])
+        best = min(tried.values(), key=lambda fact: float(fact["microseconds"]))
+        rows.append([", ".join(key), *(_split(fact) for fact in (planned, best))])
+    return [["splits, k = 9, float16", "planned", "fastest"], *rows] if rows else []
+
+
+def _split(fact: Fact) -> str:
+    return f"{fact['splits']}: {fact['microseconds']} µs"
 
 
 def copies(facts: Iterable[Fact]) -> list[list[str]]:
@@ -131,6 +162,7 @@ def report(run: Run) -> list[str]:
     if rows := micro(run.facts):
         parts += ["## Choices\n", markdown(["", "", "time"], rows, left=2)]
     for title, rows in (
+        ("Splits", splits(run.facts)),
         ("Copies", [["", "", "rate"], *copies(run.facts)]),
         ("Time of networks by kernels", profiles(run.facts)),
         ("Hardware counters", counters(run.facts)),

@@ -34,6 +34,7 @@ def lines(path: Path, facts: list[Fact]) -> list[str]:
         (checks.profiles(facts), 1),
         (checks.counters(facts), 1),
         ([["choice", "", ""], *checks.micro(facts)], 2),
+        (checks.splits(facts), 1),
     )
     for rows, left in extra:
         if rows[1:]:
