@@ -1,7 +1,7 @@
 """Choice of tile sizes for a shape key: plain arithmetic, without Triton and without a GPU.
 
 The choice minimises a model of the time that a launch takes; its terms come from the machine code
-of the kernels (`make budget`). It is modelled, not measured: nothing in it was timed on a GPU.
+of the kernels (`make budget`), not from times on a GPU.
 Whoever has one can let `autotuning` measure the best candidates.
 """
 
