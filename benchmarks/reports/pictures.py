@@ -16,7 +16,7 @@ from benchmarks.lib.arithmetic import Ceilings
 from benchmarks.lib.shapes import LAYOUTS, OPERATIONS
 from benchmarks.reports import formats
 from benchmarks.reports.records import Record, Run, fastest
-from benchmarks.reports.tables import SWEPT, TITLES, floor, focus, matching
+from benchmarks.reports.tables import SWEPT, TITLES, floor, focus, is_graphed, matching
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = {
@@ -269,8 +269,11 @@ def _kernel_size_axis(axes: Axes, listed: Sequence[Record]) -> None:
 
 
 def throughput(run: Run, rows: Sequence[Any], path: Path) -> str | None:
-    """Images a second of each network that was measured, fastest first; `rows` of networks.py."""
-    found = [each for each in run.of("inference") if not each.wrong]
+    """Images a second of each network that was measured, fastest first; `rows` of networks.py.
+
+    All are launched one by one, as PyTorch is; what a CUDA graph replays is in the tables.
+    """
+    found = [each for each in run.of("inference") if not each.wrong and not is_graphed(each)]
     names = list(dict.fromkeys(each.subject["network"] for each in found))
     if not names:
         return None

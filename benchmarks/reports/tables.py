@@ -36,6 +36,8 @@ KERNELS = ("cuda", "triton")
 _THROUGHPUT = ("best of PyTorch", "`cuda`", "`triton`", "faster of these over PyTorch")
 # A time is the host's if queueing takes this share of it or more.
 _HOST_BOUND = 0.9
+# In the name of a way that a graph replays.
+_GRAPH = "CUDA graph"
 
 
 def focus(records: Iterable[Record], along: str) -> dict[str, Any] | None:
@@ -215,13 +217,28 @@ def throughput_cells(records: Iterable[Record], network: str) -> list[str]:
     ratio = speedup(best.seconds, baseline.seconds) if best and baseline else None
     return [
         _throughput(baseline, with_name=True),
-        *(_throughput(each) for each in ours),
+        *(
+            _throughput(each) + _in_a_graph(found, kernel)
+            for each, kernel in zip(ours, KERNELS, strict=True)
+        ),
         NOTHING if ratio is None else f"**{times(ratio)}**",
     ]
 
 
-def _of_kernel(found: list[Record], kernel: str) -> Record | None:
-    return fastest(each for each in found if each.subject["way"].split(",")[0] == kernel)
+def _of_kernel(found: list[Record], kernel: str, graphed: bool = False) -> Record | None:
+    """The fastest way of a kernel: launched one by one, as PyTorch is timed, or in a CUDA graph."""
+    ways = (each for each in found if each.subject["way"].split(",")[0] == kernel)
+    return fastest(each for each in ways if is_graphed(each) == graphed)
+
+
+def is_graphed(found: Record) -> bool:
+    """True for a network that a CUDA graph replayed."""
+    return _GRAPH in found.subject["way"]
+
+
+def _in_a_graph(found: list[Record], kernel: str) -> str:
+    graphed = _of_kernel(found, kernel, graphed=True)
+    return "" if graphed is None else f" ({_throughput(graphed)} in a {_GRAPH})"
 
 
 def _throughput(found: Record | None, with_name: bool = False) -> str:
