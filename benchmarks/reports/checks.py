@@ -79,17 +79,17 @@ def splits(facts: Iterable[Fact]) -> list[list[str]]:
 
     A row names the number that the planner of that time chose, and the fastest one.
     """
-    tasks: dict[tuple[str, ...], dict[int, Fact]] = {}
+    tasks: dict[str, dict[int, Fact]] = {}
     for fact in of(list(facts), "micro"):
         if fact["what"] == _SPLITS:
-            shape = (fact["images"], fact["channels"], fact["plane"], fact["plane"])
-            key = (fact["pass"], fact["layout"], "x".join(map(str, shape)))
-            tasks.setdefault(key, {})[fact["splits"]] = fact
+            shape = "x".join(str(fact[name]) for name in ("images", "channels", "plane", "plane"))
+            task = f"{fact['pass']}, {fact['layout']}, {shape}"
+            tasks.setdefault(task, {})[fact["splits"]] = fact
     rows = []
-    for key, tried in tasks.items():
+    for task, tried in tasks.items():
         planned = next(fact for fact in tried.values() if fact["planned"])
         best = min(tried.values(), key=lambda fact: float(fact["microseconds"]))
-        rows.append([", ".join(key), *(_split(fact) for fact in (planned, best))])
+        rows.append([task, _split(planned), _split(best)])
     return [["splits, k = 9, float16", "planned", "fastest"], *rows] if rows else []
 
 

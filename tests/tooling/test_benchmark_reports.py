@@ -447,6 +447,17 @@ class TestPictures:
         assert times == {"PyTorch": [1.0, 3.0], "cuda": [0.1]}
 
 
+class TestGraphs:
+    def test_a_graph_stands_beside_what_is_launched_one_by_one(self) -> None:
+        made = [
+            network("inference", "resnet50", way, speed)
+            for way, speed in (("PyTorch", 100.0), ("cuda", 200.0), ("cuda, CUDA graph", 400.0))
+        ]
+        found = [records.record(each) for each in made]
+        cells = tables.throughput_cells(found, "resnet50")
+        assert cells[1] == "200 (400 in a CUDA graph)" and cells[-1] == "**2.00x**"
+
+
 class TestReport:
     def test_tables_and_pictures(self, run: records.Run, stored: Path, tmp_path: Path) -> None:
         path = report.write(run, [stored], tmp_path)

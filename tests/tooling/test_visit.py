@@ -317,6 +317,34 @@ def test_choices_are_told_with_their_circumstances() -> None:
     ]
 
 
+def test_the_last_file_has_the_choice() -> None:
+    fact = {"fact": "micro", "what": "backward, fused", "layout": "contiguous"}
+    found = [fact | {"microseconds": 4.5}, fact | {"microseconds": 3.5}]
+    assert checks.micro(found) == [["backward, fused", "contiguous", "3.5 microseconds"]]
+
+
+def test_splits_are_a_row_for_each_task() -> None:
+    fact = {
+        **{"fact": "micro", "what": "splits", "pass": "forward", "layout": "contiguous"},
+        **{"images": 64, "channels": 768, "plane": 14},
+    }
+    tried = [
+        fact | {"splits": 8, "planned": True, "microseconds": 31.6},
+        fact | {"splits": 2, "planned": False, "microseconds": 28.1},
+        fact | {"splits": 3, "planned": False, "microseconds": 36.7},
+    ]
+    assert checks.micro(tried) == []
+    assert checks.splits(tried)[1:] == [
+        ["forward, contiguous, 64x768x14x14", "8: 31.6 µs", "2: 28.1 µs"]
+    ]
+
+
+def test_the_message_of_a_long_error_keeps_its_end() -> None:
+    error = RuntimeError("output " * 1000 + "out of memory")
+    text = facts.message(error)
+    assert text.startswith("RuntimeError: ") and text.endswith("out of memory") and len(text) < 700
+
+
 def test_pointwise_products_name_their_rates() -> None:
     product = {"fact": "micro", "at": 1.5, "what": "pointwise product", "shape": [64, 768, 32, 32]}
     product |= {"dtype": "float16", "way": "matrix @ rows", "library": "cublas"}
