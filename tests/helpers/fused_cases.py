@@ -129,11 +129,14 @@ def compose(arguments: Arguments, dtype: torch.dtype) -> dict[str, Tensor]:
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     dtypes = {name: precise for name in ("gamma", "beta", "running_mean", "running_var")}
     copy = _leaves(arguments, dtypes, dtype)
+    gamma = copy.gamma
+    if gamma is None and copy.beta is not None:
+        gamma = torch.ones_like(copy.beta)  # PyTorch on a GPU has no gradient of beta without it
     output = F.batch_norm(
         _activated(copy),
         copy.running_mean,
         copy.running_var,
-        copy.gamma,
+        gamma,
         copy.beta,
         copy.training or copy.running_mean is None,
         copy.momentum,

@@ -69,7 +69,8 @@ def test_every_option(
     arguments = arranged(arguments, LAYOUTS[layout])
     actual = fused_cases.check(arguments, use(name))
     if layout == "channels_last":
-        for result in ("output", "input"):
+        # The gradients of PyTorch's own operations are as it lays them out, on a GPU contiguous.
+        for result in ("output",) if name == "torch" else ("output", "input"):
             assert actual[result].is_contiguous(memory_format=torch.channels_last), result
     elif layout == "channels_outermost" and name in ("cuda", "triton"):
         for result in ("output", "input"):

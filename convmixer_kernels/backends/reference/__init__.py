@@ -73,14 +73,18 @@ def activated_batch_norm(
     if bias is not None:
         value = value + bias.to(value.dtype)[:, None, None]
     activated = ACTIVATIONS[activation].function(value)
-    if norm.gamma is not None and (derivatives.in_transform() or derivatives.in_forward_mode()):
+    gamma = norm.gamma
+    if gamma is None and norm.beta is not None:
+        # PyTorch on a GPU allocates the gradient of beta like gamma, and raises if there is none.
+        gamma = torch.ones_like(norm.beta)
+    if gamma is not None and (derivatives.in_transform() or derivatives.in_forward_mode()):
         # There PyTorch normalises in one precision alone.
-        activated = activated.to(norm.gamma.dtype)
+        activated = activated.to(gamma.dtype)
     output = F.batch_norm(
         activated,
         norm.running_mean,
         norm.running_var,
-        norm.gamma,
+        gamma,
         norm.beta,
         norm.of_batch,
         norm.momentum,
@@ -90,8 +94,15 @@ def activated_batch_norm(
 
 
 def _laid_out_like(input: Tensor, output: Tensor) -> Tensor:
-    """Return `output` with the strides that kernels give it; PyTorch makes CNHW contiguous."""
-    if not layout.is_channels_outermost(input) or derivatives.in_transform():
+    """Return `output` with the strides that kernels give it.
+
+    PyTorch makes CNHW contiguous, and on a GPU channels_last in float64 as well.
+    """
+    if derivatives.in_transform():
+        return output
+    if layout.is_channels_last(input):
+        return output.contiguous(memory_format=torch.channels_last)
+    if not layout.is_channels_outermost(input):
         return output
     # The clone keeps the strides and is no view, so that users may change it in place. Nothing is
     # written in place here, because exported programs are decomposed into these operations.
