@@ -36,11 +36,14 @@ PARTS = (
     ),
     (Part("memory", "gpu and memory", "", False),),
 )
+PLUGINS = ("-pno:cacheprovider", "-ptests.reasons")
 # Outcomes as pytest prints them, alone and from several processes.
 _OUTCOME = re.compile(
     r"(?P<test>\S+::\S.*?) (?P<word>PASSED|FAILED|ERROR|SKIPPED)\b"
     r"|\] (?P<word_>PASSED|FAILED|ERROR|SKIPPED) (?P<test_>\S+::\S.*)"
 )
+# The lines of tests/reasons.py, each before the outcome of its test.
+_REASON = re.compile(r"REASON (?P<test>[^\t]+)\t(?P<reason>.*)")
 # After so many tests their counts become a fact: the limit of this phase is likely to end it.
 _TESTS_A_FACT = 50
 _MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.gpu\b", re.MULTILINE)
@@ -58,7 +61,7 @@ def _run(visit: Visit, parts: Iterable[Part]) -> None:
     for part in parts:
         jobs = f"-n{os.cpu_count()}" if part.parallel else "-pno:xdist"
         command = [
-            *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-pno:cacheprovider"),
+            *(sys.executable, "-m", "pytest", "-v", "--tb=short", *PLUGINS),
             *(jobs, "-m", part.markers, "-k", part.words, *gpu_tests()),
         ]
         log = visit.folder / f"suite-{part.name}.log"
@@ -80,15 +83,20 @@ def _run(visit: Visit, parts: Iterable[Part]) -> None:
 def count(part: str, lines: Iterable[str], facts: Facts, log: IO[str]) -> None:
     """Pass lines of pytest on and count them; each failure is a fact as soon as it is known."""
     counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
     for line in lines:
         log.write(line)
+        if reason := _REASON.match(line):
+            reasons[reason["test"]] = reason["reason"]
+            continue
         match = _OUTCOME.search(line)
         if match is None:
             continue
         word = (match["word"] or match["word_"]).lower()
         counts[word] += 1
         if word in ("failed", "error"):
-            facts.add("failed", what=f"test {match['test'] or match['test_']}".strip(), error=word)
+            test = (match["test"] or match["test_"]).strip()
+            facts.add("failed", what=f"test {test}", error=reasons.pop(test, word))
         if counts.total() % _TESTS_A_FACT == 0:
             facts.add("suite", part=part, **counts)
     facts.add("suite", part=part, ended=True, **counts)

@@ -513,9 +513,11 @@ class TestTools:
 
         def lines() -> Iterator[str]:
             yield "[gw0] [  1%] PASSED tests/test_a.py::test_x[1] \n"
+            yield "REASON tests/test_a.py::test_y[2-a b]\tValueError: it is FAILED\n"
             yield "[gw1] [  2%] FAILED tests/test_a.py::test_y[2-a b] \n"
             (fact,) = known.read()
             assert fact["what"] == "test tests/test_a.py::test_y[2-a b]"
+            assert fact["error"] == "ValueError: it is FAILED"
             assert not checks.is_right(fact)
             yield "[gw1] [  3%] SKIPPED tests/test_a.py::test_z \n"
             yield "tests/test_b.py::test_w PASSED                   [ 4%]\n"
@@ -528,7 +530,36 @@ class TestTools:
             **{"part": "cuda", "ended": True},
             **{"passed": 2, "failed": 1, "skipped": 1, "error": 1},
         }
-        assert (tmp_path / "log").read_text().count("\n") == 6
+        assert (tmp_path / "log").read_text().count("\n") == 7
+
+    def test_failures_of_the_suite_have_reasons(self, tmp_path: Path) -> None:
+        (tmp_path / "test_a.py").write_text(
+            "import pytest\n"
+            "@pytest.fixture\n"
+            "def broken(): raise RuntimeError('no\\nfixture')\n"
+            "@pytest.mark.parametrize('x', ['a b'])\n"
+            "def test_f(x): raise ValueError('first\\nsecond')\n"
+            "def test_e(broken): pass\n"
+            "def test_p(): pass\n"
+        )
+        command = [sys.executable, "-m", "pytest", "-v", *suite.PLUGINS, "-pno:xdist", "test_a.py"]
+        run = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        known = facts.Facts(tmp_path / "visit.jsonl")
+        with (tmp_path / "log").open("w") as log:
+            suite.count("cuda", run.stdout.splitlines(keepends=True), known, log)
+        *failures, counts = known.read()
+        assert {fact["what"]: fact["error"] for fact in failures} == {
+            "test test_a.py::test_f[a b]": "ValueError: first second",
+            "test test_a.py::test_e": "RuntimeError: no fixture",
+        }
+        assert (counts["passed"], counts["failed"], counts["error"]) == (1, 1, 1), run.stdout
 
     def test_counters(self) -> None:
         output = (
