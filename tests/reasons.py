@@ -12,7 +12,7 @@ import pytest
 
 
 class Reasons:
-    """Prints a line for every failure, before that of its outcome: the test, a tab, the message."""
+    """The lines of failures, each before that of the outcome: the test, a tab and the message."""
 
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         self._terminal = terminal

@@ -99,8 +99,8 @@ def results(
 def assert_same_step(fused: ConvMixer, name: str, size: tuple[int, ...] = (3, 3, 13, 18)) -> None:
     """`fused` does what its modules do in PyTorch: within twice PyTorch's distance from float64.
 
-    A gradient of six numbers may be near by chance in PyTorch: the root mean square of the
-    distances of all gradients counts where it is larger.
+    PyTorch may come near by chance in a gradient of six numbers, so the root mean square of its
+    distances in all gradients counts where it is larger.
     """
     plain, exact = copy.deepcopy(fused), copy.deepcopy(fused).double()
     for model in (plain, exact):
@@ -132,7 +132,7 @@ def distances(results: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str
     """Return the distance of each result from what is wanted, relative to its norm.
 
     Normalisation takes away what the biases before it add, so that little or nothing is left of
-    their gradients. A weight's is a sum of as many such terms, which its norm is a scale of.
+    their gradients. Those of the weight beside them are sums of as many terms, and give the scale.
     """
     found = {}
     for name, tensor in wanted.items():
