@@ -3,10 +3,11 @@
     python benchmarks/preferences.py build/visit/visit.jsonl           prints them
     python benchmarks/preferences.py build/visit/visit.jsonl --write   puts them into preference.py
 
-An implementation may serve a problem if it is at most 2 % slower than PyTorch at the forward pass,
-which is all of inference, and at the three passes of training together, on every shape that was
-measured. Of those that may, the fastest in training is preferred; the usual first one stays unless
-another is faster by more than 2 %.
+A kernel goes before PyTorch if it is at most 2 % slower than PyTorch at the forward pass, which is
+all of inference, and at the three passes of training together, on every shape that was measured;
+else it goes behind. Of those before PyTorch the fastest in training is preferred; the usual first
+one stays unless another is faster by more than 2 %. A kernel that was not measured keeps its place
+behind the one that it usually follows.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from convmixer_kernels.preference import IMPLEMENTATIONS
 PREFERENCES = ROOT / "convmixer_kernels" / "preference.py"
 BEGIN, END = "# measured:begin", "# measured:end"
 MOST_SLOWER = 1.02
+KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "torch")
 _PEERS = {"cuda": "cuda", "triton": "triton", "torch": "PyTorch"}
 _LAYOUT = {"contiguous": "planar", "channels_last": "channels_last"}
 
@@ -70,19 +72,19 @@ class Choice:
     """The times measured for a problem, and the preference that follows.
 
     Attributes:
-        faster: the implementation to try first.
-        times: of each implementation by images and channels.
+        order: every implementation, in the order to try them in.
+        times: of each implementation by the images and channels that PyTorch was measured on.
     """
 
     problem: Problem
-    faster: str
+    order: tuple[str, ...]
     times: dict[str, dict[Shape, Times]]
 
     @property
     def row(self) -> str:
         """Forward, and all three passes, of the largest shape."""
         problem = self.problem
-        shape = max(self.times[self.faster], key=lambda shape: shape[0] * shape[1])
+        shape = max(self.times["torch"], key=lambda shape: shape[0] * shape[1])
         parts = []
         for name in IMPLEMENTATIONS:
             if found := self.times.get(name, {}).get(shape):
@@ -101,11 +103,22 @@ def choices(run: Run) -> list[Choice]:
         whole = len(by_operation) == len(OPERATIONS)
         training = sum(by_operation.values()) if whole else None
         found[problem][name][shape] = Times(by_operation["forward"], training)
+    compared = {problem: _beside_pytorch(times) for problem, times in found.items()}
     return [
-        Choice(problem, _faster(times), dict(times))
-        for problem, times in sorted(found.items(), key=lambda item: _order(item[0]))
-        if "torch" in times and len(times) > 1
+        Choice(problem, _ordered(times), times)
+        for problem, times in sorted(compared.items(), key=lambda item: _place(item[0]))
+        if len(times) > 1
     ]
+
+
+def _beside_pytorch(times: dict[str, dict[Shape, Times]]) -> dict[str, dict[Shape, Times]]:
+    """Keep the shapes that PyTorch was measured on, and the implementations with such shapes."""
+    shapes = times.get("torch", {}).keys()
+    kept = {
+        name: {shape: each for shape, each in by_shape.items() if shape in shapes}
+        for name, by_shape in times.items()
+    }
+    return {name: by_shape for name, by_shape in kept.items() if by_shape}
 
 
 def _grouped(
@@ -124,28 +137,36 @@ def _grouped(
     return found
 
 
-def _faster(times: dict[str, dict[Shape, Times]]) -> str:
+def _ordered(times: dict[str, dict[Shape, Times]]) -> tuple[str, ...]:
     pytorch = times["torch"]
-    allowed = [
-        name
-        for name in IMPLEMENTATIONS
-        if name in times
-        and all(
-            found.within(pytorch[shape]) for shape, found in times[name].items() if shape in pytorch
-        )
-    ]
+    before: list[str] = []
+    behind: list[str] = []
+    side = before
+    for name in KERNELS:
+        if name in times:
+            within = all(each.within(pytorch[shape]) for shape, each in times[name].items())
+            side = before if within else behind
+        side.append(name)
+    # Those that were measured are ordered among themselves, the others keep their places.
+    measured = iter(_fastest_first({name: times[name] for name in before if name in times}))
+    placed = [next(measured) if name in times else name for name in before]
+    return (*placed, "torch", *behind)
+
+
+def _fastest_first(times: dict[str, dict[Shape, Times]]) -> list[str]:
+    """Put the implementation first that is faster by more than 2 %, if one is."""
+    if not times:
+        return []
     # A shape that not all of them were measured on would count for some alone.
-    common = set.intersection(*(set(times[name]) for name in allowed))
-    if not common:
-        return allowed[0]
+    common = set.intersection(*(set(by_shape) for by_shape in times.values()))
+    whole = {shape: all(each[shape].training for each in times.values()) for shape in common}
 
     def total(name: str) -> float:
         return sum(_compared(times[name][shape], whole[shape]) for shape in common)
 
-    whole = {shape: all(times[each][shape].training for each in allowed) for shape in common}
-
-    fastest = min(allowed, key=total)
-    return next(name for name in allowed if total(name) <= MOST_SLOWER * total(fastest))
+    least = min(total(name) for name in times)
+    first = next(name for name in KERNELS if name in times and total(name) <= MOST_SLOWER * least)
+    return [first, *(name for name in times if name != first)]
 
 
 def _compared(times: Times, whole: bool) -> float:
@@ -153,15 +174,15 @@ def _compared(times: Times, whole: bool) -> float:
     return times.training if whole and times.training else times.forward
 
 
-def _order(problem: Problem) -> tuple[object, ...]:
+def _place(problem: Problem) -> tuple[object, ...]:
     layout = LAYOUTS.index(problem.layout)
     return problem.kernel_size, problem.dtype, layout, problem.plane
 
 
 def entries(run: Run, found: Sequence[Choice]) -> list[str]:
-    """`Measured(...)` of preference.py where the first implementation is not the usual one.
+    """`Measured(...)` of preference.py where the order is not the usual one.
 
-    Neighbouring planes with one answer become one range; between planes with different answers
+    Neighbouring planes with one order become one range; between planes with different orders
     nothing is claimed.
     """
     groups: list[list[Choice]] = []
@@ -169,18 +190,19 @@ def entries(run: Run, found: Sequence[Choice]) -> list[str]:
         last = groups[-1][-1] if groups else None
         if (
             last
-            and last.faster == choice.faster
-            and _order(last.problem)[:3] == _order(choice.problem)[:3]
+            and last.order == choice.order
+            and _place(last.problem)[:3] == _place(choice.problem)[:3]
         ):
             groups[-1].append(choice)
         else:
             groups.append([choice])
-    return [_entry(run, group) for group in groups if group[0].faster != IMPLEMENTATIONS[0]]
+    return [_entry(run, group) for group in groups if group[0].order != IMPLEMENTATIONS]
 
 
 def _entry(run: Run, group: Sequence[Choice]) -> str:
     first, last = group[0].problem, group[-1].problem
     architecture = architectures.find(tuple(run.machine["capability"])).name
+    order = ", ".join(f'"{name}"' for name in group[0].order)
     rows = [choice.row for choice in group]
     where = f"{run.machine['device']}, commit {run.commits[-1]}"
     lines = [
@@ -190,7 +212,7 @@ def _entry(run: Run, group: Sequence[Choice]) -> str:
         f"        dtypes=(torch.{first.dtype},),",
         f'        layouts=("{_LAYOUT[first.layout]}",),',
         f"        sizes=({first.plane}, {last.plane}),",
-        f'        faster="{group[0].faster}",',
+        f"        order=({order}),",
         "        measurement=(",
         *(f'            "{line}"' for line in _wrapped("; ".join([*rows, where]))),
         "        ),",
@@ -248,7 +270,8 @@ def show(results: Sequence[Path], into_source: bool) -> None:
     found = choices(run)
     for choice in found:
         problem = choice.problem
-        print(f"k = {problem.kernel_size}, {problem.dtype}, {problem.layout}: {choice.faster}")
+        order = ", ".join(choice.order)
+        print(f"k = {problem.kernel_size}, {problem.dtype}, {problem.layout}: {order}")
         print(f"    {choice.row}")
     text = source(entries(run, found))
     if into_source:

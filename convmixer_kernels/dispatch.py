@@ -206,10 +206,11 @@ def _resolve_once(
     check_name(impl)
     what = (device, dtype, kernel_size)
     if impl == "auto":
-        preferred = _preference(device, Problem(kernel_size, dtype, plane))
-        if preferred is None:
-            return Resolution(None)
-        return Resolution(next(name for name in preferred.order if _barred(name, *what) is None))
+        first = {
+            next(name for name in preferred.order if _barred(name, *what) is None)
+            for preferred in _preferences(device, Problem(kernel_size, dtype, plane))
+        }
+        return Resolution(first.pop() if len(first) == 1 else None)
     # Tensors on the meta device have no data: shapes are all that is computed.
     if device.type != "meta" and (reason := backend(impl).unavailable(device)):
         return Resolution(None, f"impl={impl!r} is not available: {reason}", available=False)
@@ -226,11 +227,11 @@ def _architecture(device: torch.device) -> architectures.Architecture | None:
     return architectures.find(capability) if capability >= architectures.LEAST_CAPABILITY else None
 
 
-def _preference(device: torch.device, problem: Problem) -> Preference | None:
+def _preferences(device: torch.device, problem: Problem) -> tuple[Preference, ...]:
     architecture = _architecture(device)
     if architecture is None:
-        return Preference(IMPLEMENTATIONS)
-    return preference.prefer(architecture, problem)
+        return (Preference(IMPLEMENTATIONS),)
+    return preference.possible(architecture, problem)
 
 
 def _barred(
@@ -268,14 +269,13 @@ def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
     if impl != "auto":
         return f"{line} (asked for by name)"
     device = input.device
-    preferred = _preference(device, Problem(kernel_size, input.dtype, _plane(input)))
-    assert preferred is not None
-    otherwise = preferred.reason or _only_in_pytorch()
+    (preferred,) = _preferences(device, Problem(kernel_size, input.dtype, _plane(input)))
     before = preferred.order[: preferred.order.index(chosen)]
     usually_before = IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]
     lines = [line]
     for name in IMPLEMENTATIONS:
         if name in before or name in usually_before:
+            otherwise = _only_in_pytorch() if name in before else preferred.reason
             lines.append(
                 f"not {name}: {_barred(name, device, input.dtype, kernel_size) or otherwise}"
             )

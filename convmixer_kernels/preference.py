@@ -14,6 +14,7 @@ import torch
 from convmixer_kernels.architectures import Architecture
 
 IMPLEMENTATIONS = ("cuda", "triton", "torch")
+_PYTORCH_FIRST = ("torch", "cuda", "triton")
 _TENSOR_CORE_DTYPES = (torch.float16, torch.bfloat16)
 
 Layout = Literal["planar", "channels_last"]
@@ -36,7 +37,7 @@ class Problem(NamedTuple):
 
     Args:
         kernel_size: None for an operation that has no filter.
-        plane: may be None where no measurement asks for it.
+        plane: None stands for any.
     """
 
     kernel_size: int | None
@@ -46,13 +47,13 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """A range of problems in which an implementation other than the first was measured faster.
+    """A range of problems whose measured order is not that of the rule.
 
     Args:
         architecture: the name of one of `architectures.ARCHITECTURES`.
         sizes: the least and the greatest height and width, both inclusive.
-        faster: the implementation that goes first.
-        measurement: the two times, their shape, and where they are recorded, for `explain`.
+        order: every implementation, in the order to try them in.
+        measurement: the times, their shape, and where they are recorded, for `explain`.
     """
 
     architecture: str
@@ -60,7 +61,7 @@ class Measured:
     dtypes: tuple[torch.dtype, ...]
     layouts: tuple[Layout, ...]
     sizes: tuple[int, int]
-    faster: str
+    order: tuple[str, ...]
     measurement: str
 
     def may_cover(self, architecture: Architecture, problem: Problem) -> bool:
@@ -78,10 +79,47 @@ class Measured:
         return inside and plane.layout in self.layouts
 
 
-# The first that covers a problem counts; none: nothing has been measured. The lines between the
-# markers are written by benchmarks/preferences.py.
+# The first that covers a problem counts; a problem that none covers follows the rule. The lines
+# between the markers are written by benchmarks/preferences.py.
 # measured:begin
-MEASURED: tuple[Measured, ...] = ()
+MEASURED: tuple[Measured, ...] = (
+    Measured(
+        architecture="sm_90",
+        kernel_sizes=(3,),
+        dtypes=(torch.float16,),
+        layouts=("channels_last",),
+        sizes=(32, 32),
+        order=("torch", "cuda", "triton"),
+        measurement=(
+            "64x1536x32x32 forward and all passes: cuda 158 µs and 502 µs, triton 837 µs and "
+            "2.35 ms, torch 117 µs and 358 µs; NVIDIA H200, commit 1d3d07fb7e00"
+        ),
+    ),
+    Measured(
+        architecture="sm_90",
+        kernel_sizes=(5,),
+        dtypes=(torch.float16,),
+        layouts=("channels_last",),
+        sizes=(32, 32),
+        order=("cuda", "torch", "triton"),
+        measurement=(
+            "64x1536x32x32 forward and all passes: cuda 163 µs and 516 µs, triton 859 µs and "
+            "2.43 ms, torch 210 µs and 616 µs; NVIDIA H200, commit 1d3d07fb7e00"
+        ),
+    ),
+    Measured(
+        architecture="sm_90",
+        kernel_sizes=(7,),
+        dtypes=(torch.float16,),
+        layouts=("channels_last",),
+        sizes=(32, 32),
+        order=("cuda", "torch", "triton"),
+        measurement=(
+            "64x1536x32x32 forward and all passes: cuda 171 µs and 541 µs, triton 856 µs and "
+            "2.21 ms, torch 643 µs and 2.97 ms; NVIDIA H200, commit 1d3d07fb7e00"
+        ),
+    ),
+)
 # measured:end
 
 
@@ -93,27 +131,29 @@ class Preference:
     reason: str | None = None
 
 
-def prefer(architecture: Architecture, problem: Problem) -> Preference | None:
-    """Return the order for a problem; None if it depends on a plane that is not given.
+def possible(architecture: Architecture, problem: Problem) -> tuple[Preference, ...]:
+    """Return the preferences that a problem may have, a single one if its plane is given.
 
     The CUDA kernels come before the Triton kernels, which read their bands anew for each row, and
     both before PyTorch, on every architecture; without tensor cores PyTorch comes first. What was
     measured goes before either rule.
     """
-    for each in MEASURED:
-        if not each.may_cover(architecture, problem):
-            continue
-        if problem.plane is None:
-            return None
+    measured = [each for each in MEASURED if each.may_cover(architecture, problem)]
+    if problem.plane is None:
+        return (*map(_measured, measured), _rule(problem.dtype))
+    for each in measured:
         if each.covers(problem.plane):
-            return Preference(
-                _with_first(each.faster),
-                f"{each.faster} was measured faster on {each.architecture}: {each.measurement}",
-            )
-    if problem.dtype not in _TENSOR_CORE_DTYPES:
-        return Preference(_with_first("torch"), f"it has no tensor-core path for {problem.dtype}")
-    return Preference(IMPLEMENTATIONS)
+            return (_measured(each),)
+    return (_rule(problem.dtype),)
 
 
-def _with_first(name: str) -> tuple[str, ...]:
-    return (name, *(other for other in IMPLEMENTATIONS if other != name))
+def _measured(entry: Measured) -> Preference:
+    order = ", ".join(entry.order)
+    reason = f"on {entry.architecture} the order {order} was measured: {entry.measurement}"
+    return Preference(entry.order, reason)
+
+
+def _rule(dtype: torch.dtype) -> Preference:
+    if dtype in _TENSOR_CORE_DTYPES:
+        return Preference(IMPLEMENTATIONS)
+    return Preference(_PYTORCH_FIRST, f"it has no tensor-core path for {dtype}")

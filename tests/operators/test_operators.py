@@ -202,7 +202,7 @@ def measured(**changes: object) -> preference.Measured:
         dtypes=(FP16,),
         layouts=("channels_last",),
         sizes=(1, 8),
-        faster="torch",
+        order=("torch", "cuda", "triton"),
         measurement="1 us against 2 us at 64x512x7x7",
     )
     return dataclasses.replace(entry, **changes)  # type: ignore[arg-type]
@@ -215,18 +215,19 @@ def test_our_kernels_come_first_where_there_are_tensor_cores(
     monkeypatch.setattr(preference, "MEASURED", ())
     for kernel_size in (None, 3, 15):
         for dtype in (FP16, torch.bfloat16):
-            preferred = preference.prefer(architecture, preference.Problem(kernel_size, dtype))
+            (preferred,) = preference.possible(architecture, preference.Problem(kernel_size, dtype))
             assert preferred == preference.Preference(("cuda", "triton", "torch"))
         for dtype in (torch.float32, torch.float64):
-            preferred = preference.prefer(architecture, preference.Problem(kernel_size, dtype))
-            assert preferred is not None and preferred.order[0] == "torch"
+            (preferred,) = preference.possible(architecture, preference.Problem(kernel_size, dtype))
+            assert preferred.order == ("torch", "cuda", "triton")
             assert preferred.reason == f"it has no tensor-core path for {dtype}"
 
 
 @pytest.mark.parametrize("entry", preference.MEASURED, ids=str)
 def test_measurements_name_what_there_is(entry: preference.Measured) -> None:
     assert entry.architecture in [each.name for each in architectures.ARCHITECTURES]
-    assert entry.faster in preference.IMPLEMENTATIONS
+    assert sorted(entry.order) == sorted(preference.IMPLEMENTATIONS)
+    assert entry.order != preference.IMPLEMENTATIONS
     assert entry.sizes[0] <= entry.sizes[1] and entry.measurement
 
 
@@ -243,7 +244,8 @@ def test_measurements_name_what_there_is(entry: preference.Measured) -> None:
         ({"layouts": ("planar",)}, 3, 7, "cuda"),
         ({"layouts": ("planar", "channels_last")}, 3, 7, "torch"),
         ({"architecture": "sm_80"}, 3, 7, "cuda"),
-        ({"faster": "triton"}, 3, 7, "triton"),
+        ({"order": ("triton", "cuda", "torch")}, 3, 7, "triton"),
+        ({"order": ("cuda", "torch", "triton")}, 3, 7, "cuda"),
     ],
 )
 def test_auto_follows_what_was_measured(
@@ -261,27 +263,77 @@ def test_auto_follows_what_was_measured(
     assert dispatch.resolve(input, None, "auto") == "cuda"
     choice, *passed_over = convmixer_kernels.explain(input, weight).split("\n")
     assert choice.startswith(f"{expected}: runs 2x8x{height}x8 float16 on {DEVICE}")
-    reason = f"{expected} was measured faster on sm_90: 1 us against 2 us at 64x512x7x7"
+    order = ", ".join(measured(**changes).order)
+    reason = f"on sm_90 the order {order} was measured: 1 us against 2 us at 64x512x7x7"
     others = {"torch": ["cuda", "triton"], "triton": ["cuda"], "cuda": []}[expected]
     assert passed_over == [f"not {name}: {reason}" for name in others]
 
 
 @pytest.mark.usefixtures("on_sm_90")
-def test_what_was_measured_faster_may_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preference, "MEASURED", (measured(faster="triton"),))
-    barred = {"triton": "the package triton is not installed"}
-    monkeypatch.setattr(dispatch, "_barred", lambda name, *what: barred.get(name))
+@pytest.mark.parametrize(
+    ("order", "barred", "chosen", "passed_over"),
+    [
+        (("triton", "cuda", "torch"), "triton", "cuda", {"triton": "it is not installed"}),
+        (
+            ("cuda", "torch", "triton"),
+            "cuda",
+            "torch",
+            {
+                "cuda": "it is not installed",
+                "triton": "on sm_90 the order cuda, torch, triton was measured: "
+                "1 us against 2 us at 64x512x7x7",
+            },
+        ),
+    ],
+)
+def test_the_next_of_the_measured_order_runs_where_the_first_is_not_there(
+    order: tuple[str, ...],
+    barred: str,
+    chosen: str,
+    passed_over: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preference, "MEASURED", (measured(order=order),))
+    reasons = {barred: "it is not installed"}
+    monkeypatch.setattr(dispatch, "_barred", lambda name, *what: reasons.get(name))
     input, weight, _ = tensors((2, 8, 7, 7), 3)
-    text = convmixer_kernels.explain(channels_last(input), weight)
-    assert text.startswith("cuda: ")
-    assert text.endswith("\nnot triton: the package triton is not installed")
+    choice, *others = convmixer_kernels.explain(channels_last(input), weight).split("\n")
+    assert choice.startswith(f"{chosen}: ")
+    assert others == [f"not {name}: {reason}" for name, reason in passed_over.items()]
+
+
+@pytest.mark.usefixtures("on_sm_90")
+def test_explain_tells_a_transform_from_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preference, "MEASURED", (measured(order=("cuda", "torch", "triton")),))
+    monkeypatch.setattr(dispatch, "_only_in_pytorch", lambda: "a transform runs")
+    input, weight, _ = tensors((2, 8, 7, 7), 3)
+    choice, *others = convmixer_kernels.explain(channels_last(input), weight).split("\n")
+    assert choice.startswith("torch: ") and others[0] == "not cuda: a transform runs"
+    assert others[1].startswith("not triton: on sm_90 the order cuda, torch, triton was measured")
+
+
+@pytest.mark.usefixtures("on_sm_90")
+@pytest.mark.parametrize(("barred", "chosen"), [(None, "cuda"), ("cuda", None)])
+def test_a_choice_without_a_plane_is_made_if_every_plane_has_it(
+    barred: str | None, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without CUDA the plane decides between PyTorch, measured faster, and Triton."""
+    monkeypatch.setattr(preference, "MEASURED", (measured(order=("cuda", "torch", "triton")),))
+    monkeypatch.setattr(dispatch, "_barred", lambda name, *what: "no" if name == barred else None)
+    device = torch.device(DEVICE)
+    assert dispatch._resolve_once("auto", device, FP16, 3, None) == dispatch.Resolution(chosen)
 
 
 @pytest.mark.usefixtures("on_sm_90")
 @pytest.mark.parametrize(
-    ("entries", "sizes_compiled"), [((), 1), ((measured(layouts=("planar",)),), 2)]
+    ("entries", "sizes_compiled"),
+    [
+        ((), 1),
+        ((measured(layouts=("planar",)),), 2),
+        ((measured(layouts=("planar",), order=("cuda", "torch", "triton")),), 1),
+    ],
 )
-def test_a_compiled_choice_depends_on_the_plane_if_a_measurement_does(
+def test_a_compiled_choice_depends_on_the_plane_if_measurements_differ_in_who_runs(
     entries: tuple[preference.Measured, ...],
     sizes_compiled: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -300,7 +352,7 @@ def test_a_compiled_choice_depends_on_the_plane_if_a_measurement_does(
         for images in (2, 3):
             input, weight, _ = tensors((images, 3, size, size), 3)
             seen.append("torch" if torch.equal(compiled(input, weight), input * 2) else "cuda")
-    assert seen == ["torch" if entries else "cuda"] * 2 + ["cuda"] * 2
+    assert seen == ["torch" if sizes_compiled == 2 else "cuda"] * 2 + ["cuda"] * 2
     assert compiler.frame_count == sizes_compiled
 
 

@@ -21,6 +21,8 @@ from convmixer_kernels.preference import Plane, Problem
 # Relative times of forward, input gradient and weight gradient.
 Passes = tuple[float, float, float]
 
+USUAL = "cuda triton torch"
+
 
 def rows(plane: int, layout: str = "contiguous", **times: Passes) -> list[Measurement]:
     """Make the records of one shape; "torch" stands for PyTorch."""
@@ -46,23 +48,31 @@ def stored(folder: Path, measurements: list[Measurement], kind: str = "cuda") ->
 
 
 @pytest.mark.parametrize(
-    ("times", "faster"),
+    ("times", "order"),
     [
         # The first stays unless another is faster by more than 2 %.
-        ({"cuda": (1, 1, 1), "triton": (0.99, 0.99, 0.99), "torch": (5, 5, 5)}, "cuda"),
-        ({"cuda": (1, 1, 1), "triton": (0.9, 0.9, 0.9), "torch": (5, 5, 5)}, "triton"),
+        ({"cuda": (1, 1, 1), "triton": (0.99, 0.99, 0.99), "torch": (5, 5, 5)}, USUAL),
+        ({"cuda": (1, 1, 1), "triton": (0.9, 0.9, 0.9), "torch": (5, 5, 5)}, "triton cuda torch"),
         # A kernel may lose 2 % to PyTorch, forward and in all passes together, and no more.
-        ({"cuda": (1.015, 1, 1), "torch": (1, 1, 1)}, "cuda"),
-        ({"cuda": (1.03, 0.1, 0.1), "torch": (1, 1, 1)}, "torch"),
-        ({"cuda": (0.5, 1, 2), "torch": (1, 1, 1)}, "torch"),
-        ({"cuda": (0.5, 1, 1.2), "torch": (1, 1, 1)}, "cuda"),
-        ({"cuda": (2, 2, 2), "triton": (0.9, 0.9, 0.9), "torch": (1, 1, 1)}, "triton"),
+        ({"cuda": (1.015, 1, 1), "torch": (1, 1, 1)}, USUAL),
+        ({"cuda": (0.5, 1, 1.2), "torch": (1, 1, 1)}, USUAL),
+        (
+            {"cuda": (0.5, 1, 1), "triton": (1.03, 0.1, 0.1), "torch": (1, 1, 1)},
+            "cuda torch triton",
+        ),
+        ({"cuda": (0.5, 1, 1), "triton": (0.5, 1, 2), "torch": (1, 1, 1)}, "cuda torch triton"),
+        ({"cuda": (2, 2, 2), "triton": (0.9, 0.9, 0.9), "torch": (1, 1, 1)}, "triton torch cuda"),
+        ({"cuda": (3, 3, 3), "triton": (2, 2, 2), "torch": (1, 1, 1)}, "torch cuda triton"),
+        # A kernel that was not measured stays behind the one that it usually follows.
+        ({"cuda": (1.03, 0.1, 0.1), "torch": (1, 1, 1)}, "torch cuda triton"),
+        ({"triton": (0.5, 0.5, 0.5), "torch": (1, 1, 1)}, USUAL),
+        ({"triton": (2, 2, 2), "torch": (1, 1, 1)}, "cuda torch triton"),
     ],
 )
-def test_who_goes_first(times: dict[str, Passes], faster: str, tmp_path: Path) -> None:
+def test_the_order_that_follows(times: dict[str, Passes], order: str, tmp_path: Path) -> None:
     run = records.load([stored(tmp_path, rows(16, **times))])
     (choice,) = preferences.choices(run)
-    assert choice.faster == faster
+    assert " ".join(choice.order) == order
 
 
 def test_every_shape_of_a_problem_counts(tmp_path: Path) -> None:
@@ -73,7 +83,21 @@ def test_every_shape_of_a_problem_counts(tmp_path: Path) -> None:
         for each in rows(16, cuda=(1, 1, 1), torch=(0.5, 0.5, 0.5))
     ]
     (choice,) = preferences.choices(records.load([stored(tmp_path, large + small)]))
-    assert choice.faster == "torch"
+    assert choice.order == ("torch", "cuda", "triton")
+
+
+def test_a_shape_without_pytorch_counts_for_nothing(tmp_path: Path) -> None:
+    """Triton, faster than CUDA there alone, is as one that was not measured."""
+    small = [
+        replace(each, subject={**each.subject, "images": 1})
+        for each in rows(16, cuda=(1, 1, 1), torch=(2, 2, 2))
+    ]
+    large = rows(16, cuda=(3, 3, 3), triton=(1, 1, 1))
+    (choice,) = preferences.choices(records.load([stored(tmp_path, small + large)]))
+    assert choice.order == ("cuda", "triton", "torch") and set(choice.times) == {"cuda", "torch"}
+    assert choice.row.startswith("1x768x16x16 ")
+    (tmp_path / "without").mkdir()
+    assert preferences.choices(records.load([stored(tmp_path / "without", large)])) == []
 
 
 def test_a_pass_that_one_lacks_is_compared_for_nobody(tmp_path: Path) -> None:
@@ -84,7 +108,7 @@ def test_a_pass_that_one_lacks_is_compared_for_nobody(tmp_path: Path) -> None:
         if (each.subject["peer"], each.subject["operation"]) != ("triton", "weight_gradient")
     ]
     (choice,) = preferences.choices(records.load([stored(tmp_path, without)]))
-    assert choice.faster == "cuda"
+    assert choice.order == ("cuda", "triton", "torch")
 
 
 def test_wrong_results_count_for_nothing(tmp_path: Path) -> None:
@@ -103,6 +127,7 @@ def test_auto_follows_what_was_written(tmp_path: Path, monkeypatch: pytest.Monke
         *rows(32, cuda=(1, 1, 1), triton=(3, 3, 3), torch=(9, 9, 9)),
         *rows(56, cuda=(2, 2, 2), triton=(1, 1, 1), torch=(9, 9, 9)),
         *rows(7, "channels_last", cuda=(1, 1, 1), torch=(9, 9, 9)),
+        *rows(14, "channels_last", cuda=(1, 1, 1), triton=(3, 3, 3), torch=(2, 2, 2)),
     ]
     path = stored(tmp_path, measured)
     module = tmp_path / "preference.py"
@@ -116,16 +141,17 @@ def test_auto_follows_what_was_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(preference, "MEASURED", written.MEASURED)
     hopper = architectures.find((9, 0))
 
-    def first(plane: int, layout: preference.Layout, dtype: torch.dtype = torch.float16) -> str:
-        found = preference.prefer(hopper, Problem(9, dtype, Plane(layout, plane, plane)))
-        assert found is not None
-        return found.order[0]
+    def order(plane: int, layout: preference.Layout, dtype: torch.dtype = torch.float16) -> str:
+        problem = Problem(9, dtype, Plane(layout, plane, plane))
+        (found,) = preference.possible(hopper, problem)
+        return " ".join(found.order)
 
-    assert [first(plane, "planar") for plane in (7, 10, 14)] == ["torch"] * 3
-    assert [first(plane, "planar") for plane in (16, 32, 40)] == ["cuda"] * 3
-    assert first(56, "planar") == "triton"
-    assert first(7, "channels_last") == "cuda"
-    assert first(7, "planar", torch.bfloat16) == "cuda"  # nothing was measured of it
+    assert [order(plane, "planar") for plane in (7, 10, 14)] == ["torch cuda triton"] * 3
+    assert [order(plane, "planar") for plane in (16, 32, 40)] == [USUAL] * 3
+    assert order(56, "planar") == "triton cuda torch"
+    assert order(7, "channels_last") == USUAL
+    assert order(14, "channels_last") == "cuda torch triton"
+    assert order(7, "planar", torch.bfloat16) == USUAL  # nothing was measured of it
 
 
 def test_the_rows_stand_beside_it_and_lines_are_short(tmp_path: Path) -> None:
