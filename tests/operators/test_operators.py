@@ -223,7 +223,9 @@ def test_our_kernels_come_first_where_there_are_tensor_cores(
             assert preferred.reason == f"it has no tensor-core path for {dtype}"
 
 
-@pytest.mark.parametrize("entry", preference.MEASURED, ids=str)
+@pytest.mark.parametrize(
+    "entry", preference.MEASURED, ids=lambda entry: f"{entry.architecture}-{entry.kernel_sizes}"
+)
 def test_measurements_name_what_there_is(entry: preference.Measured) -> None:
     assert entry.architecture in [each.name for each in architectures.ARCHITECTURES]
     assert sorted(entry.order) == sorted(preference.IMPLEMENTATIONS)
