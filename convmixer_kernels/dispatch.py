@@ -63,10 +63,12 @@ def available_impls(device: torch.device | str | None = None) -> dict[str, str |
     return {name: backend(name).unavailable(torch.device(device)) for name in IMPLEMENTATIONS}
 
 
-def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
+def resolve(input: Tensor, weight: Tensor | None, impl: str, fused: bool = False) -> str:
     """Choose the implementation that runs `input` and `weight` under `impl`.
 
-    Without `weight`: for an operation that has no filter.
+    Args:
+        weight: None for an operation that has no filter.
+        fused: whether activation and normalisation follow in the same call.
 
     Raises:
         RuntimeError: an explicit `impl` is not available for the device of `input`, or it is asked
@@ -75,7 +77,7 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str) -> str:
     """
     # Under torch.compile, index() makes a size that may be dynamic a constant.
     kernel_size = None if weight is None else operator.index(weight.shape[-1])
-    what = (input.device, input.dtype, kernel_size)
+    what = (input.device, input.dtype, kernel_size, fused)
     name, refusal, available = _resolve(impl, *what)
     if name is refusal is None:
         # The plane is read only if it decides: a compiler makes a graph for each.
@@ -119,7 +121,7 @@ def _plane(input: Tensor) -> Plane:
 
 
 def convolution_at_once(
-    input: Tensor, weight: Tensor, bias: Tensor | None, impl: str
+    input: Tensor, weight: Tensor, bias: Tensor | None, impl: str, fused: bool = False
 ) -> str | None:
     """Return what `resolve` does for a convolution, or None where there is more to be said.
 
@@ -135,7 +137,7 @@ def convolution_at_once(
         return None
     if bias is not None and not fits_channels(bias, channels, device):
         return None
-    return _at_once(impl, device, dtype, size)
+    return _at_once(impl, device, dtype, size, fused)
 
 
 def image_at_once(
@@ -151,7 +153,7 @@ def image_at_once(
         residual.shape != shape or residual.dtype is not dtype or residual.device != device
     ):
         return None
-    return _at_once(impl, device, dtype, None)
+    return _at_once(impl, device, dtype, None, fused=True)
 
 
 def fits_channels(tensor: Tensor, channels: int, device: torch.device) -> bool:
@@ -160,9 +162,9 @@ def fits_channels(tensor: Tensor, channels: int, device: torch.device) -> bool:
 
 
 def _at_once(
-    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
+    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None, fused: bool
 ) -> str | None:
-    name = _resolve_once(impl, device, dtype, kernel_size, None).name
+    name = _resolve_once(impl, device, dtype, kernel_size, fused, None).name
     return None if name == "torch" else name
 
 
@@ -173,11 +175,12 @@ def _resolve(
     device: torch.device,
     dtype: torch.dtype,
     kernel_size: int | None,
+    fused: bool,
     *plane: Any,
 ) -> tuple[str | None, str | None, bool]:
     # PyTorch 2.13 loses what is in a named tuple when it traces, so none comes in or goes out.
     given = Plane(*plane) if plane else None
-    name, refusal, available = _resolve_once(impl, device, dtype, kernel_size, given)
+    name, refusal, available = _resolve_once(impl, device, dtype, kernel_size, fused, given)
     return name, refusal, available
 
 
@@ -201,6 +204,7 @@ def _resolve_once(
     device: torch.device,
     dtype: torch.dtype,
     kernel_size: int | None,
+    fused: bool,
     plane: Plane | None,
 ) -> Resolution:
     check_name(impl)
@@ -208,7 +212,7 @@ def _resolve_once(
     if impl == "auto":
         first = {
             next(name for name in preferred.order if _barred(name, *what) is None)
-            for preferred in _preferences(device, Problem(kernel_size, dtype, plane))
+            for preferred in _preferences(device, Problem(kernel_size, dtype, plane, fused))
         }
         return Resolution(first.pop() if len(first) == 1 else None)
     # Tensors on the meta device have no data: shapes are all that is computed.

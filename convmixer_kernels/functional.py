@@ -150,7 +150,7 @@ def depthwise_conv2d_gelu_batch_norm(
             process_group=process_group,
         )
     if not training and _infers_directly((input, weight), (), tensors):
-        known = dispatch.convolution_at_once(input, weight, bias, impl)
+        known = dispatch.convolution_at_once(input, weight, bias, impl, fused=True)
         tables = _inference_tables(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
         )
@@ -159,7 +159,7 @@ def depthwise_conv2d_gelu_batch_norm(
                 input, weight, tables.bias, tables.normalisation, activation, residual
             )
     if training and direct.takes((input, weight), tensors[2:]):
-        known = dispatch.convolution_at_once(input, weight, bias, impl)
+        known = dispatch.convolution_at_once(input, weight, bias, impl, fused=True)
         per_channel = (gamma, beta, running_mean, running_var)
         if known is not None and _trains_at_once(input, per_channel, momentum, eps, activation):
             output, *_ = ops.depthwise_conv2d_batch_norm_training.differentiable(
@@ -175,7 +175,7 @@ def depthwise_conv2d_gelu_batch_norm(
     outer = input
     input, weight = arguments.autocast(input, weight)
     arguments.check_same_dtype(input, weight)
-    name = dispatch.resolve(input, weight, impl)
+    name = dispatch.resolve(input, weight, impl, fused=True)
     norm = _batch_norm(
         input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
     )
@@ -282,7 +282,7 @@ def gelu_batch_norm(
     arguments.check_batch_norm(
         input, gamma, beta, running_mean, running_var, momentum, eps, activation
     )
-    name = dispatch.resolve(input, None, impl)
+    name = dispatch.resolve(input, None, impl, fused=True)
     norm = _batch_norm(
         input, gamma, beta, running_mean, running_var, training, momentum, eps, process_group
     )

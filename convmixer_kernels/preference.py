@@ -38,11 +38,14 @@ class Problem(NamedTuple):
     Args:
         kernel_size: None for an operation that has no filter.
         plane: None stands for any.
+        fused: the call goes on to activation and normalisation, which PyTorch does in more passes.
+            Measurements of the convolution alone say nothing of it.
     """
 
     kernel_size: int | None
     dtype: torch.dtype
     plane: Plane | None = None
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Measured:
     def may_cover(self, architecture: Architecture, problem: Problem) -> bool:
         """Tell whether it covers the problem for some plane."""
         return (
-            self.architecture == architecture.name
+            not problem.fused
+            and self.architecture == architecture.name
             and problem.kernel_size in self.kernel_sizes
             and problem.dtype in self.dtypes
         )

@@ -155,7 +155,7 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
     if arguments.autocast_dtype(input.device) not in (None, input.dtype):
         # Autocast gives the convolutions another dtype than the residual, and PyTorch promotes it.
         return False
-    return dispatch.resolve(input, weight, impl) != "torch"
+    return dispatch.resolve(input, weight, impl, fused=True) != "torch"
 
 
 def untouched(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:

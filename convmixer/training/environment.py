@@ -68,7 +68,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def depthwise_implementation(config: Config, device: torch.device) -> str:
-    """Return the implementation that runs the depthwise convolutions; "auto" is resolved.
+    """Return the implementation that runs the fused depthwise convolutions; "auto" is resolved.
 
     The choice may depend on precision, memory format and size of the planes, so a tensor with those
     of the run decides.
@@ -81,7 +81,7 @@ def depthwise_implementation(config: Config, device: torch.device) -> str:
     weight = torch.empty(
         model.dim, 1, model.kernel_size, model.kernel_size, dtype=dtype, device=device
     )
-    return resolve(input, weight, model.dw_impl)
+    return resolve(input, weight, model.dw_impl, fused=True)
 
 
 def build_model(config: Config, device: torch.device) -> ConvMixer:

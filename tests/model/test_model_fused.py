@@ -51,6 +51,14 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     return dw_impl
 
 
+def test_a_block_asks_who_runs_fused_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements of the convolution alone may give it to PyTorch."""
+    monkeypatch.setattr(
+        fused_block.dispatch, "resolve", lambda *_, fused=False: "cuda" if fused else "torch"
+    )
+    assert fused_block.runs_kernels(torch.zeros(1, 8, 7, 7), torch.zeros(8, 1, 3, 3), "auto")
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The steps of fused operations that are run, in their order."""

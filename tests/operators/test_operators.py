@@ -263,6 +263,7 @@ def test_auto_follows_what_was_measured(
     assert dispatch.resolve(input, weight, "auto") == expected
     assert dispatch.resolve(input, weight, "cuda") == "cuda"
     assert dispatch.resolve(input, None, "auto") == "cuda"
+    assert dispatch.resolve(input, weight, "auto", fused=True) == "cuda"
     choice, *passed_over = convmixer_kernels.explain(input, weight).split("\n")
     assert choice.startswith(f"{expected}: runs 2x8x{height}x8 float16 on {DEVICE}")
     order = ", ".join(measured(**changes).order)
@@ -305,6 +306,26 @@ def test_the_next_of_the_measured_order_runs_where_the_first_is_not_there(
 
 
 @pytest.mark.usefixtures("on_sm_90")
+@pytest.mark.parametrize("training", [False, True])
+def test_measurements_of_the_convolution_alone_do_not_order_fused_calls(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference, "MEASURED", (measured(),))
+    input, weight, _ = tensors((2, 8, 7, 7), 3)
+    input = channels_last(input)
+    statistics = [torch.ones(8, device=DEVICE) for _ in range(4)]
+    assert dispatch.convolution_at_once(input, weight, None, "auto") is None
+    assert dispatch.convolution_at_once(input, weight, None, "auto", fused=True) == "cuda"
+    with Operators() as operators:
+        depthwise_conv2d(input, weight)
+        convmixer_kernels.depthwise_conv2d_gelu_batch_norm(
+            input, weight, None, *statistics, training=training
+        )
+    (fused,) = operators.called
+    assert fused.startswith("depthwise_conv2d_batch_norm")
+
+
+@pytest.mark.usefixtures("on_sm_90")
 def test_explain_tells_a_transform_from_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "MEASURED", (measured(order=("cuda", "torch", "triton")),))
     monkeypatch.setattr(dispatch, "_only_in_pytorch", lambda: "a transform runs")
@@ -323,7 +344,7 @@ def test_a_choice_without_a_plane_is_made_if_every_plane_has_it(
     monkeypatch.setattr(preference, "MEASURED", (measured(order=("cuda", "torch", "triton")),))
     monkeypatch.setattr(dispatch, "_barred", lambda name, *what: "no" if name == barred else None)
     device = torch.device(DEVICE)
-    assert dispatch._resolve_once("auto", device, FP16, 3, None) == dispatch.Resolution(chosen)
+    assert dispatch._resolve_once("auto", device, FP16, 3, False, None).name == chosen
 
 
 @pytest.mark.usefixtures("on_sm_90")

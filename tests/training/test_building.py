@@ -20,21 +20,21 @@ CPU = torch.device("cpu")
 def test_the_implementation_is_that_for_the_planes_of_the_run(channels_last, amp, monkeypatch):
     asked = []
 
-    def resolve(input, weight, impl):
-        asked.append((input, weight, impl))
+    def resolve(input, weight, impl, fused):
+        asked.append((input, weight, impl, fused))
         return "triton"
 
     monkeypatch.setattr(environment, "resolve", resolve)
     monkeypatch.setattr(environment, "effective_amp", lambda config, device: config.amp)
     config = tiny_config(model__patch_size=3, channels_last=channels_last, amp=amp)
     assert environment.depthwise_implementation(config, CPU) == "triton"
-    ((input, weight, impl),) = asked
+    ((input, weight, impl, fused),) = asked
     dtype = {"none": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[amp]
     assert (tuple(input.shape), input.dtype) == ((1, 8, 2, 2), dtype)
     assert (tuple(weight.shape), weight.dtype) == ((8, 1, 3, 3), dtype)
     assert input.is_contiguous(memory_format=torch.channels_last) == channels_last
     assert input.is_contiguous() != channels_last
-    assert impl == config.model.dw_impl
+    assert impl == config.model.dw_impl and fused
 
 
 def test_autocast_computes_in_the_precision_of_the_settings(monkeypatch):
