@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
+import torch
 import torch.distributed as dist
 import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
@@ -148,6 +149,24 @@ def activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | No
     return ActivatedNorm("relu", norm) if untouched(activation, nn.ReLU) else None
 
 
+def patch_weight(embedding: nn.Module, images: Tensor) -> Tensor | None:
+    """Return the filters of `embedding` for `patch_product`, cast as a convolution has them cast.
+
+    None means that the module has to run: it does not cut these images into patches, is not
+    untouched, or refuses their shape or dtype.
+    """
+    if not untouched(embedding, nn.Conv2d) or not _cuts_patches(embedding, images):
+        return None
+    weight = embedding.weight
+    dtype = arguments.autocast_dtype(images.device)
+    if dtype is None:
+        return weight if weight.dtype == images.dtype else None
+    castable = all(
+        tensor.is_floating_point() and tensor.dtype != torch.float64 for tensor in (images, weight)
+    )
+    return weight.to(dtype) if castable else None
+
+
 def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
     """Return whether `impl` means kernels here and the modules compute in the dtype of `input`."""
     if input.dim() != 4:
@@ -179,6 +198,22 @@ def _mixes_channels_alone(convolution: nn.Conv2d) -> bool:
         and convolution.stride == (1, 1)
         and convolution.padding in ((0, 0), "same", "valid")
         and convolution.groups == 1
+    )
+
+
+def _cuts_patches(convolution: nn.Conv2d, images: Tensor) -> bool:
+    """Return whether patches of `images` that do not overlap are all that it reads."""
+    _, channels, *patch = convolution.weight.shape
+    return (
+        convolution.stride == tuple(patch)
+        and convolution.padding in ((0, 0), "valid")
+        and convolution.padding_mode == "zeros"
+        and convolution.dilation == (1, 1)
+        and convolution.groups == 1
+        and images.dim() == 4
+        and images.shape[1] == channels
+        and images.shape[2] >= patch[0]
+        and images.shape[3] >= patch[1]
     )
 
 

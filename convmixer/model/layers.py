@@ -17,9 +17,11 @@ from convmixer.model.fused_block import (
     FusedBlock,
     activated_norm,
     fused_block,
+    patch_weight,
     runs_kernels,
     untouched,
 )
+from convmixer.model.patches import patch_product
 from convmixer_kernels import DepthwiseConv2d, gelu_batch_norm
 from convmixer_kernels.modules import one_node
 
@@ -160,7 +162,12 @@ def make_block(
 
 
 class PatchStem(Chain):
-    """Equation 1: patch embedding, then activation and norm, as one fused operation if possible."""
+    """Equation 1: patch embedding, then activation and norm.
+
+    Activation and norm are one fused operation where kernels run them, and a patch embedding that
+    is not observed (see `fused_block`) is one matrix product before it, whose bias that operation
+    adds; the output then is CNHW, or channels_last if the images or the filters are.
+    """
 
     length = 3
     options = ("impl",)
@@ -171,8 +178,17 @@ class PatchStem(Chain):
 
     def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
         embedding, activation, norm = modules
-        value: Tensor = embedding(input)
         fused = activated_norm(activation, norm)
+        weight = None if fused is None else patch_weight(embedding, input)
+        # The product will have the device and the dtype of `weight`, which decide.
+        if fused is not None and weight is not None and runs_kernels(weight, None, self.impl):
+            return gelu_batch_norm(
+                patch_product(input, weight),
+                bias=embedding.bias,
+                impl=self.impl,
+                **fused.next_batch(),
+            )
+        value: Tensor = embedding(input)
         if fused is not None and runs_kernels(value, None, self.impl):
             return gelu_batch_norm(value, impl=self.impl, **fused.next_batch())
         output: Tensor = norm(activation(value))
