@@ -3,8 +3,9 @@
 The modules keep their parameters, buffers and modes, and the operations of `convmixer_kernels`
 compute their composition in fewer passes over memory. A block runs module by module if one of its
 modules is hooked, parametrised, patched, or not exactly of the expected class, so that no module is
-left out that a user can observe. With `nn.SyncBatchNorm` all processes have to run a block in the
-same way, because the fused operations and the module exchange different messages.
+left out that a user can observe; the patch embedding of a stem runs as it is for the same reasons.
+With `nn.SyncBatchNorm` all processes have to run a block in the same way, because the fused
+operations and the module exchange different messages.
 """
 
 from __future__ import annotations
@@ -149,22 +150,22 @@ def activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | No
     return ActivatedNorm("relu", norm) if untouched(activation, nn.ReLU) else None
 
 
-def patch_weight(embedding: nn.Module, images: Tensor) -> Tensor | None:
-    """Return the filters of `embedding` for `patch_product`, cast as a convolution has them cast.
+def patch_operands(embedding: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Return weight and bias of `embedding` for `patch_product`, or None if the module has to run.
 
-    None means that the module has to run: it does not cut these images into patches, is not
-    untouched, or refuses their shape or dtype.
+    Under autocast the weight is in its dtype. The module has to run if it is not `untouched`, does
+    not cut these images into patches, or refuses their shape or dtype.
     """
     if not untouched(embedding, nn.Conv2d) or not _cuts_patches(embedding, images):
         return None
-    weight = embedding.weight
+    weight, bias = embedding.weight, embedding.bias
     dtype = arguments.autocast_dtype(images.device)
     if dtype is None:
-        return weight if weight.dtype == images.dtype else None
+        return (weight, bias) if weight.dtype == images.dtype else None
     castable = all(
         tensor.is_floating_point() and tensor.dtype != torch.float64 for tensor in (images, weight)
     )
-    return weight.to(dtype) if castable else None
+    return (weight.to(dtype), bias) if castable else None
 
 
 def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:

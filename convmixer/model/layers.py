@@ -17,7 +17,7 @@ from convmixer.model.fused_block import (
     FusedBlock,
     activated_norm,
     fused_block,
-    patch_weight,
+    patch_operands,
     runs_kernels,
     untouched,
 )
@@ -179,15 +179,13 @@ class PatchStem(Chain):
     def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
         embedding, activation, norm = modules
         fused = activated_norm(activation, norm)
-        weight = None if fused is None else patch_weight(embedding, input)
-        # The product will have the device and the dtype of `weight`, which decide.
-        if fused is not None and weight is not None and runs_kernels(weight, None, self.impl):
-            return gelu_batch_norm(
-                patch_product(input, weight),
-                bias=embedding.bias,
-                impl=self.impl,
-                **fused.next_batch(),
-            )
+        operands = None if fused is None else patch_operands(embedding, input)
+        if fused is not None and operands is not None:
+            weight, bias = operands
+            # The product has the device and the dtype of the weight, on which the choice depends.
+            if runs_kernels(weight, None, self.impl):
+                product = patch_product(input, weight)
+                return gelu_batch_norm(product, bias=bias, impl=self.impl, **fused.next_batch())
         value: Tensor = embedding(input)
         if fused is not None and runs_kernels(value, None, self.impl):
             return gelu_batch_norm(value, impl=self.impl, **fused.next_batch())

@@ -41,11 +41,11 @@ def patch_product(images: Tensor, weight: Tensor) -> Tensor:
         patches = windows.permute(0, 2, 3, 1, 4, 5)
     positions, values = patches.shape[:3], matrix.shape[1]
     padding = -values % _ALIGNMENT
-    if padding:
-        matrix = F.pad(matrix, (0, padding))
     rows = images.new_empty(*positions, values + padding, dtype=weight.dtype)
     rows[..., :values].unflatten(3, patches.shape[3:]).copy_(patches)
-    rows[..., values:].zero_()
+    if padding:
+        rows[..., values:].zero_()
+        matrix = F.pad(matrix, (0, padding))
     rows = rows.flatten(0, 2)
     if _is_channels_last(images) or _is_channels_last(weight):
         return (rows @ matrix.t()).view(*positions, filters).permute(0, 3, 1, 2)
