@@ -210,8 +210,8 @@ def _cuts_patches(convolution: nn.Conv2d, images: Tensor) -> bool:
         and convolution.padding in ((0, 0), "valid")
         and convolution.padding_mode == "zeros"
         and convolution.dilation == (1, 1)
-        and convolution.groups == 1
         and images.dim() == 4
+        # With groups, filters have fewer channels than the images.
         and images.shape[1] == channels
         and images.shape[2] >= patch[0]
         and images.shape[3] >= patch[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-# Libraries of matrix products want rows of 16 bytes for tensor cores: 8 values in half precision.
+# NVIDIA recommends rows of whole 16 bytes for products on tensor cores: 8 values of half precision.
 _ALIGNMENT = 8
 
 

@@ -217,6 +217,12 @@ def another_convolution(**options: object) -> Callable[[PatchStem], None]:
     return change
 
 
+def pad_in_a_circle(stem: PatchStem) -> None:
+    """The layer has computed at its construction how much it pads."""
+    another_convolution(stride=7, padding=2, padding_mode="circular")(stem)
+    stem[0].padding = (0, 0)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -228,7 +234,7 @@ def another_convolution(**options: object) -> Callable[[PatchStem], None]:
         another_class,
         another_convolution(stride=6),
         another_convolution(stride=7, padding=2),
-        another_convolution(stride=7, padding=2, padding_mode="circular"),
+        pad_in_a_circle,
         another_convolution(stride=7, dilation=2),
         another_convolution(stride=7, groups=3),
     ],
