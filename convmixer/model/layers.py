@@ -164,9 +164,9 @@ def make_block(
 class PatchStem(Chain):
     """Equation 1: patch embedding, then activation and norm.
 
-    Activation and norm are one fused operation where kernels run them, and a patch embedding that
-    is not observed (see `fused_block`) is one matrix product before it, whose bias that operation
-    adds; the output then is CNHW, or channels_last if the images or the filters are.
+    Activation and norm are one fused operation where kernels run them, and an untouched patch
+    embedding (see `fused_block`) is one matrix product before it, whose bias that operation adds.
+    The output is then CNHW, or channels_last if the images or the filters are.
     """
 
     length = 3
@@ -179,7 +179,8 @@ class PatchStem(Chain):
     def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
         embedding, activation, norm = modules
         fused = activated_norm(activation, norm)
-        operands = None if fused is None else patch_operands(embedding, input)
+        may_fuse = fused is not None and self.impl != "torch"
+        operands = patch_operands(embedding, input) if may_fuse else None
         if fused is not None and operands is not None:
             weight, bias = operands
             # The product has the device and the dtype of the weight, on which the choice depends.

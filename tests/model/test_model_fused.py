@@ -504,8 +504,8 @@ def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Use) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_features_are_copied_once(channels_last: bool) -> None:
-    """The one copy that is made in channels_last is of the gradient of the pooling."""
+def test_features_are_not_copied(channels_last: bool) -> None:
+    """No copy is made, but in channels_last that of the gradient of the pooling."""
     model = small("cuda", depth=3).half()
     batch = images(7, 3, 10, 22).half()
     if channels_last:

@@ -15,7 +15,8 @@ from convmixer.model import fused_block, layers
 from convmixer.model.layers import PatchStem, make_patch_stem
 from convmixer.model.patches import patch_product
 from tests.helpers import oracle, strided
-from tests.helpers.depthwise_cases import DEVICE, FP16, FP32
+from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, FP32
+from tests.model.test_pointwise import copies_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
@@ -179,6 +180,14 @@ def test_pytorch_runs_its_own_convolution(dw_impl, products) -> None:
     assert products == []
 
 
+def test_nothing_is_prepared_for_pytorch() -> None:
+    """Under autocast the filters are cast once, by the convolution."""
+    stem = make_stem("torch")
+    with torch.autocast(DEVICE, BF16):
+        casts = copies_of(stem[0].weight.numel(), lambda: stem(random(2, 3, 14, 14)))
+    assert casts.count("aten::_to_copy") == 1
+
+
 def hook_forward(stem: PatchStem) -> None:
     stem[0].register_forward_hook(lambda *args: 2 * args[-1])
 
@@ -240,7 +249,7 @@ def pad_in_a_circle(stem: PatchStem) -> None:
     ],
 )
 def test_other_modules_run_as_they_are(change, products, monkeypatch) -> None:
-    stem = make_stem("torch")
+    stem = make_stem("auto")
     change(stem)
     stem = stem.to(DEVICE)
     expected = step(stem, random(3, 3, 22, 23))
