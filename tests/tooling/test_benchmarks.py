@@ -475,7 +475,9 @@ class TestNetworks:
         monkeypatch.setattr(
             dispatch,
             "resolve",
-            lambda input, weight, impl: resolve(input, weight, impl.replace("auto", "cuda")),
+            lambda input, weight, impl, fused=False: resolve(
+                input, weight, impl.replace("auto", "cuda"), fused
+            ),
         )
         called = record_calls(monkeypatch, cuda)
         torch.manual_seed(0)
