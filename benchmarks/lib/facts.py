@@ -61,7 +61,7 @@ def of(facts: list[Fact], name: str) -> list[Fact]:
 
 
 def fields(fact: Fact) -> Fact:
-    """What a fact says, without its name and its time."""
+    """Return the fields of a fact except its name and its time."""
     return {name: value for name, value in fact.items() if name not in ("fact", "at")}
 
 

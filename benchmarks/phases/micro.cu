@@ -7,52 +7,21 @@
 // A program that is compiled from altered headers times their choice with the same code.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 #include <vector>
 
 #include "kernels/forward.cuh"
 #include "kernels/forward_channels_last.cuh"
+#include "measuring.cuh"
 
 namespace {
 
 using namespace depthwise;
 
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
-}
-#define CHECK(call) check(call, #call)
-
 constexpr int images = 64, channels = 1536, plane = 32;
 constexpr size_t elements = size_t(images) * channels * plane * plane;
 constexpr int buffers = 3, rounds = 21, calls = 4;
-
-int multiprocessors() {
-  int count = 0;
-  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
-  return count;
-}
-
-// A value between -1 and 1 for each element: zeros would take less power than real data.
-__global__ void fill(__half* to, size_t count, unsigned seed) {
-  for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
-       i += size_t(gridDim.x) * blockDim.x) {
-    unsigned bits = unsigned(i) * 2654435761u ^ seed;
-    bits = (bits ^ bits >> 15) * 2246822519u;
-    to[i] = __float2half(float(bits >> 8) / float(1 << 23) - 1.f);
-  }
-}
-
-__half* random_tensor(size_t count, unsigned seed) {
-  __half* tensor = nullptr;
-  CHECK(cudaMalloc(&tensor, 2 * count));
-  fill<<<1024, 256>>>(tensor, count, seed);
-  CHECK(cudaGetLastError());
-  return tensor;
-}
 
 // Tensors that calls rotate through, so that none finds its own in the cache.
 struct Tensors {
@@ -66,24 +35,10 @@ struct Tensors {
   }
 };
 
-// Median microseconds of `call(i)`, of which several are timed together.
+// Median microseconds of `call(i)` with the number of the buffer to use.
 template <class Call>
 double microseconds(Call call) {
-  cudaEvent_t begin, end;
-  CHECK(cudaEventCreate(&begin));
-  CHECK(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int round = 0; round < rounds; ++round) {
-    CHECK(cudaEventRecord(begin));
-    for (int i = 0; i < calls; ++i) call((round * calls + i) % buffers);
-    CHECK(cudaEventRecord(end));
-    CHECK(cudaEventSynchronize(end));
-    float milliseconds = 0;
-    CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-    times.push_back(milliseconds / calls);
-  }
-  std::sort(times.begin(), times.end());
-  return 1e3 * times[rounds / 2];
+  return median_microseconds(rounds, calls, [&](int number) { call(number % buffers); });
 }
 
 template <int Chunks, int Chains>
@@ -167,8 +122,8 @@ void copy(const Tensors& tensors, int blocks_resident) {
               Stages, int(threads / 32) * blocks_resident, took);
 }
 
-// The same by bulk copies, which one lane of a warp starts: section "Data Movement and Conversion
-// Instructions: Bulk copy" of the PTX ISA.
+// Every warp copies planes of 2 KB by bulk copies, which one of its lanes starts: section "Data Movement and
+// Conversion Instructions: Bulk copy" of the PTX ISA.
 template <int Stages>
 __global__ void copy_in_bulk(const uint4* from, uint4* to, int planes) {
 #if __CUDA_ARCH__ >= 900

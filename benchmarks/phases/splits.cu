@@ -2,51 +2,20 @@
 // line of JSON for each.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "kernels/forward.cuh"
 #include "kernels/forward_channels_last.cuh"
 #include "kernels/weight_gradient.cuh"
 #include "kernels/weight_gradient_channels_last.cuh"
+#include "measuring.cuh"
 
 namespace {
 
 using namespace depthwise;
 
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
-}
-#define CHECK(call) check(call, #call)
-
 constexpr int size = 9, rounds = 5;
 constexpr size_t elements = size_t(1) << 26;  // of each tensor that calls walk through
-
-int multiprocessors() {
-  int count = 0;
-  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
-  return count;
-}
-
-// A value between -1 and 1 for each element: zeros would take less power than real data.
-__global__ void fill(__half* to, size_t count, unsigned seed) {
-  for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
-       i += size_t(gridDim.x) * blockDim.x) {
-    unsigned bits = unsigned(i) * 2654435761u ^ seed;
-    bits = (bits ^ bits >> 15) * 2246822519u;
-    to[i] = __float2half(float(bits >> 8) / float(1 << 23) - 1.f);
-  }
-}
-
-__half* random_tensor(size_t count, unsigned seed) {
-  __half* tensor = nullptr;
-  CHECK(cudaMalloc(&tensor, 2 * count));
-  fill<<<1024, 256>>>(tensor, count, seed);
-  CHECK(cudaGetLastError());
-  return tensor;
-}
 
 struct Tensors {
   __half *input = random_tensor(elements, 1), *other = random_tensor(elements, 2);
@@ -59,26 +28,10 @@ struct Tensors {
 // finds its own in the cache.
 template <class Call>
 double microseconds(size_t step, Call call) {
-  cudaEvent_t begin, end;
-  CHECK(cudaEventCreate(&begin));
-  CHECK(cudaEventCreate(&end));
   const size_t places = elements / step;
   const int calls = int(std::clamp<size_t>(places, 4, 10));
-  std::vector<float> times;
-  size_t place = 0;
-  for (int round = 0; round < rounds; ++round) {
-    CHECK(cudaEventRecord(begin));
-    for (int i = 0; i < calls; ++i) call(place++ % places * step);
-    CHECK(cudaEventRecord(end));
-    CHECK(cudaEventSynchronize(end));
-    float milliseconds = 0;
-    CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-    times.push_back(milliseconds / float(calls));
-  }
-  CHECK(cudaEventDestroy(begin));
-  CHECK(cudaEventDestroy(end));
-  std::sort(times.begin(), times.end());
-  return 1e3 * times[rounds / 2];
+  return median_microseconds(rounds, calls,
+                             [&](int number) { call(size_t(number) % places * step); });
 }
 
 // Numbers about a quarter apart, and that of the planner.

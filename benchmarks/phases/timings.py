@@ -147,17 +147,18 @@ def _block(visit: Visit, block: Case, peer: Peer) -> Task:
 
 
 def _inference(visit: Visit, network: Network, way: Way) -> Task:
-    return (
-        f"inference {network.name} {way}",
-        partial(inference.measured, network, way, visit.device, visit.selection),
-    )
+    return _of_network(visit, "inference", inference.measured, network, way)
 
 
 def _training(visit: Visit, network: Network, way: Way) -> Task:
-    return (
-        f"training {network.name} {way}",
-        partial(training_.measured, network, way, visit.device, visit.selection),
-    )
+    return _of_network(visit, "training", training_.measured, network, way)
+
+
+def _of_network(
+    visit: Visit, kind: str, measured: Callable[..., Measurement], network: Network, way: Way
+) -> Task:
+    run = partial(measured, network, way, visit.device, visit.selection)
+    return f"{kind} {network.name} {way}", run
 
 
 def _networks(visit: Visit) -> list[Network]:

@@ -7,10 +7,10 @@ namespace depthwise {
 // The coefficients for one channel. With z = (a - mean) scale + shift, a = activation(value), and
 // statistics that depend on all values, the gradient of a value is
 //   activation'(value) (of_gradient * gradient of z + of_value a + constant).
-// What flows through variance and mean is of_value (a - mean) and another constant. The product with the
-// mean is part of `constant`, which saves an instruction a value and is off by 2^-24 of the mean; values
-// are rounded to 2^-12 of theirs, or less exactly. An infinite count (running statistics) makes of_value
-// and constant vanish.
+// The gradient through the variance is of_value (a - mean), and that through the mean is a constant. Both
+// constants are added up once, in `constant`, which saves an instruction a value. The error is 2^-24 of the
+// mean, below the 2^-12 or more to which the values themselves are rounded. With running statistics the
+// count is infinite, and of_value and constant are zero.
 struct GradientOfValue {
   float of_gradient, of_value, constant;
 

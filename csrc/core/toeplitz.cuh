@@ -155,8 +155,8 @@ __device__ __forceinline__ void multiply(float (&accumulator)[GroupRows][Tiles][
 // mma or two for four values of a lane, which would take eight instructions. `rows` is where this lane
 // finds its row of a matrix in the first row of the residual, as in load_chunks.
 //
-// What is not finite makes NaN of the other outputs in its row of an input window, zero times infinity,
-// as it does in the convolution.
+// A residual that is not finite turns the other outputs of its row in an input window into NaN, since zero
+// times infinity is NaN. The convolution does the same to them.
 template <class T, int Size, class Rows, bool Shifted = false, int GroupRows, int Tiles>
 __device__ __forceinline__ void add_residual(float (&accumulator)[GroupRows][Tiles][4],
                                              const T* rows, int lane) {

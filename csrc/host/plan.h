@@ -63,8 +63,9 @@ constexpr int image_splits(int64_t blocks, int image_tiles, int64_t at_a_time, S
 }
 
 // Fitted to times of k = 9 on an H200 (benchmarks/phases/splits.cu): of 40 shapes, passes and layouts, the
-// number that is chosen took at most 1.09 times as long as the fastest, and 1.01 times on average. To
-// add sums takes as long as four items of whole planes, and little beside slower ones.
+// number that is chosen took at most 1.09 times as long as the fastest, and 1.01 times on average. The
+// weight gradients in channels_last among them were timed with blocks of 16 channels, k = 9 has eight
+// since. To add sums takes as long as four items of whole planes, and little beside slower ones.
 constexpr SplitTime split_time(Pass pass, bool whole) {
   return {.begin = 3, .add = pass != Pass::forward && whole ? 8 : 0};
 }

@@ -123,7 +123,7 @@ def test_evaluation_rounds_once(
 def test_a_large_mean_costs_evaluation_no_digits(
     name: str, size: tuple[int, int], layout: str, use: Use
 ) -> None:
-    """What is left of it, and of a bias as large, is as exact as a sum of such terms in float32."""
+    """A mean that nearly cancels the bias leaves what a float32 sum of such terms would leave."""
     options = {"activation": "identity", "training": False, "residual": False}
     arguments = random_arguments((2, 3, *size), 3, FP16, **options)
     assert arguments.bias is not None and arguments.running_mean is not None
