@@ -268,6 +268,11 @@ class Trainer:
         return self.epoch, self.step
 
     @property
+    def _steps_done(self) -> int:
+        """Optimizer steps of the whole run so far."""
+        return self.epoch * self.loader.steps + self.step
+
+    @property
     def _is_saved(self) -> bool:
         """True if what is written, or being written, is the state of now."""
         return self._saved_place == self._place
@@ -296,7 +301,7 @@ class Trainer:
             # The best weights come first, so that last.pt never names an epoch that best.pt lacks.
             files = {self.folder.best: {"state_dict": weights} | best} | files
         with self.processes.alone():
-            self.writer.write(files, self.epoch * self.loader.steps + self.step)
+            self.writer.write(files, self._steps_done)
 
     def _wait_until_saved(self) -> None:
         with self.processes.alone():
@@ -369,13 +374,12 @@ class Trainer:
                     with self._uncounted():
                         self._save()
                 rate = learning_rate(config, self.epoch, self.step, steps)
-                done = self.epoch * steps + self.step
-                self.stepper.step(batch, rate, done)
+                self.stepper.step(batch, rate, self._steps_done)
                 self.step += 1
                 self.throughput.step(config.batch_size)
                 clock.count(config.batch_size, waited)
                 bar.update()
-                if config.log_interval and (done + 1) % config.log_interval == 0:
+                if config.log_interval and self._steps_done % config.log_interval == 0:
                     self._log_interval(clock, rate)
         if self.step == steps:
             self.stepper.average_statistics()
@@ -439,7 +443,7 @@ class Trainer:
             return False
         interval = self._save_interval
         if interval.steps is not None:
-            return (self.epoch * self.loader.steps + self.step) % interval.steps == 0
+            return self._steps_done > 0 and self._steps_done % interval.steps == 0
         passed = time.perf_counter() - self._saved_time
         return interval.seconds is not None and passed >= interval.seconds
 

@@ -6,7 +6,7 @@ import random
 import signal
 
 from convmixer.training.run_folder import RunFolder
-from tests.training.kills import (
+from tests.helpers.killed_runs import (
     SAVE_EVERY,
     Trap,
     assert_same_run,
