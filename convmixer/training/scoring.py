@@ -22,6 +22,7 @@ from convmixer.training.metrics import (
     no_sums,
     sums_of_batch,
 )
+from convmixer.training.run_state import lost_workers_named
 
 Views = Callable[[Tensor], list[Tensor]]
 
@@ -63,6 +64,7 @@ def augmented_views(flip: bool) -> Views:
 
 
 @torch.no_grad()
+@lost_workers_named()
 def score(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -73,6 +75,9 @@ def score(
     """Evaluate `model` over the images of all processes, in evaluation mode, without smoothing.
 
     Several `views` of an image count by the mean of their probabilities.
+
+    Raises:
+        LostWorkerError: a process that loads images is gone.
     """
     n_classes, device = config.model.n_classes, processes.device
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
