@@ -1,87 +1,262 @@
 """Batches in a reproducible order.
 
-Seed, epoch and index of an image determine the random state of its augmentation. Therefore the
-images of a run do not depend on the number of worker processes, and a run that continues in the
-middle of an epoch gets the batches of an uninterrupted run.
+Seed, epoch and index of an image determine the random numbers of its augmentation, and those of its
+batch. Therefore the images of a run do not depend on the number of worker processes, and a run that
+continues in the middle of an epoch gets the batches of an uninterrupted run.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from convmixer.config.settings import DataConfig
-from convmixer.data.augmentation import Transform
-from convmixer.data.sources import Images
+from convmixer.config.settings import Config, DataConfig
+from convmixer.data import batched_operations
+from convmixer.data.augmentation import (
+    NO_BOX,
+    Augmentation,
+    as_tensor,
+    draw_erased_box,
+    evaluation_crop,
+)
+from convmixer.data.image_files import UnreadableImageError
+from convmixer.data.operations import Operation
+from convmixer.data.preparation import BatchPreparation, Normalization
+from convmixer.data.sources import ArrayImages, Images
 from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
+from convmixer.training.distributed import Processes
 from convmixer.training.run_state import seed_cpu
 
 Key = tuple[int, int]
 Batch = tuple[Tensor, Tensor]
-EvaluationLoader = DataLoader[tuple[Tensor, int]]
+"""Normalised images, float32 (N, C, H, W), and their targets (N, n_classes) or classes (N,)."""
 
 MOST_WORKERS = 8
 """The most processes that load images if the settings leave their number open."""
+MOST_RESIDENT_BYTES = 2**30
+"""The most bytes of images that stay on the device if the settings leave that open."""
+IMAGES_AUGMENTED_TOGETHER = 1024
+"""Images that are augmented at once on the device, at least one batch."""
 
 
-def image_seed(seed: int, epoch: int, index: int) -> int:
-    """Return the seed of one augmented image, a hash of its arguments below 2**63."""
-    (word,) = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
-    return int(word) >> 1
+@functools.lru_cache(maxsize=2)
+def image_seeds(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """Return two seeds below 2**63 for each of `size` images in an epoch, int64 (size, 2).
+
+    The first is that of its augmentation, the second that of mixing and of the noise in it.
+    """
+    # The order of the images comes from the sequence (seed, epoch).
+    generator = np.random.default_rng([seed, epoch, 1])
+    return generator.integers(2**63, size=(size, 2), dtype=np.int64)
 
 
-class TrainingImages(Dataset[tuple[Tensor, int]]):
-    """Augmented images, addressed by (epoch, index)."""
+def _too_many(reason: str, count: int, limit: int) -> str:
+    """Return the message that one image more than the limit cannot be read."""
+    return f"{reason}; data.bad_images {limit} allows fewer than these {count}" if limit else reason
 
-    def __init__(self, images: Images, transform: Transform, seed: int) -> None:
+
+class BadImages:
+    """The images that could not be read and were skipped, up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reasons: dict[str, None] = {}
+        self._reported = 0
+
+    def add(self, reasons: Sequence[str]) -> None:
+        """Add images by lines that name them; an image counts once.
+
+        Raises:
+            UsageError: there are more than the limit.
+        """
+        self._reasons.update(dict.fromkeys(reasons))
+        if len(self._reasons) > self._limit:
+            last = list(self._reasons)[-1]
+            raise UsageError(_too_many(last, len(self._reasons), self._limit))
+
+    def unreported(self) -> list[str]:
+        """Return the lines that no call has returned yet."""
+        lines = list(self._reasons)[self._reported :]
+        self._reported = len(self._reasons)
+        return lines
+
+
+class _Reader:
+    """Reading of images in one process, which remembers those that cannot be read."""
+
+    def __init__(self, images: Images, limit: int) -> None:
+        self._images, self._limit = images, limit
+        self._reasons: dict[int, str] = {}
+
+    def read(self, index: int) -> Image.Image | str:
+        """Return an image, or a line that names it if it cannot be read.
+
+        Raises:
+            UsageError: more images than the limit cannot be read.
+        """
+        if index in self._reasons:
+            return self._reasons[index]
+        try:
+            return self._images.image(index)
+        except UnreadableImageError as error:
+            self._reasons[index] = str(error)
+        count = len(self._reasons)
+        if count > self._limit:
+            raise UsageError(_too_many(self._reasons[index], count, self._limit))
+        return self._reasons[index]
+
+
+class TrainingBatch(NamedTuple):
+    """A batch as it comes from the processes that load images."""
+
+    content: Tensor
+    """Augmented images, uint8 (N, C, H, W), or what `batched_operations.apply` is to do."""
+    indices: Tensor
+    """The place of each image in the training images, int64 (N,)."""
+    labels: Tensor
+    """int64 (N,)."""
+    seeds: Tensor
+    """The second of `image_seeds`, int64 (N,)."""
+    boxes: Tensor
+    """The rectangle to erase in each image, or zeros: int64 (N, 4)."""
+    bad: list[str]
+    """Lines that name images which could not be read."""
+
+
+class _Sample(NamedTuple):
+    """An image of a `TrainingBatch`."""
+
+    content: Tensor | list[Operation]
+    image_index: int
+    label: int
+    seed: int
+    box: tuple[int, int, int, int]
+    bad: list[str]
+
+
+def _collate(samples: list[_Sample]) -> TrainingBatch:
+    contents, *numbers, bad = zip(*samples, strict=True)
+    indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
+    reasons = [reason for each in bad for reason in each]
+    drawn = isinstance(contents[0], list)
+    content = batched_operations.as_table(list(contents)) if drawn else default_collate(contents)
+    return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
+
+
+class TrainingImages(Dataset[_Sample]):
+    """Augmented images, addressed by (epoch, index).
+
+    An image that cannot be read is replaced by the next one that can, in the order of the source.
+
+    Args:
+        images: the images.
+        config: the settings.
+        size_to_draw_for: width and height of all images, to draw only what is to be done to each.
+    """
+
+    def __init__(
+        self, images: Images, config: Config, size_to_draw_for: tuple[int, int] | None = None
+    ) -> None:
         self.images = images
-        self.transform = transform
-        self.seed = seed
+        self._config = config
+        self._size_to_draw_for = size_to_draw_for
+        self.augmentation = Augmentation(config)
+        self._reader = _Reader(images, config.data.bad_images)
 
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def _augmented(self, key: Key) -> tuple[Tensor, int]:
+    def _sample(self, key: Key) -> _Sample:
         epoch, index = key
-        seed_cpu(image_seed(self.seed, epoch, index))
-        return self.transform(self.images.image(index)), int(self.images.labels[index])
+        config = self._config
+        seed, batch_seed = image_seeds(config.seed, epoch, len(self))[index].tolist()
+        content: Tensor | list[Operation]
+        bad: list[str] = []
+        if self._size_to_draw_for is not None:
+            seed_cpu(seed)
+            content = self.augmentation.draw(*self._size_to_draw_for)
+        else:
+            image, index, bad = self._readable(index)
+            seed_cpu(seed)
+            content = self.augmentation(image)
+        erasing = config.augment.random_erasing
+        box = draw_erased_box(erasing, config.data.image_size) if erasing else NO_BOX
+        return _Sample(content, index, int(self.images.labels[index]), batch_seed, box, bad)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def _readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
+        """Return the first image from `index` on that can be read, its index, and the others."""
+        bad: list[str] = []
+        for place in range(index, index + len(self)):
+            found = place % len(self)
+            image = self._reader.read(found)
+            if not isinstance(image, str):
+                return image, found, bad
+            bad.append(image)
+        raise UsageError(f"none of the {len(self)} training images can be read: {bad[0]}")
+
+    def __getitem__(self, key: Key) -> _Sample:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, keys: list[Key]) -> list[_Sample]:
         python, numpy = random.getstate(), np.random.get_state()
         pytorch = torch.random.get_rng_state()
         try:
-            return [self._augmented(key) for key in keys]
+            return [self._sample(key) for key in keys]
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
             torch.random.set_rng_state(pytorch)
 
 
-class EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """Images prepared for evaluation, in order."""
+class EvaluationBatch(NamedTuple):
+    """A batch as it comes from the processes that load images."""
 
-    def __init__(self, images: Images, transform: Transform) -> None:
+    images: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor
+    """int64 (N,)."""
+    bad: list[str]
+    """Lines that name images which could not be read, and are left out."""
+
+
+class EvaluationImages(Dataset[tuple[Tensor | str, int]]):
+    """Images prepared for evaluation, in order; a line in place of one that cannot be read."""
+
+    def __init__(self, images: Images, config: Config) -> None:
         self.images = images
-        self.transform = transform
+        self._crop = evaluation_crop(config)
+        self._reader = _Reader(images, config.data.bad_images)
 
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images.image(index)), int(self.images.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor | str, int]:
+        image = self._reader.read(index)
+        content = image if isinstance(image, str) else self._crop(image)
+        return content, int(self.images.labels[index])
+
+
+def _collate_evaluation(samples: list[tuple[Tensor | str, int]]) -> EvaluationBatch:
+    bad = [content for content, _ in samples if isinstance(content, str)]
+    read = [(content, label) for content, label in samples if not isinstance(content, str)]
+    if not read:
+        return EvaluationBatch(torch.empty(0), torch.empty(0, dtype=torch.int64), bad)
+    images, labels = default_collate(read)
+    return EvaluationBatch(images, labels, bad)
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -183,16 +358,70 @@ def _loader_options(workers: int, device: torch.device) -> dict[str, Any]:
     }
 
 
+def stays_on_device(images: Images, config: Config) -> bool:
+    """Return whether all images are held on the device of the model and augmented there.
+
+    Raises:
+        UsageError: the settings ask for it, and images or policy do not allow it.
+    """
+    wanted = config.data.device_resident
+    if wanted == "false":
+        return False
+    in_memory = isinstance(images, ArrayImages)
+    is_batched = Augmentation(config).is_batched
+    if wanted == "true" and not in_memory:
+        raise UsageError(
+            "data.device_resident: true needs a source whose images are in memory, such as digits "
+            "and cifar10; these are files that are read one by one"
+        )
+    if wanted == "true" and not is_batched:
+        raise UsageError(
+            "data.device_resident: true does not go with augment.rand_augment "
+            f"{config.augment.rand_augment}, which blurs images one by one"
+        )
+    small = isinstance(images, ArrayImages) and images.pixels.nbytes <= MOST_RESIDENT_BYTES
+    return wanted == "true" or (small and is_batched)
+
+
 class TrainingLoader:
-    """The batches of every epoch."""
+    """The batches of every epoch, on the device of the model.
+
+    Args:
+        images: the training images.
+        config: the settings.
+        batches: the order of the images.
+        workers: number of processes that load images.
+        device: of the model.
+
+    Raises:
+        UsageError: settings and images do not fit together.
+    """
 
     def __init__(
-        self, images: TrainingImages, batches: EpochBatches, workers: int, device: torch.device
+        self,
+        images: Images,
+        config: Config,
+        batches: EpochBatches,
+        *,
+        workers: int,
+        device: torch.device,
     ) -> None:
-        self._batches = batches
-        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
-            images, batch_sampler=batches, **_loader_options(workers, device)
+        self.bad_images = BadImages(config.data.bad_images)
+        self.prepare = BatchPreparation(config, device)
+        self._batches, self._device = batches, device
+        self._pixels = _all_pixels(images, device) if stays_on_device(images, config) else None
+        size = None if self._pixels is None else (self._pixels.shape[3], self._pixels.shape[2])
+        dataset = TrainingImages(images, config, size)
+        self._augmentation = dataset.augmentation
+        self._together = max(1, IMAGES_AUGMENTED_TOGETHER // batches.images_at_once)
+        self._loader: DataLoader[_Sample] = DataLoader(
+            dataset, batch_sampler=batches, collate_fn=_collate, **_loader_options(workers, device)
         )
+
+    @property
+    def is_resident(self) -> bool:
+        """True if the images stay on the device and are augmented there."""
+        return self._pixels is not None
 
     @property
     def steps(self) -> int:
@@ -200,22 +429,102 @@ class TrainingLoader:
         return self._batches.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Iterate over (images, labels), a pair an accumulation step, from `first_step` on."""
+        """Iterate over (images, targets), a pair an accumulation step, from `first_step` on."""
         self._batches.epoch, self._batches.first_step = epoch, first_step
-        return iter(self._loader)
+        loaded = iter(self._loader)
+        if self._pixels is None:
+            return map(self._transferred, loaded)
+        return itertools.chain.from_iterable(map(self._augmented, _groups(loaded, self._together)))
+
+    def _transferred(self, batch: TrainingBatch) -> Batch:
+        self.bad_images.add(batch.bad)
+        return self._prepared(batch, batch.content.to(self._device, non_blocking=True))
+
+    def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
+        """Augment several batches at once: operations on few images cost little but their start."""
+        assert self._pixels is not None
+        indices = torch.cat([batch.indices for batch in batches])
+        most = max(batch.content.shape[1] for batch in batches)
+        tables = torch.cat(
+            [F.pad(batch.content, (0, 0, 0, most - batch.content.shape[1])) for batch in batches]
+        )
+        images = batched_operations.apply(
+            self._pixels[indices.to(self._device, non_blocking=True)],
+            tables,
+            self._augmentation.size,
+            self._augmentation.fill,
+        )
+        return map(self._prepared, batches, images.split(len(batches[0].labels)))
+
+    def _prepared(self, batch: TrainingBatch, images: Tensor) -> Batch:
+        labels = batch.labels.to(self._device, non_blocking=True)
+        return self.prepare(images, labels, batch.seeds, batch.boxes)
 
 
-def evaluation_loader(
-    images: Images,
-    transform: Transform,
-    batch_size: int,
-    *,
-    workers: int,
-    device: torch.device,
-    rank: int = 0,
-    world: int = 1,
-) -> EvaluationLoader:
-    """Return a loader over every `world`-th image from `rank` on, in order."""
-    indices: NDArray[np.int64] = np.arange(rank, len(images.labels), world)
-    part = EvaluationImages(images.select(indices), transform)
-    return DataLoader(part, batch_size, **_loader_options(workers, device))
+def _groups(batches: Iterator[TrainingBatch], size: int) -> Iterator[list[TrainingBatch]]:
+    """Yield lists of `size` batches; the last one may be shorter."""
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _all_pixels(images: Images, device: torch.device) -> Tensor:
+    """Return images of one size, uint8 (N, C, H, W), on the device."""
+    pixels = [as_tensor(images.image(index)) for index in range(len(images.labels))]
+    return torch.stack(pixels).to(device)
+
+
+class EvaluationLoader:
+    """Every `world`-th image from `rank` on, in order, on the device of the model.
+
+    Images that cannot be read are left out. Images that stay on the device are prepared once.
+
+    Args:
+        images: the images.
+        config: the settings.
+        batch_size: images of a batch.
+        processes: this process among those that share the images.
+        workers: number of processes that load images.
+
+    Raises:
+        UsageError: settings and images do not fit together.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        config: Config,
+        batch_size: int,
+        processes: Processes,
+        *,
+        workers: int,
+    ) -> None:
+        self.bad_images = BadImages(config.data.bad_images)
+        self._device = processes.device
+        self._normalize = Normalization(config.data, processes.device)
+        self._keeps = stays_on_device(images, config)
+        self._kept: list[Batch] | None = None
+        indices: NDArray[np.int64] = np.arange(processes.rank, len(images.labels), processes.world)
+        self._loader: DataLoader[Any] = DataLoader(
+            EvaluationImages(images.select(indices), config),
+            batch_size,
+            collate_fn=_collate_evaluation,
+            **_loader_options(workers, processes.device),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over (images, classes)."""
+        if self._kept is not None:
+            batches: Iterable[Batch] = self._kept
+        elif self._keeps:
+            batches = self._kept = list(self._loaded())
+        else:
+            batches = self._loaded()
+        return ((self._normalize(images), labels) for images, labels in batches)
+
+    def _loaded(self) -> Iterator[Batch]:
+        """Iterate over images, uint8 (N, C, H, W), and classes."""
+        for batch in self._loader:
+            self.bad_images.add(batch.bad)
+            if len(batch.labels):
+                labels = batch.labels.to(self._device, non_blocking=True)
+                yield batch.images.to(self._device, non_blocking=True), labels

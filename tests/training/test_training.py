@@ -24,7 +24,8 @@ from convmixer import ConvMixer, load_checkpoint
 from convmixer.cli import main
 from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe, load_yaml
-from convmixer.data.augmentation import evaluation_transform
+from convmixer.data.augmentation import evaluation_crop
+from convmixer.data.preparation import Normalization
 from convmixer.data.sources import load_splits
 from convmixer.errors import TrainingDivergedError, TrainingInterruptedError, UsageError
 from convmixer.files import replacing
@@ -555,7 +556,11 @@ def _trainer(out, **changes) -> Trainer:
 
 def test_only_training_images_are_augmented(tmp_path):
     trainer = _trainer(tmp_path)
-    prepare = evaluation_transform(trainer.config)
+    crop, normalize = evaluation_crop(trainer.config), Normalization(trainer.config.data, CPU)
+
+    def prepare(image):
+        return normalize(crop(image))
+
     for loader, images in (
         (trainer.validation_loader, trainer.splits.validation),
         (trainer.test_loader, trainer.splits.test),
