@@ -78,8 +78,8 @@ class DataConfig:
     )
     device_resident: str = setting(
         "auto",
-        "hold all images on the device of the model and augment whole batches there; auto: images "
-        "that the source holds in memory (digits, CIFAR-10), up to 1 GiB",
+        "hold all images on the device of the model and augment whole batches there; auto: if they "
+        "have one size and take at most 1 GiB (digits, CIFAR-10)",
         choices=("auto", "true", "false"),
     )
     bad_images: int = setting(

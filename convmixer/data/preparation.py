@@ -31,8 +31,8 @@ class Normalization:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return (..., C, H, W) in 0..255 normalised, in float32."""
-        return (images.float() - self._mean) / self._std
+        """Return (..., C, H, W) in 0..255 normalised, in float32; float32 is overwritten."""
+        return images.float().sub_(self._mean).div_(self._std)
 
 
 def build_mixup(config: Config) -> Mixup | None:

@@ -12,14 +12,13 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -28,17 +27,17 @@ from convmixer.data import batched_operations
 from convmixer.data.augmentation import (
     NO_BOX,
     Augmentation,
-    as_tensor,
     draw_erased_box,
     evaluation_crop,
 )
-from convmixer.data.image_files import UnreadableImageError
 from convmixer.data.operations import Operation
 from convmixer.data.preparation import BatchPreparation, Normalization
-from convmixer.data.sources import ArrayImages, Images
+from convmixer.data.sources import Images, Indices
 from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
+from convmixer.training.bad_images import BadImages, ImageReader
 from convmixer.training.distributed import Processes
+from convmixer.training.resident import MOST_BYTES, resident_images
 from convmixer.training.run_state import seed_cpu
 
 Key = tuple[int, int]
@@ -47,8 +46,6 @@ Batch = tuple[Tensor, Tensor]
 
 MOST_WORKERS = 8
 """The most processes that load images if the settings leave their number open."""
-MOST_RESIDENT_BYTES = 2**30
-"""The most bytes of images that stay on the device if the settings leave that open."""
 IMAGES_AUGMENTED_TOGETHER = 1024
 """Images that are augmented at once on the device, at least one batch."""
 
@@ -62,62 +59,6 @@ def image_seeds(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     # The order of the images comes from the sequence (seed, epoch).
     generator = np.random.default_rng([seed, epoch, 1])
     return generator.integers(2**63, size=(size, 2), dtype=np.int64)
-
-
-def _too_many(reason: str, count: int, limit: int) -> str:
-    """Return the message that one image more than the limit cannot be read."""
-    return f"{reason}; data.bad_images {limit} allows fewer than these {count}" if limit else reason
-
-
-class BadImages:
-    """The images that could not be read and were skipped, up to a limit."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._reasons: dict[str, None] = {}
-        self._reported = 0
-
-    def add(self, reasons: Sequence[str]) -> None:
-        """Add images by lines that name them; an image counts once.
-
-        Raises:
-            UsageError: there are more than the limit.
-        """
-        self._reasons.update(dict.fromkeys(reasons))
-        if len(self._reasons) > self._limit:
-            last = list(self._reasons)[-1]
-            raise UsageError(_too_many(last, len(self._reasons), self._limit))
-
-    def unreported(self) -> list[str]:
-        """Return the lines that no call has returned yet."""
-        lines = list(self._reasons)[self._reported :]
-        self._reported = len(self._reasons)
-        return lines
-
-
-class _Reader:
-    """Reading of images in one process, which remembers those that cannot be read."""
-
-    def __init__(self, images: Images, limit: int) -> None:
-        self._images, self._limit = images, limit
-        self._reasons: dict[int, str] = {}
-
-    def read(self, index: int) -> Image.Image | str:
-        """Return an image, or a line that names it if it cannot be read.
-
-        Raises:
-            UsageError: more images than the limit cannot be read.
-        """
-        if index in self._reasons:
-            return self._reasons[index]
-        try:
-            return self._images.image(index)
-        except UnreadableImageError as error:
-            self._reasons[index] = str(error)
-        count = len(self._reasons)
-        if count > self._limit:
-            raise UsageError(_too_many(self._reasons[index], count, self._limit))
-        return self._reasons[index]
 
 
 class TrainingBatch(NamedTuple):
@@ -157,56 +98,28 @@ def _collate(samples: list[_Sample]) -> TrainingBatch:
     return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
 
 
-class TrainingImages(Dataset[_Sample]):
-    """Augmented images, addressed by (epoch, index).
+class _KeyedImages(Dataset[_Sample]):
+    """Training images, addressed by (epoch, index)."""
 
-    An image that cannot be read is replaced by the next one that can, in the order of the source.
-
-    Args:
-        images: the images.
-        config: the settings.
-        size_to_draw_for: width and height of all images, to draw only what is to be done to each.
-    """
-
-    def __init__(
-        self, images: Images, config: Config, size_to_draw_for: tuple[int, int] | None = None
-    ) -> None:
-        self.images = images
-        self._config = config
-        self._size_to_draw_for = size_to_draw_for
+    def __init__(self, labels: Indices, config: Config) -> None:
+        self._labels, self._config = labels, config
         self.augmentation = Augmentation(config)
-        self._reader = _Reader(images, config.data.bad_images)
 
     def __len__(self) -> int:
-        return len(self.images.labels)
+        return len(self._labels)
+
+    def _content(self, index: int, seed: int) -> tuple[Tensor | list[Operation], int, list[str]]:
+        """Return the content of a sample, the index of the image, and lines on those skipped."""
+        raise NotImplementedError
 
     def _sample(self, key: Key) -> _Sample:
         epoch, index = key
         config = self._config
         seed, batch_seed = image_seeds(config.seed, epoch, len(self))[index].tolist()
-        content: Tensor | list[Operation]
-        bad: list[str] = []
-        if self._size_to_draw_for is not None:
-            seed_cpu(seed)
-            content = self.augmentation.draw(*self._size_to_draw_for)
-        else:
-            image, index, bad = self._readable(index)
-            seed_cpu(seed)
-            content = self.augmentation(image)
+        content, index, bad = self._content(index, seed)
         erasing = config.augment.random_erasing
         box = draw_erased_box(erasing, config.data.image_size) if erasing else NO_BOX
-        return _Sample(content, index, int(self.images.labels[index]), batch_seed, box, bad)
-
-    def _readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
-        """Return the first image from `index` on that can be read, its index, and the others."""
-        bad: list[str] = []
-        for place in range(index, index + len(self)):
-            found = place % len(self)
-            image = self._reader.read(found)
-            if not isinstance(image, str):
-                return image, found, bad
-            bad.append(image)
-        raise UsageError(f"none of the {len(self)} training images can be read: {bad[0]}")
+        return _Sample(content, index, int(self._labels[index]), batch_seed, box, bad)
 
     def __getitem__(self, key: Key) -> _Sample:
         return self.__getitems__([key])[0]
@@ -220,6 +133,34 @@ class TrainingImages(Dataset[_Sample]):
             random.setstate(python)
             np.random.set_state(numpy)
             torch.random.set_rng_state(pytorch)
+
+
+class AugmentedImages(_KeyedImages):
+    """Images that are read and augmented one by one.
+
+    An image that cannot be read is replaced by the next one that can, in the order of the source.
+    """
+
+    def __init__(self, images: Images, config: Config) -> None:
+        super().__init__(images.labels, config)
+        self._reader = ImageReader(images, config.data.bad_images)
+
+    def _content(self, index: int, seed: int) -> tuple[Tensor, int, list[str]]:
+        image, found, bad = self._reader.readable(index)
+        seed_cpu(seed)
+        return self.augmentation(image), found, bad
+
+
+class DrawnOperations(_KeyedImages):
+    """What is to be done to each of several images of one size."""
+
+    def __init__(self, labels: Indices, size: tuple[int, int], config: Config) -> None:
+        super().__init__(labels, config)
+        self._size = size
+
+    def _content(self, index: int, seed: int) -> tuple[list[Operation], int, list[str]]:
+        seed_cpu(seed)
+        return self.augmentation.draw(*self._size), index, []
 
 
 class EvaluationBatch(NamedTuple):
@@ -239,7 +180,7 @@ class EvaluationImages(Dataset[tuple[Tensor | str, int]]):
     def __init__(self, images: Images, config: Config) -> None:
         self.images = images
         self._crop = evaluation_crop(config)
-        self._reader = _Reader(images, config.data.bad_images)
+        self._reader = ImageReader(images, config.data.bad_images)
 
     def __len__(self) -> int:
         return len(self.images.labels)
@@ -358,31 +299,6 @@ def _loader_options(workers: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def stays_on_device(images: Images, config: Config) -> bool:
-    """Return whether all images are held on the device of the model and augmented there.
-
-    Raises:
-        UsageError: the settings ask for it, and images or policy do not allow it.
-    """
-    wanted = config.data.device_resident
-    if wanted == "false":
-        return False
-    in_memory = isinstance(images, ArrayImages)
-    is_batched = Augmentation(config).is_batched
-    if wanted == "true" and not in_memory:
-        raise UsageError(
-            "data.device_resident: true needs a source whose images are in memory, such as digits "
-            "and cifar10; these are files that are read one by one"
-        )
-    if wanted == "true" and not is_batched:
-        raise UsageError(
-            "data.device_resident: true does not go with augment.rand_augment "
-            f"{config.augment.rand_augment}, which blurs images one by one"
-        )
-    small = isinstance(images, ArrayImages) and images.pixels.nbytes <= MOST_RESIDENT_BYTES
-    return wanted == "true" or (small and is_batched)
-
-
 class TrainingLoader:
     """The batches of every epoch, on the device of the model.
 
@@ -409,9 +325,12 @@ class TrainingLoader:
         self.bad_images = BadImages(config.data.bad_images)
         self.prepare = BatchPreparation(config, device)
         self._batches, self._device = batches, device
-        self._pixels = _all_pixels(images, device) if stays_on_device(images, config) else None
-        size = None if self._pixels is None else (self._pixels.shape[3], self._pixels.shape[2])
-        dataset = TrainingImages(images, config, size)
+        self._resident = resident_images(images, config, device, self.bad_images)
+        dataset = (
+            AugmentedImages(images, config)
+            if self._resident is None
+            else DrawnOperations(self._resident.labels, self._resident.size, config)
+        )
         self._augmentation = dataset.augmentation
         self._together = max(1, IMAGES_AUGMENTED_TOGETHER // batches.images_at_once)
         self._loader: DataLoader[_Sample] = DataLoader(
@@ -421,7 +340,7 @@ class TrainingLoader:
     @property
     def is_resident(self) -> bool:
         """True if the images stay on the device and are augmented there."""
-        return self._pixels is not None
+        return self._resident is not None
 
     @property
     def steps(self) -> int:
@@ -432,7 +351,7 @@ class TrainingLoader:
         """Iterate over (images, targets), a pair an accumulation step, from `first_step` on."""
         self._batches.epoch, self._batches.first_step = epoch, first_step
         loaded = iter(self._loader)
-        if self._pixels is None:
+        if self._resident is None:
             return map(self._transferred, loaded)
         return itertools.chain.from_iterable(map(self._augmented, _groups(loaded, self._together)))
 
@@ -442,14 +361,14 @@ class TrainingLoader:
 
     def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
         """Augment several batches at once: operations on few images cost little but their start."""
-        assert self._pixels is not None
+        assert self._resident is not None
         indices = torch.cat([batch.indices for batch in batches])
         most = max(batch.content.shape[1] for batch in batches)
         tables = torch.cat(
             [F.pad(batch.content, (0, 0, 0, most - batch.content.shape[1])) for batch in batches]
         )
         images = batched_operations.apply(
-            self._pixels[indices.to(self._device, non_blocking=True)],
+            self._resident.pixels[indices.to(self._device, non_blocking=True)],
             tables,
             self._augmentation.size,
             self._augmentation.fill,
@@ -467,16 +386,10 @@ def _groups(batches: Iterator[TrainingBatch], size: int) -> Iterator[list[Traini
         yield group
 
 
-def _all_pixels(images: Images, device: torch.device) -> Tensor:
-    """Return images of one size, uint8 (N, C, H, W), on the device."""
-    pixels = [as_tensor(images.image(index)) for index in range(len(images.labels))]
-    return torch.stack(pixels).to(device)
-
-
 class EvaluationLoader:
     """Every `world`-th image from `rank` on, in order, on the device of the model.
 
-    Images that cannot be read are left out. Images that stay on the device are prepared once.
+    Images that cannot be read are left out. Small images are prepared once and stay on the device.
 
     Args:
         images: the images.
@@ -501,7 +414,9 @@ class EvaluationLoader:
         self.bad_images = BadImages(config.data.bad_images)
         self._device = processes.device
         self._normalize = Normalization(config.data, processes.device)
-        self._keeps = stays_on_device(images, config)
+        size = len(images.labels) * config.model.in_chans * config.data.image_size**2
+        wanted = config.data.device_resident
+        self._keeps = wanted == "true" or (wanted == "auto" and size <= MOST_BYTES)
         self._kept: list[Batch] | None = None
         indices: NDArray[np.int64] = np.arange(processes.rank, len(images.labels), processes.world)
         self._loader: DataLoader[Any] = DataLoader(

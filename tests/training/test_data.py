@@ -13,13 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from convmixer import evaluate, train
 from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe
+from convmixer.config.settings import Config
+from convmixer.data.augmentation import as_tensor
 from convmixer.data.sources import ArrayImages, load_split, load_splits, stratified_split
 from convmixer.errors import UsageError, one_line
-from convmixer.training import loaders, plots
+from convmixer.training import loaders, plots, resident
+from convmixer.training.bad_images import BadImages
 from convmixer.training.distributed import Processes
 from convmixer.training.loaders import (
     EpochBatches,
@@ -27,8 +31,8 @@ from convmixer.training.loaders import (
     TrainingLoader,
     _loader_options,
     image_seeds,
-    stays_on_device,
 )
+from convmixer.training.resident import resident_images
 from convmixer.training.scoring import score
 from tests.helpers.training import (
     tiny_config,
@@ -423,27 +427,42 @@ def test_evaluation_shards_are_the_whole_once(resident):
 # Images on the device
 
 
-def test_images_in_memory_stay_on_the_device_where_their_policy_allows_it(tmp_path):
-    digits = load_splits(tiny_config().data, channels=1).train
-    write_image_folder(tmp_path, {"train": 2, "test": 2})
-    folder = tiny_images_config(tmp_path)
-    files = load_splits(folder.data, channels=3).train
+def _resident(images, config: Config) -> bool:
+    found = resident_images(images, config, CPU, BadImages(config.data.bad_images))
+    if found is not None:
+        assert found.pixels.dtype == torch.uint8 and len(found.pixels) == len(images.labels)
+        assert found.pixels.shape[1] == config.model.in_chans
+        assert np.array_equal(found.labels, images.labels)
+        assert torch.equal(found.pixels[3], as_tensor(images.image(3)))
+    return found is not None
+
+
+def test_images_stay_on_the_device_where_their_policy_allows_it():
+    images = load_splits(tiny_config().data, channels=1).train
     blur = {"augment__rand_augment": "rand-m5-t3a"}
-    assert stays_on_device(digits, tiny_config())
-    assert not stays_on_device(digits, tiny_config(data__device_resident="false"))
-    assert not stays_on_device(digits, tiny_config(**blur))
-    assert not stays_on_device(files, folder)
-    with pytest.raises(UsageError, match=r"device_resident: true needs .* in memory"):
-        stays_on_device(files, override(folder, {"data.device_resident": True}))
-    with pytest.raises(UsageError, match=r"device_resident: true .* rand-m5-t3a"):
-        stays_on_device(digits, tiny_config(data__device_resident="true", **blur))
+    assert _resident(images, tiny_config())
+    assert not _resident(images, tiny_config(data__device_resident="false"))
+    assert not _resident(images, tiny_config(**blur))
+    with pytest.raises(UsageError, match=r"device_resident: .* rand-m5-t3a blurs"):
+        _resident(images, tiny_config(data__device_resident="true", **blur))
 
 
 def test_large_images_stay_on_the_device_only_where_asked_to(monkeypatch):
     images = load_splits(tiny_config().data, channels=1).train
-    monkeypatch.setattr(loaders, "MOST_RESIDENT_BYTES", images.pixels.nbytes - 1)
-    assert not stays_on_device(images, tiny_config())
-    assert stays_on_device(images, tiny_config(data__device_resident="true"))
+    monkeypatch.setattr(resident, "MOST_BYTES", images.pixels.nbytes - 1)
+    assert not _resident(images, tiny_config())
+    assert _resident(images, tiny_config(data__device_resident="true"))
+
+
+def test_images_in_files_stay_on_the_device_if_they_have_one_size(tmp_path):
+    write_image_folder(tmp_path, {"train": 3, "test": 1})
+    config = tiny_images_config(tmp_path)
+    images = load_splits(config.data, channels=3).train
+    assert _resident(images, config)
+    Image.new("RGB", (9, 7)).save(tmp_path / "train" / "class1" / "1.png")
+    assert not _resident(images, config)
+    with pytest.raises(UsageError, match="one size, and here are 10 x 12 and 9 x 7 pixels"):
+        _resident(images, override(config, {"data.device_resident": True}))
 
 
 # Images that cannot be read
@@ -467,9 +486,9 @@ def damaged(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_read_is_replaced_by_the_next(damaged, workers):
-    changes = {"augment__mixup": 0, "augment__cutmix": 0}
+@pytest.mark.parametrize(("workers", "resident"), [(0, "false"), (2, "false"), (0, "true")])
+def test_an_image_that_cannot_be_read_is_replaced_by_the_next(damaged, workers, resident):
+    changes = {"augment__mixup": 0, "augment__cutmix": 0, "data__device_resident": resident}
     config = tiny_images_config(damaged, **changes)
     loader = _training_loader(config, workers)
     found = [list(loader.epoch(epoch)) for epoch in (0, 1)]
@@ -496,7 +515,7 @@ def test_images_that_cannot_be_read_are_left_out_of_an_evaluation(damaged, worke
     assert list(map(_file, loader.bad_images.unreported())) == ["class1/0.png"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, None])
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
@@ -507,9 +526,13 @@ def test_images_that_cannot_be_read_are_left_out_of_an_evaluation(damaged, worke
 def test_more_images_that_cannot_be_read_than_allowed_end_the_epoch(
     damaged, workers, limit, message
 ):
-    loader = _training_loader(tiny_images_config(damaged, data__bad_images=limit), workers)
+    changes = {
+        "data__bad_images": limit,
+        "data__device_resident": "true" if workers is None else "false",
+    }
+    config = tiny_images_config(damaged, **changes)
     with pytest.raises(UsageError) as caught:
-        list(loader.epoch(0))
+        list(_training_loader(config, workers or 0).epoch(0))
     assert re.search(message, one_line(caught.value))
 
 
