@@ -362,6 +362,8 @@ def test_moments_of_parts_are_merged(name: str, images: list[int], use: Use) -> 
 def test_results_are_the_same_every_time(
     name: str, k: int | None, shape: tuple[int, int, int, int], use: Use
 ) -> None:
+    if name == "triton" and DEVICE == "cpu":
+        pytest.skip("the interpreter runs one program after another")
     arguments = random_arguments(shape, k, dtypes_of(name)[0])
     first = fused_cases.run(arguments, use(name))
     again = fused_cases.run(arguments, use(name))

@@ -522,7 +522,7 @@ def test_features_are_not_copied(channels_last: bool) -> None:
     assert copies_of(7 * 6 * 5 * 11, train).count("aten::clone") in allowed
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", ["cuda", pytest.param("triton", marks=pytest.mark.repeats)])
 def test_ten_steps_follow_float32(name: str) -> None:
     """Loss of training in half precision on kernels, beside unfused training in float32."""
 
