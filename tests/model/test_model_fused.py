@@ -481,8 +481,13 @@ def test_gradient_checkpointing_updates_statistics_once(
             assert torch.equal(actual[result], tensor), result
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@every_implementation
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [
+        *(("steps", False), ("cuda", False), ("cuda", True)),
+        pytest.param("steps", True, marks=pytest.mark.repeats),
+    ],
+)
 def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Use) -> None:
     torch._dynamo.reset()
     model = small(use(name))
