@@ -77,6 +77,17 @@ class DataConfig:
         "by the processes of torchrun), at most 8",
         minimum=0,
     )
+    device_resident: str = setting(
+        "auto",
+        "hold all images on the device of the model and augment whole batches there; auto: if they "
+        "have one size and take at most 1 GiB (digits, CIFAR-10)",
+        choices=("auto", "true", "false"),
+    )
+    bad_images: int = setting(
+        10,
+        "image files that cannot be read and are skipped, at most; one more ends the command",
+        minimum=0,
+    )
 
 
 @dataclass
@@ -111,6 +122,11 @@ class AugmentConfig:
     )
     switch_probability: float = setting(
         0.5, "probability of CutMix where both are on", minimum=0.0, maximum=1.0
+    )
+    mix_images: int = setting(
+        64,
+        "images that are mixed among each other by one draw; each of the authors' processes had 64",
+        minimum=2,
     )
 
 
@@ -161,7 +177,11 @@ class Config:
     amp: str = setting(
         "none", "mixed precision on a GPU; always off on a CPU", choices=("none", "fp16", "bf16")
     )
-    channels_last: bool = setting(False, "channels_last memory format")
+    channels_last: str = setting(
+        "auto",
+        "channels_last memory format; auto: on a CPU, where it is the faster one",
+        choices=("auto", "true", "false"),
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
     ema_decay: float = setting(
         0.0, "average the weights with this decay and evaluate the average (0: off)", minimum=0.0,
@@ -225,6 +245,10 @@ def check(config: Config) -> None:
         raise UsageError(
             f"optimizer.warmup_epochs {optimizer.warmup_epochs} needs optimizer.schedule cosine: "
             f"the {optimizer.schedule} schedule starts at 0 by itself"
+        )
+    if augment.mix_images % 2:
+        raise UsageError(
+            f"augment.mix_images: images are mixed in pairs, got the odd {augment.mix_images}"
         )
     if config.batch_size % config.accumulation_steps:
         raise UsageError(

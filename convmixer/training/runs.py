@@ -121,6 +121,7 @@ def _run(
     with processes.alone():
         load_checkpoint(trainer.stepper.evaluated, folder.best)
         scores = trainer.test()
+        trainer.report_bad_images()
     summary = _summary(trainer, scores)
     if processes.is_main:
         write_json(folder.summary, summary)
@@ -149,6 +150,7 @@ def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
         "data": config.data.source,
         **scores.means.columns("test"),
         "test_images": scores.means.images,
+        "bad_images": trainer.bad_images,
         "tested_epoch": trainer.best_epoch,
         "selection": (
             "best epoch on validation images" if config.select == "best" else "last epoch"

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmixer.config.settings import Config
+from convmixer.errors import UsageError
 from convmixer.training.distributed import Processes
-from convmixer.training.environment import autocast
+from convmixer.training.environment import autocast, memory_format
 from convmixer.training.loaders import Batch
 from convmixer.training.metrics import (
     ACCURACY,
@@ -78,6 +79,7 @@ def score(
 
     Raises:
         LostWorkerError: a process that loads images is gone.
+        UsageError: there are no images.
     """
     n_classes, device = config.model.n_classes, processes.device
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
@@ -87,8 +89,7 @@ def score(
     for images, labels in batches:
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(config, device))
         with autocast(config, device):
             outputs = [model(view) for view in views(images)]
         log_probabilities = (
@@ -101,4 +102,7 @@ def score(
         loss = F.nll_loss(log_probabilities, labels, reduction="sum")
         sums += sums_of_batch(loss, Predictions(log_probabilities, labels), METRICS)
     model.train(was_training)
-    return Scores(means(processes.total(sums), METRICS), processes.total(confusion).cpu())
+    sums = processes.total(sums)
+    if sums[0] == 0:
+        raise UsageError("there is no image to evaluate on that can be read")
+    return Scores(means(sums, METRICS), processes.total(confusion).cpu())

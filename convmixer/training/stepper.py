@@ -1,4 +1,4 @@
-"""One optimizer step: mixing, forward, backward, clipping, AdamW, moving average."""
+"""One optimizer step: forward, backward, clipping, AdamW, moving average."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import batch_mixing, soft_targets
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.training.distributed import Processes
-from convmixer.training.environment import autocast, build_model, effective_amp
+from convmixer.training.environment import autocast, build_model, effective_amp, memory_format
 from convmixer.training.loaders import Batch
 from convmixer.training.metrics import EPOCH_METRICS, Predictions, no_sums, sums_of_batch
 from convmixer.training.optimizer import ExponentialMovingAverage, build_optimizer
@@ -67,7 +66,6 @@ class Stepper:
             self.parallel = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")
-        self.mixing = batch_mixing(config)
         self.parts = config.accumulation_steps
         """Parts of a batch that this process computes one after another."""
         self.sums = no_sums(EPOCH_METRICS, device)
@@ -96,17 +94,17 @@ class Stepper:
         run goes on alike after an interruption, and on another number of processes.
 
         Args:
-            batch: the (images, labels) of each of the `parts` of this process.
+            batch: the (images, targets) of each of the `parts` of this process.
             rate: learning rate.
             number: number of the step in the whole run, from 0.
         """
         config, processes = self.config, self.processes
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for part, (images, labels) in enumerate(batch):
+        for part, (images, targets) in enumerate(batch):
             seed_everything(part_seed(config.seed, number, part * processes.world + processes.rank))
             with self._gradient_exchange(part == self.parts - 1):
-                self._accumulate(images, labels)
+                self._accumulate(images, targets)
         self.scaler.unscale_(self.optimizer)
         if config.optimizer.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_grad_norm)
@@ -122,24 +120,17 @@ class Stepper:
             return contextlib.nullcontext()
         return self.parallel.no_sync()
 
-    def _accumulate(self, images: Tensor, labels: Tensor) -> None:
+    def _accumulate(self, images: Tensor, targets: Tensor) -> None:
         """Add the gradients of one part of a batch, and its sums."""
         config, device = self.config, self.processes.device
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        if self.mixing is not None:
-            images, targets = self.mixing(images, labels)
-        else:
-            targets = soft_targets(labels, config.model.n_classes, config.label_smoothing)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(config, device))
         with autocast(config, device):
             outputs = self.parallel(images)
         loss = F.cross_entropy(outputs.float(), targets)
         self.scaler.scale(loss / self.parts).backward()
         with torch.no_grad():
             predictions = Predictions(outputs.float(), targets.argmax(1))
-            self.sums += sums_of_batch(loss * len(labels), predictions, EPOCH_METRICS)
+            self.sums += sums_of_batch(loss * len(targets), predictions, EPOCH_METRICS)
 
     @property
     def _has_own_statistics(self) -> bool:

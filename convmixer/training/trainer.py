@@ -12,7 +12,6 @@ from typing import Any
 from convmixer.config.fields import check_same_run, from_dict, to_dict
 from convmixer.config.save_interval import SaveInterval, parse_save_interval
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import evaluation_transform, training_transform
 from convmixer.data.sources import Images, Splits
 from convmixer.errors import LostWorkerError, TrainingDivergedError, UsageError, one_line
 from convmixer.terminal import few
@@ -23,9 +22,7 @@ from convmixer.training.loaders import (
     Batch,
     EpochBatches,
     EvaluationLoader,
-    TrainingImages,
     TrainingLoader,
-    evaluation_loader,
     worker_count,
 )
 from convmixer.training.metrics import EPOCH_COLUMNS, EPOCH_METRICS, Means, means
@@ -131,6 +128,8 @@ class Trainer:
         self._saved_place: tuple[int, int] | None = None
         self._saved_time = time.perf_counter()
         self._has_written_best = False
+        self.bad_images = 0
+        """Images that this and the other processes could not read since they were started."""
 
     def _check_splits(self) -> None:
         config, splits = self.config, self.splits
@@ -153,26 +152,27 @@ class Trainer:
             rank=processes.rank,
             world=processes.world,
         )
-        if self.stepper.mixing is not None and batches.images_at_once % 2:
+        if not shares_statistics(config, processes):
+            check_values_per_channel(config, batches.images_at_once, processes.world)
+        loader = TrainingLoader(
+            self.splits.train,
+            config,
+            batches,
+            workers=worker_count(config.data),
+            device=processes.device,
+        )
+        if loader.prepare.mixes and batches.images_at_once % 2:
             raise UsageError(
                 "mixup and CutMix mix the images of a batch in pairs: with "
                 f"{batches.images_at_once} images at a time, choose an even batch_size"
             )
-        if not shares_statistics(config, processes):
-            check_values_per_channel(config, batches.images_at_once, processes.world)
-        images = TrainingImages(self.splits.train, training_transform(config), config.seed)
-        return TrainingLoader(images, batches, worker_count(config.data), processes.device)
+        return loader
 
     def _evaluation_loader(self, images: Images) -> EvaluationLoader:
         config, processes = self.config, self.processes
-        return evaluation_loader(
-            images,
-            evaluation_transform(config),
-            max(1, config.batch_size // (processes.world * config.accumulation_steps)),
-            workers=worker_count(config.data),
-            device=processes.device,
-            rank=processes.rank,
-            world=processes.world,
+        batch_size = max(1, config.batch_size // (processes.world * config.accumulation_steps))
+        return EvaluationLoader(
+            images, config, batch_size, processes, workers=worker_count(config.data)
         )
 
     def _scores(self, loader: EvaluationLoader) -> Scores:
@@ -187,6 +187,17 @@ class Trainer:
     def test(self) -> Scores:
         """Return the scores of the evaluated model on the test images."""
         return self._scores(self.test_loader)
+
+    def report_bad_images(self) -> None:
+        """Print the new images that could not be read; all processes have to call this."""
+        loaders = (self.loader, self.validation_loader, self.test_loader)
+        new = [
+            line for each in loaders if each is not None for line in each.bad_images.unreported()
+        ]
+        for lines in self.processes.gather(new):
+            self.bad_images += len(lines)
+            for line in lines:
+                self.console.line(f"skipped: {line}")
 
     def state(self) -> dict[str, Any]:
         """Return the state for an exact continuation; all processes have to call this."""
@@ -489,6 +500,7 @@ class Trainer:
             with self.processes.alone():
                 self.folder.write_metrics(self.history)
         self._save(best)
+        self.report_bad_images()
         self.console.line(epoch_line(row, config.epochs))
 
     def _log_interval(self, clock: IntervalClock, rate: float) -> None:
