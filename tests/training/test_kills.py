@@ -17,7 +17,7 @@ from tests.helpers.killed_runs import (
 )
 
 CALLS = {
-    "convmixer.training.stepper.part_seed": 10,  # between the parts of a step
+    "convmixer.training.stepper.sums_of_batch": 10,  # between the parts of a step
     "convmixer.training.optimizer.ExponentialMovingAverage.update": 6,
     "convmixer.training.trainer.score": 3,
     "convmixer.training.run_folder.write_csv": 1,
