@@ -73,6 +73,8 @@ def _work(
     """Train, or continue, in a process of its own."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(out.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    # Processes that load images are copies of this one, as in a run from the command line.
+    multiprocessing.set_start_method("fork", force=True)
     plots.save_curves = lambda *_: None  # type: ignore[assignment]
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
