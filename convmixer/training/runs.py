@@ -112,6 +112,7 @@ def _run(
                 folder.create(config)
         if state is not None:
             trainer.continue_from(folder.last, state)
+            state = None  # The run has its own copy.
             console.line(f"continuing {folder.path} before {trainer.position}")
         for line in (run_line(config, splits, trainer.parameters, processes.device), *splits.notes):
             console.line(line)

@@ -310,11 +310,13 @@ class Trainer:
                 the file as it is.
 
         Raises:
-            TrainingDivergedError: weights are not finite; all processes raise.
+            TrainingDivergedError: weights or optimizer state are not finite; all processes raise.
             OSError: the writing of the state before failed.
         """
         if not self.stepper.is_finite():
-            raise TrainingDivergedError(f"weights became infinite or nan {self._remedy()}")
+            raise TrainingDivergedError(
+                f"weights or the state of the optimizer became infinite or nan {self._remedy()}"
+            )
         state = self.state()
         self._saved_place, self._saved_time = self._place, time.perf_counter()
         if not self.processes.is_main:

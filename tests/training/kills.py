@@ -26,7 +26,7 @@ from tests.helpers.killed_runs import (
 )
 
 SECONDS_TO_END = 900.0
-PART_OF_A_RUN = 0.4
+PART_OF_A_RUN = 0.2
 """Processes are killed within this part of the time of a whole run."""
 
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as place:
