@@ -294,6 +294,17 @@ def test_a_run_goes_on_from_a_kept_state(config, tmp_path):
     assert len(list((out / "checkpoints").iterdir())) == 2
 
 
+def test_the_states_written_last_are_kept_whatever_their_numbers(tmp_path):
+    folder = RunFolder(tmp_path)
+    for second, step in enumerate((10, 12, 4)):
+        with replacing(folder.last) as file:
+            file.write(b"state")
+        os.utime(folder.last, (second, second))
+        folder.keep_last(step, count=2)
+    kept = sorted(path.name for path in folder.checkpoints.iterdir())
+    assert kept == ["step-00000004.pt", "step-00000012.pt"]
+
+
 def test_a_file_without_second_names_is_copied(tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError
