@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from convmixer.config.save_interval import parse_save_interval
 from convmixer.config.setting_types import setting
 from convmixer.errors import UsageError
 
@@ -195,6 +196,14 @@ class Config:
     monitor_test: bool = setting(
         False, "test every epoch too, for the curves only: never used for selection"
     )
+    save_every: str | None = setting(
+        "10 minutes",
+        "save inside an epoch after so many optimizer steps or minutes (500 steps, 10 minutes); "
+        "none: only when an epoch ends",
+    )
+    keep: int = setting(
+        1, "states to keep; if more than 1, the latest are in the folder checkpoints", minimum=1
+    )
     log_interval: int = setting(50, "optimizer steps between log lines (0: epochs only)", minimum=0)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -225,6 +234,8 @@ def check(config: Config) -> None:
         raise UsageError(
             f"model.patch_size {model.patch_size} exceeds data.image_size {data.image_size}"
         )
+    if config.save_every is not None:
+        parse_save_interval(config.save_every)
     optimizer = config.optimizer
     if not all(0 <= beta < 1 for beta in optimizer.betas):
         raise UsageError(

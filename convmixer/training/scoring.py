@@ -23,6 +23,7 @@ from convmixer.training.metrics import (
     no_sums,
     sums_of_batch,
 )
+from convmixer.training.run_state import lost_workers_named
 
 Views = Callable[[Tensor], list[Tensor]]
 
@@ -64,6 +65,7 @@ def augmented_views(flip: bool) -> Views:
 
 
 @torch.no_grad()
+@lost_workers_named()
 def score(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -76,6 +78,7 @@ def score(
     Several `views` of an image count by the mean of their probabilities.
 
     Raises:
+        LostWorkerError: a process that loads images is gone.
         UsageError: there are no images.
     """
     n_classes, device = config.model.n_classes, processes.device
