@@ -324,7 +324,7 @@ class TrainingLoader:
     ) -> None:
         self.bad_images = BadImages(config.data.bad_images)
         self.prepare = BatchPreparation(config, device)
-        self._batches, self._device = batches, device
+        self._batches, self._device, self._workers = batches, device, workers
         self._resident = resident_images(images, config, device, self.bad_images)
         dataset = (
             AugmentedImages(images, config)
@@ -341,6 +341,15 @@ class TrainingLoader:
     def is_resident(self) -> bool:
         """True if the images stay on the device and are augmented there."""
         return self._resident is not None
+
+    @property
+    def description(self) -> str:
+        """A line on where the images are augmented."""
+        if self._resident is None:
+            where = f"{self._workers} processes" if self._workers else "this process"
+            return f"images: augmented one by one, in {where}"
+        size = self._resident.pixels.nbytes / 2**20
+        return f"images: all on {self._device} ({size:.1f} MiB), augmented there many at once"
 
     @property
     def steps(self) -> int:
