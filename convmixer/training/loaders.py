@@ -37,7 +37,7 @@ from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
 from convmixer.training.bad_images import BadImages, ImageReader
 from convmixer.training.distributed import Processes
-from convmixer.training.resident import MOST_BYTES, resident_images
+from convmixer.training.resident import LARGEST_SIDE, MOST_BYTES, resident_images
 from convmixer.training.run_state import seed_cpu
 
 Key = tuple[int, int]
@@ -423,9 +423,10 @@ class EvaluationLoader:
         self.bad_images = BadImages(config.data.bad_images)
         self._device = processes.device
         self._normalize = Normalization(config.data, processes.device)
-        size = len(images.labels) * config.model.in_chans * config.data.image_size**2
-        wanted = config.data.device_resident
-        self._keeps = wanted == "true" or (wanted == "auto" and size <= MOST_BYTES)
+        side, wanted = config.data.image_size, config.data.device_resident
+        bytes_of_all = len(images.labels) * config.model.in_chans * side**2
+        is_small = bytes_of_all <= MOST_BYTES and side <= LARGEST_SIDE
+        self._keeps = wanted == "true" or (wanted == "auto" and is_small)
         self._kept: list[Batch] | None = None
         indices: NDArray[np.int64] = np.arange(processes.rank, len(images.labels), processes.world)
         self._loader: DataLoader[Any] = DataLoader(
