@@ -92,9 +92,12 @@ class _Sample(NamedTuple):
 def _collate(samples: list[_Sample]) -> TrainingBatch:
     contents, *numbers, bad = zip(*samples, strict=True)
     indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
+    content: Tensor
+    if isinstance(contents[0], list):
+        content = batched_operations.as_table(contents)
+    else:
+        content = default_collate(contents)
     reasons = [reason for each in bad for reason in each]
-    drawn = isinstance(contents[0], list)
-    content = batched_operations.as_table(list(contents)) if drawn else default_collate(contents)
     return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
 
 
