@@ -31,6 +31,7 @@ _QUICK_MINUTES = 5.5
 _ORDER = (
     ("test_ceilings", True),
     ("test_host", True),
+    ("test_loaders", True),
     ("test_depthwise", True),
     ("test_blocks", True),
     ("test_networks", True),

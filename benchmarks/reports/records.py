@@ -26,6 +26,7 @@ _CHOICES = {
     "input_size": ("way",),
     "ceiling": (),
     "host": (),
+    "loader": (),
 }
 # Kinds whose subject is a `shapes.Case` and who runs it.
 SWEEPS = ("depthwise", "block")
@@ -36,7 +37,8 @@ class Record:
     """One thing that was measured.
 
     Attributes:
-        kind: "ceiling", "host", "depthwise", "block", "inference", "training" or "input_size".
+        kind: "ceiling", "host", "loader", "depthwise", "block", "inference", "training" or
+            "input_size".
         subject: what identifies it among records of its kind.
         median, mean: seconds.
         noise: interquartile range over median.

@@ -111,8 +111,9 @@ def parse_value(info: FieldInfo, value: Any) -> Any:
     Raises:
         UsageError: the value has another type or is outside the accepted range.
     """
-    if isinstance(value, bool) and str(value).lower() in info.metadata["choices"]:
-        value = str(value).lower()
+    if "true" in info.metadata["choices"] and isinstance(value, (bool, str)):
+        word = str(value).strip().lower()
+        value = {"yes": "true", "no": "false"}.get(word, word)
     try:
         if is_list(info.hint):
             parts = _split(value) if isinstance(value, str) else list(value)

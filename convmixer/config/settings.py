@@ -79,8 +79,8 @@ class DataConfig:
     )
     device_resident: str = setting(
         "auto",
-        "hold all images on the device of the model and augment whole batches there; auto: if they "
-        "have one size and take at most 1 GiB (digits, CIFAR-10)",
+        "hold all images on the device of the model and augment many at once there; auto: if they "
+        "have one size, at most 64 pixels a side and 1 GiB together (digits, CIFAR-10)",
         choices=("auto", "true", "false"),
     )
     bad_images: int = setting(

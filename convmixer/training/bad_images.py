@@ -11,9 +11,19 @@ from convmixer.data.sources import Images
 from convmixer.errors import UsageError
 
 
-def _too_many(reason: str, count: int, limit: int) -> str:
-    """Return the message that one image more than the limit cannot be read."""
-    return f"{reason}; data.bad_images {limit} allows fewer than these {count}" if limit else reason
+def check_bad_images(reasons: Sequence[str], limit: int) -> None:
+    """Check that no more images than the limit cannot be read.
+
+    Args:
+        reasons: lines that name each of the images.
+        limit: `data.bad_images`.
+
+    Raises:
+        UsageError: there are more; the message is the last line, and says how many there are.
+    """
+    if len(reasons) > limit:
+        count = f"{len(reasons)} images cannot be read, and data.bad_images allows {limit}"
+        raise UsageError(f"{reasons[-1]}; {count}" if limit else reasons[-1])
 
 
 class BadImages:
@@ -30,10 +40,9 @@ class BadImages:
         Raises:
             UsageError: there are more than the limit.
         """
-        self._reasons.update(dict.fromkeys(reasons))
-        if len(self._reasons) > self._limit:
-            last = list(self._reasons)[-1]
-            raise UsageError(_too_many(last, len(self._reasons), self._limit))
+        if reasons:
+            self._reasons.update(dict.fromkeys(reasons))
+            check_bad_images(list(self._reasons), self._limit)
 
     def unreported(self) -> list[str]:
         """Return the lines that no call has returned yet."""
@@ -61,9 +70,7 @@ class ImageReader:
             return self._images.image(index)
         except UnreadableImageError as error:
             self._reasons[index] = str(error)
-        count = len(self._reasons)
-        if count > self._limit:
-            raise UsageError(_too_many(self._reasons[index], count, self._limit))
+        check_bad_images(list(self._reasons.values()), self._limit)
         return self._reasons[index]
 
     def readable(self, index: int) -> tuple[Image.Image, int, list[str]]:

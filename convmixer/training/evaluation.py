@@ -19,6 +19,7 @@ from convmixer.model.checkpoints import load_checkpoint
 from convmixer.model.variants import get_variant
 from convmixer.terminal import few, printable
 from convmixer.training import plots
+from convmixer.training.bad_images import check_bad_images
 from convmixer.training.distributed import Processes, running_processes
 from convmixer.training.environment import build_model, cpu_threads, device_name
 from convmixer.training.loaders import EvaluationLoader, worker_count
@@ -158,6 +159,7 @@ def evaluate(
             scores = score(model, loader, config, processes)
         found = processes.gather(loader.bad_images.unreported())
         bad_images = [line for lines in found for line in lines]
+        check_bad_images(bad_images, config.data.bad_images)
         loss = scores.means.loss
         if not math.isfinite(loss):
             raise UsageError(f"{checkpoint}: the loss of this model is {loss}, no score")

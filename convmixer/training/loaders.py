@@ -37,7 +37,7 @@ from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
 from convmixer.training.bad_images import BadImages, ImageReader
 from convmixer.training.distributed import Processes
-from convmixer.training.resident import MOST_BYTES, resident_images
+from convmixer.training.resident import LARGEST_SIDE, MOST_BYTES, resident_images
 from convmixer.training.run_state import seed_cpu
 
 Key = tuple[int, int]
@@ -92,9 +92,12 @@ class _Sample(NamedTuple):
 def _collate(samples: list[_Sample]) -> TrainingBatch:
     contents, *numbers, bad = zip(*samples, strict=True)
     indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
+    content: Tensor
+    if isinstance(contents[0], list):
+        content = batched_operations.as_table(contents)
+    else:
+        content = default_collate(contents)
     reasons = [reason for each in bad for reason in each]
-    drawn = isinstance(contents[0], list)
-    content = batched_operations.as_table(list(contents)) if drawn else default_collate(contents)
     return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
 
 
@@ -324,7 +327,7 @@ class TrainingLoader:
     ) -> None:
         self.bad_images = BadImages(config.data.bad_images)
         self.prepare = BatchPreparation(config, device)
-        self._batches, self._device = batches, device
+        self._batches, self._device, self._workers = batches, device, workers
         self._resident = resident_images(images, config, device, self.bad_images)
         dataset = (
             AugmentedImages(images, config)
@@ -341,6 +344,15 @@ class TrainingLoader:
     def is_resident(self) -> bool:
         """True if the images stay on the device and are augmented there."""
         return self._resident is not None
+
+    @property
+    def description(self) -> str:
+        """A line on where the images are augmented."""
+        if self._resident is None:
+            where = f"{self._workers} processes" if self._workers else "this process"
+            return f"images: augmented one by one, in {where}"
+        size = self._resident.pixels.nbytes / 2**20
+        return f"images: all on {self._device} ({size:.1f} MiB), augmented there many at once"
 
     @property
     def steps(self) -> int:
@@ -414,9 +426,10 @@ class EvaluationLoader:
         self.bad_images = BadImages(config.data.bad_images)
         self._device = processes.device
         self._normalize = Normalization(config.data, processes.device)
-        size = len(images.labels) * config.model.in_chans * config.data.image_size**2
-        wanted = config.data.device_resident
-        self._keeps = wanted == "true" or (wanted == "auto" and size <= MOST_BYTES)
+        side, wanted = config.data.image_size, config.data.device_resident
+        bytes_of_all = len(images.labels) * config.model.in_chans * side**2
+        is_small = bytes_of_all <= MOST_BYTES and side <= LARGEST_SIDE
+        self._keeps = wanted == "true" or (wanted == "auto" and is_small)
         self._kept: list[Batch] | None = None
         indices: NDArray[np.int64] = np.arange(processes.rank, len(images.labels), processes.world)
         self._loader: DataLoader[Any] = DataLoader(

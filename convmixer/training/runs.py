@@ -114,7 +114,8 @@ def _run(
             trainer.continue_from(folder.last, state)
             state = None  # The run has its own copy.
             console.line(f"continuing {folder.path} before {trainer.position}")
-        for line in (run_line(config, splits, trainer.parameters, processes.device), *splits.notes):
+        described = run_line(config, splits, trainer.parameters, processes.device)
+        for line in (described, trainer.loader.description, *splits.notes):
             console.line(line)
     try:
         trainer.run(stop)
@@ -154,7 +155,7 @@ def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
         "data": config.data.source,
         **scores.means.columns("test"),
         "test_images": scores.means.images,
-        "bad_images": trainer.bad_images,
+        "bad_images": len(trainer.bad_images),
         "tested_epoch": trainer.best_epoch,
         "selection": (
             "best epoch on validation images" if config.select == "best" else "last epoch"

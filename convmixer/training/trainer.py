@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from convmixer.config.settings import Config
 from convmixer.data.sources import Images, Splits
 from convmixer.errors import LostWorkerError, TrainingDivergedError, UsageError, one_line
 from convmixer.terminal import few
+from convmixer.training.bad_images import check_bad_images
 from convmixer.training.checkpoint_writer import CheckpointWriter
 from convmixer.training.distributed import Processes
 from convmixer.training.fingerprint import check_same_images, fingerprint
@@ -160,8 +162,8 @@ class Trainer:
         self._saved_place: tuple[int, int] | None = None
         self._saved_time = time.perf_counter()
         self._has_written_best = False
-        self.bad_images = 0
-        """Images that this and the other processes could not read since they were started."""
+        self.bad_images: dict[str, None] = {}
+        """Lines on the images that any process could not read since it was started, in order."""
 
     def _check_splits(self) -> None:
         config, splits = self.config, self.splits
@@ -221,15 +223,21 @@ class Trainer:
         return self._scores(self.test_loader)
 
     def report_bad_images(self) -> None:
-        """Print the new images that could not be read; all processes have to call this."""
+        """Print the new images that could not be read; all processes have to call this.
+
+        Raises:
+            UsageError: those of all processes are more than the limit.
+        """
         loaders = (self.loader, self.validation_loader, self.test_loader)
-        new = [
+        own = [
             line for each in loaders if each is not None for line in each.bad_images.unreported()
         ]
-        for lines in self.processes.gather(new):
-            self.bad_images += len(lines)
-            for line in lines:
+        found = dict.fromkeys(itertools.chain(*self.processes.gather(own)))
+        for line in found:
+            if line not in self.bad_images:
                 self.console.line(f"skipped: {line}")
+        self.bad_images |= found
+        check_bad_images(list(self.bad_images), self.config.data.bad_images)
 
     def state(self) -> dict[str, Any]:
         """Return the state for an exact continuation; all processes have to call this."""

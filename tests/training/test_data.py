@@ -9,6 +9,7 @@ import random
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,8 +33,11 @@ from convmixer.training.loaders import (
     _loader_options,
     image_seeds,
 )
+from convmixer.training.reporting import Console
 from convmixer.training.resident import resident_images
+from convmixer.training.run_folder import RunFolder
 from convmixer.training.scoring import score
+from convmixer.training.trainer import Trainer
 from tests.helpers.training import (
     tiny_config,
     tiny_images_config,
@@ -345,9 +349,14 @@ def test_images_continue_in_the_middle_of_an_epoch(resident):
 
 @RESIDENT
 def test_images_do_not_depend_on_how_many_are_augmented_together(resident, monkeypatch):
-    whole = list(_loader(data__device_resident=resident).epoch(1))
+    # Few of the operations are applied, so that batches differ in the most of one image.
+    changes = {
+        "data__device_resident": resident,
+        "augment__rand_augment": "rand-m5-n4-p0.2-mstd0.5-inc1",
+    }
+    whole = list(_loader(**changes).epoch(1))
     monkeypatch.setattr(loaders, "IMAGES_AUGMENTED_TOGETHER", 16)
-    parts = list(_loader(data__device_resident=resident).epoch(1))
+    parts = list(_loader(**changes).epoch(1))
     assert all(map(torch.equal, itertools.chain(*whole), itertools.chain(*parts)))
 
 
@@ -520,7 +529,7 @@ def test_images_that_cannot_be_read_are_left_out_of_an_evaluation(damaged, worke
     ("limit", "message"),
     [
         (0, r"cannot read image \S+\.png: it is a text file$"),
-        (1, "; data.bad_images 1 allows fewer than these 2"),
+        (1, r"; 2 images cannot be read, and data\.bad_images allows 1$"),
     ],
 )
 def test_more_images_that_cannot_be_read_than_allowed_end_the_epoch(
@@ -547,6 +556,30 @@ def test_images_none_of_which_can_be_read_are_refused(tmp_path):
     model = torch.nn.Flatten()
     with pytest.raises(UsageError, match="no image to evaluate on"):
         score(model, loader, config, Processes(CPU))
+
+
+def test_images_that_several_processes_cannot_read_count_once_and_together(tmp_path, capsys):
+    config = tiny_config(data__bad_images=2)
+    processes = SimpleNamespace(**vars(Processes(CPU)), is_main=True)
+    trainer = Trainer(
+        config, load_splits(config.data, 1), RunFolder(tmp_path / "run"), Processes(CPU), Console()
+    )
+    processes.gather = lambda own: [[*own, "a"], ["b", "a"]]
+    trainer.processes = processes
+    trainer.report_bad_images()
+    trainer.report_bad_images()
+    assert capsys.readouterr().out.splitlines() == ["skipped: a", "skipped: b"]
+    processes.gather = lambda own: [own, ["c"]]
+    with pytest.raises(UsageError, match=r"^c; 3 images cannot be read, and .* allows 2$"):
+        trainer.report_bad_images()
+
+
+def test_runs_say_where_their_images_are_augmented():
+    lines = [_loader(data__device_resident=resident).description for resident in ("true", "false")]
+    assert lines == [
+        "images: all on cpu (0.0 MiB), augmented there many at once",
+        "images: augmented one by one, in this process",
+    ]
 
 
 def test_runs_and_evaluations_say_which_images_were_skipped(damaged, tmp_path, capsys, monkeypatch):

@@ -16,14 +16,21 @@ CPU = torch.device("cpu")
 COUNT = 12
 
 
-def _prepared(boxes: Tensor | None = None, seed: int = 0, **changes) -> tuple[Tensor, Tensor]:
-    """Prepare the 12 images of `_images`, with their places as classes, in groups of 4."""
+def _preparation(**changes) -> BatchPreparation:
+    """The preparation of 12 classes, in groups of 4 images."""
     named = {f"augment__{name}": value for name, value in changes.items()}
     config = tiny_config(label_smoothing=0, augment__mix_images=4, model__n_classes=COUNT, **named)
+    return BatchPreparation(config, CPU)
+
+
+def _prepared(
+    boxes: Tensor | None = None, preparation: BatchPreparation | None = None, seed=0, **changes
+) -> tuple[Tensor, Tensor]:
+    """Prepare the 12 images of `_images`, with their places as classes."""
+    prepare = _preparation(**changes) if preparation is None else preparation
     seeds = torch.from_numpy(np.random.default_rng(seed).integers(2**63, size=COUNT))
     boxes = torch.zeros(COUNT, 4, dtype=torch.int64) if boxes is None else boxes
-    images, labels = _images(), torch.arange(COUNT)
-    return BatchPreparation(config, CPU)(images, labels, seeds, boxes)
+    return prepare(_images(), torch.arange(COUNT), seeds, boxes)
 
 
 def _images() -> Tensor:
@@ -97,14 +104,14 @@ def test_boxes_are_filled_as_the_settings_say(mode, values):
 
 
 def test_random_numbers_come_from_the_seeds_of_the_images_alone():
-    boxes = torch.tensor([[1, 2, 5, 4]] * COUNT)
+    boxes, preparation = torch.tensor([[1, 2, 5, 4]] * COUNT), _preparation()
     np.random.seed(1), torch.manual_seed(1)
-    first = _prepared(boxes)
+    first = _prepared(boxes, preparation)
     expected = np.random.rand(), torch.rand(1)
     np.random.seed(1), torch.manual_seed(1)
     assert expected == (np.random.rand(), torch.rand(1))
-    assert all(map(torch.equal, first, _prepared(boxes)))
-    assert not torch.equal(first[0], _prepared(boxes, seed=1)[0])
+    assert all(map(torch.equal, first, _prepared(boxes, preparation)))
+    assert not torch.equal(first[0], _prepared(boxes, preparation, seed=1)[0])
 
 
 def test_mixing_takes_its_strengths_and_probabilities_from_the_settings():
