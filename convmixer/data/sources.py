@@ -1,4 +1,4 @@
-"""Image sources and their splits: the digits of scikit-learn, CIFAR-10, and folders of images."""
+"""Image sources and their splits: images in packages, CIFAR-10, and folders of images."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from convmixer.data.image_files import (
     left_out_note,
     read_image,
 )
+from convmixer.data.packaged import PACKAGED
 from convmixer.errors import UsageError
 from convmixer.files import PICKLED, kind_of_file
 from convmixer.terminal import few
@@ -151,8 +152,8 @@ def load_splits(config: DataConfig, channels: int) -> Splits:
         UsageError: images are missing; the message names the files that were looked for.
     """
     mode = _mode(channels)
-    if config.source == "digits":
-        return _load_digits(config, mode)
+    if config.source in PACKAGED:
+        return _load_packaged(config, mode)
     if config.source == "cifar10":
         return _load_cifar10(config, mode)
     if config.folder is None:
@@ -174,7 +175,7 @@ def load_split(config: DataConfig, channels: int, name: str) -> Split:
     Raises:
         UsageError: images are missing; the message names the files that were looked for.
     """
-    if name == "test" and config.source != "digits" and config.folder is not None:
+    if name == "test" and config.source not in PACKAGED and config.folder is not None:
         folder = Path(config.folder).expanduser()
         if found := _evaluation_folders(folder):
             training = folder / "train"
@@ -194,16 +195,14 @@ def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
-def _load_digits(config: DataConfig, mode: str) -> Splits:
+def _load_packaged(config: DataConfig, mode: str) -> Splits:
     if config.folder is not None:
         raise UsageError(
-            f"data.folder: got {config.folder}, but the digits come with scikit-learn: leave it out"
+            f"data.folder: got {config.folder}, but the images of data.source {config.source} come "
+            "with a package: leave it out"
         )
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
-    images = ArrayImages(pixels, digits.target.astype(np.int64), mode)
+    pixels, labels = PACKAGED[config.source]()
+    images = ArrayImages(pixels, labels, mode)
     rest, test = stratified_split(images.labels, config.test_fraction, config.split_seed)
     train, validation = _hold_out_validation(images.select(rest), config)
     return Splits(train, validation, images.select(test), tuple(map(str, range(10))))

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from convmixer.config.settings import DataConfig
 from convmixer.data.augmentation import Transform
+from convmixer.data.packaged import PACKAGED
 from convmixer.data.sources import Images
 from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
@@ -160,7 +161,7 @@ def worker_count(data: DataConfig) -> int:
     """Return the number of processes that load images for this process."""
     if data.workers is not None:
         return data.workers
-    if data.source == "digits":
+    if data.source in PACKAGED:
         return 0
     return max(1, min(MOST_WORKERS, _processors() // processes_of_machine()))
 
