@@ -1,4 +1,4 @@
-"""The commands `convmixer train`, `evaluate`, `ablate` and `plot-weights`."""
+"""The commands of `convmixer`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from convmixer.config.fields import FIELDS, as_text, get_value, override
 from convmixer.config.recipes import fields_of, load_recipe
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError
-from convmixer.paper.ablation_sets import TITLES, ablation_set
-from convmixer.paper.ablations import ablate, folder_name
+from convmixer.paper.catalogue import TITLES, find_study
 from convmixer.paper.weight_plots import plot_weights
+from convmixer.studies.plan import plan
+from convmixer.studies.running import run_study
+from convmixer.studies.study import folder_name
+from convmixer.studies.sweeps import earlier_runs, parse_sweep, sweep_labels, sweep_study
 from convmixer.terminal import write_line
 from convmixer.training.evaluation import checkpoint_config, evaluate
 from convmixer.training.run_folder import RunFolder, weights_file
@@ -84,31 +87,57 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
 
 
-def _list_ablations(table: int | None) -> None:
-    for number in TITLES if table is None else (table,):
-        listed = ablation_set(number)
+def _list_studies(table: str | None, recipe: str | None) -> None:
+    """Print the tables, or the rows of one with the names that they have on a recipe."""
+    for name in TITLES if table is None else (table,):
+        study = find_study(name)
+        reports = ", ".join(f"{report.author}: {report.images}" for report in study.reports)
         write_line(
-            f"table {number}: {listed.title} ({len(listed.rows)} rows; the paper: "
-            f"{listed.paper_data}, recipe {listed.own_recipe})"
+            f"{name}: {study.title} ({len(study.rows)} rows; recipe {study.own_recipe}"
+            f"{f'; {reports}' if reports else ''})"
         )
-        for row in listed.rows if table is not None else ():
-            write_line(f"  {folder_name(row.label):44} paper {row.paper_accuracy:.2f}%")
+        if table is None:
+            continue
+        for result in plan(study, study.base(load_recipe(recipe or str(study.own_recipe)), {})):
+            reported = [
+                f"{report.author} {value:.2f}%"
+                for report, value in zip(study.reports, result.row.reported, strict=True)
+            ]
+            write_line(f"  {folder_name(result.label):44} {'  '.join(reported)}".rstrip())
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
     if arguments.list:
-        _list_ablations(arguments.table)
+        _list_studies(arguments.table, arguments.recipe)
         return
     if arguments.table is None:
         raise UsageError("name a table with --table, or see them with --list")
-    recipe = load_recipe(arguments.recipe or ablation_set(arguments.table).own_recipe)
-    ablate(
-        arguments.table,
+    study = find_study(arguments.table)
+    recipe = load_recipe(arguments.recipe or str(study.own_recipe))
+    run_study(
+        study,
         recipe,
         arguments.out or Path("runs", f"table-{arguments.table}-{recipe.recipe}"),
         overrides=field_overrides(arguments),
         seeds=_positive("--seeds", arguments.seeds),
         labels=arguments.rows.split(",") if arguments.rows else (),
+    )
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    axes = dict(map(parse_sweep, arguments.fields))
+    if len(axes) < len(arguments.fields):
+        raise UsageError("a field stands twice in the sweep")
+    recipe, overrides = load_recipe(arguments.recipe), field_overrides(arguments)
+    fields = "-".join(name.rpartition(".")[2] for name in axes)
+    out = arguments.out or Path("runs", f"sweep-{fields}-{recipe.recipe}")
+    run_study(
+        sweep_study(axes, earlier_runs(axes, override(recipe, overrides), out)),
+        recipe,
+        out,
+        overrides=overrides,
+        seeds=_positive("--seeds", arguments.seeds),
+        labels=sweep_labels(axes),
     )
 
 
@@ -127,5 +156,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "ablate": _ablate,
+    "sweep": _sweep,
     "plot-weights": _plot_weights,
 }

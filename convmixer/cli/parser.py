@@ -1,4 +1,4 @@
-"""The options of `convmixer train`, `evaluate`, `ablate` and `plot-weights`."""
+"""The options of the commands of `convmixer`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convmixer.config.fields import FIELDS, usual_name
 from convmixer.config.recipes import recipe_names
 from convmixer.config.setting_types import FieldInfo, is_list
 from convmixer.errors import closest
-from convmixer.paper.ablation_sets import TITLES
+from convmixer.paper.catalogue import TITLES
 from convmixer.terminal import write_line
 from convmixer.torchrun import report_once
 
@@ -50,8 +50,20 @@ examples:
 """
 
 ABLATE = """\
-Run an ablation of the paper on a recipe. Finished runs in the folder are kept, so that the same
-command goes on after an interruption. Fields of the recipe can be set as for convmixer train."""
+Run a table of the paper, or of its reproduction at Columbia University, on a recipe. Finished runs
+in the folder are kept, so that the same command goes on after an interruption, and rows of earlier
+calls stand in the results too. Fields of the recipe can be set as for convmixer train."""
+
+SWEEP = """\
+Train a recipe with every combination of some values of some fields, and compare the accuracies on
+the test images. Finished runs in the folder are kept, as with convmixer ablate."""
+
+SWEEP_EXAMPLES = """\
+examples:
+  convmixer sweep kernel_size=3,5,7,9 --recipe digits --seeds 3
+  convmixer sweep lr=0.003,0.01,0.03 dim=32,64 --recipe digits --epochs 10
+  convmixer sweep "scale=0.5,1;0.75,1;1,1" --recipe digits
+"""
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -139,9 +151,11 @@ def _add_fields(parser: Parser, names: Iterable[str]) -> None:
             group.add_argument(*hidden, help=argparse.SUPPRESS, **options)
 
 
-def _add_recipe(parser: Parser, help: str) -> None:
+def _add_recipe(parser: Parser, help: str, required: bool = False) -> None:
     names = ", ".join(recipe_names())
-    parser.add_argument("--recipe", metavar="NAME", help=f"{help}: {names}, or a .yaml file")
+    parser.add_argument(
+        "--recipe", metavar="NAME", required=required, help=f"{help}: {names}, or a .yaml file"
+    )
 
 
 def _add_checkpoint(parser: Parser) -> None:
@@ -163,6 +177,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "train": _add_train(commands),
         "evaluate": _add_evaluate(commands),
         "ablate": _add_ablate(commands),
+        "sweep": _add_sweep(commands),
         "plot-weights": _add_plot_weights(commands),
     }
     return parser, parsers
@@ -221,15 +236,17 @@ def _add_evaluate(commands: Commands) -> Parser:
 def _add_ablate(commands: Commands) -> Parser:
     parser = commands.add_parser(
         "ablate",
-        help="run an ablation of the paper",
+        help="run a table of the paper",
         description=ABLATE,
-        usage="convmixer ablate [--list] [--table N] [--recipe NAME] [--seeds N] "
+        usage="convmixer ablate [--list] [--table NAME] [--recipe NAME] [--seeds N] "
         "[--rows NAME,NAME] [--out FOLDER] [--FIELD VALUE ...]",
     )
     parser.add_argument(
         "--list", action="store_true", help="list the tables, or the rows of --table"
     )
-    parser.add_argument("--table", type=int, choices=tuple(TITLES), help="table of the paper")
+    parser.add_argument(
+        "--table", metavar="NAME", choices=tuple(TITLES), help=f"one of {', '.join(TITLES)}"
+    )
     _add_recipe(parser, "what to run it on (default: the recipe of the table)")
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="runs of each row (default: 1)"
@@ -237,7 +254,32 @@ def _add_ablate(commands: Commands) -> Parser:
     parser.add_argument(
         "--rows", metavar="NAME,NAME", help="only these rows, named as --list shows them"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/table-N-RECIPE")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: runs/table-NAME-RECIPE"
+    )
+    _add_fields(parser, FIELDS)
+    return parser
+
+
+def _add_sweep(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "sweep",
+        help="compare values of fields",
+        description=SWEEP,
+        epilog=SWEEP_EXAMPLES,
+        usage="convmixer sweep FIELD=VALUE,VALUE,... [FIELD=...] --recipe NAME [--seeds N] "
+        "[--out FOLDER] [--FIELD VALUE ...]",
+    )
+    parser.add_argument(
+        "fields", nargs="+", metavar="FIELD=VALUES", help="values, separated by commas; lists by ;"
+    )
+    _add_recipe(parser, "what to train", required=True)
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="runs of each row (default: 1)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: runs/sweep-FIELD-RECIPE"
+    )
     _add_fields(parser, FIELDS)
     return parser
 

