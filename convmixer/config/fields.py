@@ -10,7 +10,9 @@ from convmixer.config.setting_types import FieldInfo, parse_value, walk
 from convmixer.config.settings import Config, check
 from convmixer.errors import UsageError, closest
 
-CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_interval"})
+CHANGEABLE_ON_RESUME = frozenset(
+    {"device", "data.folder", "data.workers", "log_interval", "tracker"}
+)
 """Fields that do not change the result of a run, so that a resumed run may change them."""
 
 FIELDS: dict[str, FieldInfo] = {info.name: info for info in walk(Config)}

@@ -162,6 +162,18 @@ class Config:
         "none", "mixed precision on a GPU; always off on a CPU", choices=("none", "fp16", "bf16")
     )
     channels_last: bool = setting(False, "channels_last memory format")
+    compile: bool = setting(False, "compile the model with torch.compile")
+    cudnn_benchmark: bool = setting(
+        True, "let cuDNN measure its algorithms and take the fastest, as the authors do"
+    )
+    deterministic: bool = setting(
+        False, "use deterministic algorithms alone; operations that have none raise an error"
+    )
+    tracker: str = setting(
+        "none",
+        "program that draws the metrics beside metrics.csv, if its package is installed",
+        choices=("none", "tensorboard", "wandb"),
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
     ema_decay: float = setting(
         0.0, "average the weights with this decay and evaluate the average (0: off)", minimum=0.0,
@@ -181,6 +193,11 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+    @property
+    def mixes(self) -> bool:
+        """True if training images are mixed with one another, by mixup or CutMix."""
+        return self.augment.mixup > 0 or self.augment.cutmix > 0
 
 
 def check(config: Config) -> None:

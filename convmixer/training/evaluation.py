@@ -20,8 +20,9 @@ from convmixer.model.checkpoints import load_checkpoint
 from convmixer.model.variants import get_variant
 from convmixer.terminal import few, printable
 from convmixer.training import plots
+from convmixer.training.class_names import class_name_warning
 from convmixer.training.distributed import Processes, running_processes
-from convmixer.training.environment import build_model, cpu_threads, device_name
+from convmixer.training.environment import build_model, cpu_threads, device_name, numerics
 from convmixer.training.loaders import evaluation_loader, worker_count
 from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
@@ -143,7 +144,11 @@ def evaluate(
         raise UsageError(
             f"{folder} already holds an evaluation.json: name another folder with --out"
         )
-    with cpu_threads(config.threads), running_processes(config.device) as processes:
+    with (
+        cpu_threads(config.threads),
+        numerics(config),
+        running_processes(config.device) as processes,
+    ):
         model = build_model(config, processes.device)
         with processes.together():
             load_checkpoint(model, checkpoint)
@@ -185,8 +190,9 @@ def evaluate(
         if folder is not None:
             write_json(folder / "evaluation.json", result)
         console = Console(silent=silent)
-        for note in notes:
-            console.line(note)
+        for note in (*notes, class_name_warning(checkpoint, class_names)):
+            if note is not None:
+                console.line(note)
         _report(result, config, confusion, class_names, console)
         if folder is not None and confusion is not None:
             _draw(folder / "confusion.png", result, confusion, class_names)

@@ -122,7 +122,7 @@ def save_curves(path: Path, config: Config, history: History, test_accuracy: flo
     figure.suptitle(f"{config.recipe}: {_model_name(config)}, {result}", fontsize=13)
     loss, accuracy, rate = figure.subplots(1, 3)
     labels = {
-        "train": "train (augmented images)",
+        "train": f"train ({'mixed and ' if config.mixes else ''}augmented images)",
         "validation": "validation",
         "test": "test (not used for selection)",
     }
