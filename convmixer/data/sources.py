@@ -1,4 +1,4 @@
-"""Image sources and their splits: images in packages, CIFAR-10, and folders of images."""
+"""Image sources and their splits: in packages, CIFAR-10, folders of images, containers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmixer.config.settings import DataConfig
+from convmixer.data.containers import CONTAINERS
 from convmixer.data.image_files import (
     class_folders,
     image_files,
@@ -156,6 +157,8 @@ def load_splits(config: DataConfig, channels: int) -> Splits:
         return _load_packaged(config, mode)
     if config.source == "cifar10":
         return _load_cifar10(config, mode)
+    if config.source in CONTAINERS:
+        return _load_container(config, mode)
     if config.folder is None:
         raise UsageError("this recipe reads images from a folder: name it with --data FOLDER")
     return _load_image_folder(Path(config.folder).expanduser(), config, mode)
@@ -206,6 +209,25 @@ def _load_packaged(config: DataConfig, mode: str) -> Splits:
     rest, test = stratified_split(images.labels, config.test_fraction, config.split_seed)
     train, validation = _hold_out_validation(images.select(rest), config)
     return Splits(train, validation, images.select(test), tuple(map(str, range(10))))
+
+
+def _load_container(config: DataConfig, mode: str) -> Splits:
+    if config.folder is None:
+        raise UsageError(f"data.source {config.source} reads a file or folder: name it with --data")
+    path = Path(config.folder).expanduser()
+    container = CONTAINERS[config.source](path, mode)
+    found: dict[str, Images] = {
+        name: ArrayImages(*images, mode) if isinstance(images, tuple) else images
+        for name, images in container.splits.items()
+    }
+    train, validation, test = (found.get(name) for name in ("train", "validation", "test"))
+    if test is None:
+        validation, test = None, validation
+    if train is None or test is None:
+        raise UsageError(f"{path} has {' and '.join(found)} images; expected train and test")
+    if validation is None:
+        train, validation = _hold_out_validation(train, config)
+    return Splits(train, validation, test, container.class_names)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
