@@ -106,7 +106,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if checkpoint is None:
         if arguments.variant is None:
             raise UsageError("name weights with --checkpoint, or published ones with --variant")
-        checkpoint = published_weights(get_variant(arguments.variant))
+        checkpoint = published_weights(arguments.variant, get_variant(arguments.variant).hub_id)
     config = _settings(arguments, checkpoint)
     for prediction in predict(checkpoint, arguments.images, config, top=top):
         write_line(prediction.path)

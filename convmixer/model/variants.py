@@ -222,7 +222,7 @@ def create_model(
                 f"accepted are {', '.join(accepted)}"
             )
     if isinstance(pretrained, bool) and pretrained:
-        pretrained = published_weights(variant)
+        pretrained = published_weights(name, variant.hub_id)
     model = ConvMixer(**{**variant.arguments, **overrides})
     if pretrained is not None and pretrained is not False:
         load_checkpoint(

@@ -10,7 +10,7 @@ from convmixer.config.fields import FIELDS, as_text, get_value
 from convmixer.config.settings import Config
 
 FEWEST_POINTS = 3
-"""A field is a panel of its own if one of its lines has at least this many points."""
+"""A line has at least this many points."""
 
 Points = Sequence[tuple[Config, Sequence[float]]]
 """The settings of rows, and the accuracy of every seed in percent."""
@@ -43,13 +43,13 @@ def _is_number(name: str) -> bool:
 
 
 def lines_over(name: str, points: Points) -> list[Line]:
-    """Return the lines with at least two points over the field `name`."""
+    """Return the lines over the field `name`, of `FEWEST_POINTS` points or more."""
     others = [each for each in varied_fields([config for config, _ in points]) if each != name]
     groups: dict[tuple[str, ...], dict[float, tuple[float, ...]]] = {}
     for config, accuracies in points:
         key = tuple(as_text(get_value(config, other)) for other in others)
         groups.setdefault(key, {})[get_value(config, name)] = tuple(accuracies)
-    groups = {key: found for key, found in groups.items() if len(found) > 1}
+    groups = {key: found for key, found in groups.items() if len(found) >= FEWEST_POINTS}
     differing = [
         position for position in range(len(others)) if len({key[position] for key in groups}) > 1
     ]
@@ -62,13 +62,9 @@ def lines_over(name: str, points: Points) -> list[Line]:
 
 
 def panels(points: Points) -> dict[str, list[Line]]:
-    """Return the lines over every numeric field that has a line of `FEWEST_POINTS` points."""
-    found: dict[str, list[Line]] = {}
-    for name in filter(_is_number, varied_fields([config for config, _ in points])):
-        lines = lines_over(name, points)
-        if any(len(line.values) >= FEWEST_POINTS for line in lines):
-            found[name] = lines
-    return found
+    """Return the lines over every numeric field that has some."""
+    names = filter(_is_number, varied_fields([config for config, _ in points]))
+    return {name: lines for name in names if (lines := lines_over(name, points))}
 
 
 def words(config: Config, baseline: Config) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from convmixer.studies.lines import Line
 from convmixer.training.plots import (
@@ -24,7 +24,7 @@ from convmixer.training.plots import (
 
 MOST_CURVES = 12
 """Curves of more rows than this are not drawn into one picture."""
-MOST_NAMES = 20
+MOST_NAMES = 32
 """More networks than this have no names in the panel over parameters."""
 LARGE_RATIO = 20.0
 """Values that span more than this factor stand on a logarithmic axis."""
@@ -193,20 +193,24 @@ def _draw_lines(axes: Axes, name: str, lines: Sequence[Line]) -> None:
 
 def _draw_networks(axes: Axes, source: Source) -> None:
     points = [(source.networks, COLOURS["train"], "o"), (source.peers, COLOURS["paper"], "^")]
-    named = len(source.networks) + len(source.peers) <= MOST_NAMES
+    different = len({network.name for network in source.networks}) > 1
+    named = different and len(source.networks) + len(source.peers) <= MOST_NAMES
+    largest = max((n.parameters for n in (*source.networks, *source.peers)), default=0.0)
     for networks, colour, marker in points:
         for network in networks:
             mean = statistics.fmean(network.accuracies)
             deviation = statistics.stdev(network.accuracies) if len(network.accuracies) > 1 else 0.0
             place = (network.parameters, mean)
             axes.errorbar(*place, yerr=deviation or None, fmt=marker, color=colour, capsize=3)
-            if named or marker == "^":
+            if named:
+                at_the_edge = network.parameters > 0.92 * largest
                 axes.annotate(
                     network.name,
                     place,
-                    xytext=(4, 3),
+                    xytext=(-4 if at_the_edge else 4, 4),
                     textcoords="offset points",
                     fontsize=6.5,
+                    ha="right" if at_the_edge else "left",
                 )
     if not source.networks:
         axes.set_axis_off()
@@ -260,6 +264,8 @@ def save_curves_of_rows(
     }
     tidy(accuracy, f"Accuracy on {images.get(split, 'validation images')}", "top-1 (%)")
     accuracy.legend(frameon=False, fontsize=8)
+    for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     save_figure(figure, path)
     return True
 

@@ -176,8 +176,8 @@ def draw(study: Study, base: Config, results: Sequence[Result], out: Path) -> No
     """Draw `results.png`, a row each, and what else there is to draw.
 
     That is `lines.png`, accuracy over the numeric fields that the rows vary and over the number of
-    parameters, and `curves.png`, accuracy over the epochs. Rows with the settings of another are
-    drawn once.
+    parameters, and `curves.png`, accuracy over the epochs. What was measured is drawn once for rows
+    with the same settings.
     """
     own = [result for result in results if not result.twin]
     measured_on = f"measured here, recipe {base.recipe}"
@@ -193,14 +193,18 @@ def draw(study: Study, base: Config, results: Sequence[Result], out: Path) -> No
         },
         baseline=next((i for i, r in enumerate(own) if r.label == study.baseline), None),
     )
-    _save_lines(study, own, measured_on, out)
+    _save_lines(study, results, measured_on, out)
     histories = {result.label: result.histories for result in own if result.histories}
     pictures.save_curves_of_rows(out / "curves.png", heading(study), measured_on, histories)
 
 
 def _save_lines(study: Study, results: Sequence[Result], measured_on: str, out: Path) -> None:
     """Draw the lines of what was measured and of what is reported, if there are any."""
-    run = [(r.config, r.accuracies) for r in results if r.config is not None and r.summaries]
+    run = [
+        (r.config, r.accuracies)
+        for r in results
+        if r.config is not None and r.summaries and not r.twin
+    ]
     sources = [pictures.Source(measured_on, panels(run), _networks(run))]
     peers = [pictures.Network(p.name, 1e6 * p.parameters, (p.accuracy,)) for p in study.peers]
     for number, report in enumerate(study.reports):

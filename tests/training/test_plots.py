@@ -59,7 +59,7 @@ def test_curves_show_loss_accuracy_and_learning_rate(tmp_path, figures):
         "digits: ConvMixer-8/1 (kernel 3, patch 1), test accuracy 98.77 %"
     )
     loss, accuracy, rate = map(_lines, figure.axes)
-    assert loss["train (augmented images)"] == [row["train_loss"] for row in HISTORY]
+    assert loss["train (mixed and augmented images)"] == [row["train_loss"] for row in HISTORY]
     assert loss["validation"] == [row["validation_loss"] for row in HISTORY]
     assert accuracy["validation"] == [row["validation_accuracy"] for row in HISTORY]
     assert rate["learning rate"] == [row["learning_rate"] for row in HISTORY]

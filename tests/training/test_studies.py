@@ -185,7 +185,9 @@ def test_lines_show_means_and_deviations(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
     line = lines.Line("", (3.0, 5.0, 300.0), ((90.0, 92.0), (93.0,), (95.0, 95.0)))
-    networks = [pictures.Network("8/1", 2000.0, (90.0, 92.0))]
+    networks = [
+        pictures.Network("8/1", 2000.0, (90.0, 92.0)), pictures.Network("8/2", 3000.0, (93.0,))
+    ]  # fmt: skip
     source = pictures.Source("measured here", {"model.kernel_size": [line]}, networks)
     assert pictures.save_lines(tmp_path / "lines.png", "a title", [source])
     panel, parameters = figures[0].axes
@@ -195,7 +197,7 @@ def test_lines_show_means_and_deviations(tmp_path, monkeypatch):
     heights = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
     assert heights == pytest.approx([2 * 2**0.5, 0, 0])
     assert panel.get_xscale() == "log" and panel.get_xlabel() == "model.kernel_size"
-    assert [text.get_text() for text in parameters.texts] == ["8/1"]
+    assert [text.get_text() for text in parameters.texts] == ["8/1", "8/2"]
     assert not pictures.save_lines(tmp_path / "none.png", "", [pictures.Source("", {})])
 
 
