@@ -146,7 +146,9 @@ def save_lines(path: Path, title: str, sources: Sequence[Source]) -> bool:
     columns = len(names) + parameters
     if not columns:
         return False
-    figure = new_figure(max(4.4 * columns, 6.0), 3.6 * len(sources) + 0.4)
+    # The names of many networks need room.
+    size = 1.6 if any(source.peers for source in sources) else 1.0
+    figure = new_figure(size * max(4.4 * columns, 6.0), size * 3.6 * len(sources) + 0.4)
     figure.suptitle(title, fontsize=13)
     grid = figure.subplots(len(sources), columns, squeeze=False)
     for source, row in zip(sources, grid, strict=True):
@@ -193,28 +195,30 @@ def _draw_lines(axes: Axes, name: str, lines: Sequence[Line]) -> None:
 
 def _draw_networks(axes: Axes, source: Source) -> None:
     points = [(source.networks, COLOURS["train"], "o"), (source.peers, COLOURS["paper"], "^")]
-    different = len({network.name for network in source.networks}) > 1
+    # Names that most points share tell nothing.
+    different = 3 * len({network.name for network in source.networks}) > len(source.networks)
     named = different and len(source.networks) + len(source.peers) <= MOST_NAMES
-    largest = max((n.parameters for n in (*source.networks, *source.peers)), default=0.0)
     for networks, colour, marker in points:
-        for network in networks:
+        for number, network in enumerate(networks):
             mean = statistics.fmean(network.accuracies)
             deviation = statistics.stdev(network.accuracies) if len(network.accuracies) > 1 else 0.0
             place = (network.parameters, mean)
             axes.errorbar(*place, yerr=deviation or None, fmt=marker, color=colour, capsize=3)
             if named:
-                at_the_edge = network.parameters > 0.92 * largest
+                # The names of neighbours stand above and below.
+                below = networks is source.peers and number % 2 == 1
                 axes.annotate(
                     network.name,
                     place,
-                    xytext=(-4 if at_the_edge else 4, 4),
+                    xytext=(4, -8 if below else 4),
                     textcoords="offset points",
                     fontsize=6.5,
-                    ha="right" if at_the_edge else "left",
+                    color=colour,
                 )
     if not source.networks:
         axes.set_axis_off()
         return
+    axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_words(value)))
 
 
