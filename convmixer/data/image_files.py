@@ -42,6 +42,10 @@ _FULL_SCALES = (1.0, 255.0, 65535.0)
 _SUFFIXES_IN_NOTES = 3
 
 
+class UnreadableImageError(UsageError):
+    """An image file that cannot be read."""
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, its name beginning with a dot."""
     return name.startswith(".")
@@ -112,7 +116,7 @@ def read_image(path: str, mode: str) -> Image.Image:
         mode: "RGB" or "L", Pillow's names of colour and of grey.
 
     Raises:
-        UsageError: the file is gone, damaged or no image; the message names it.
+        UnreadableImageError: the file is gone, damaged or no image; the message names it.
     """
     try:
         with warnings.catch_warnings():
@@ -120,7 +124,7 @@ def read_image(path: str, mode: str) -> Image.Image:
             warnings.simplefilter("ignore")
             return _read(path, mode)
     except Exception as error:  # Decoders raise errors of any class on a damaged file.
-        raise UsageError(f"cannot read image {path}: {_reason(path, error)}") from None
+        raise UnreadableImageError(f"cannot read image {path}: {_reason(path, error)}") from None
 
 
 def _read(path: str, mode: str) -> Image.Image:
@@ -138,14 +142,14 @@ def read_encoded(contents: bytes, mode: str, name: str) -> Image.Image:
         name: the name of the file, for its suffix and for messages.
 
     Raises:
-        UsageError: the contents are damaged or no image; the message has the name.
+        UnreadableImageError: the contents are damaged or no image; the message has the name.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _decode(io.BytesIO(contents), name, mode)
     except Exception as error:  # Decoders raise errors of any class on damaged contents.
-        raise UsageError(f"cannot read image {name}: {_reason(None, error)}") from None
+        raise UnreadableImageError(f"cannot read image {name}: {_reason(None, error)}") from None
 
 
 def _decode(source: str | io.BytesIO, name: str, mode: str) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import evaluation_transform
 from convmixer.data.sources import load_split
 from convmixer.errors import UsageError
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.model.network import ConvMixer
+from convmixer.training.distributed import Processes
 from convmixer.training.environment import build_model, cpu_threads, resolve_device
-from convmixer.training.loaders import EvaluationLoader, evaluation_loader
+from convmixer.training.loaders import Batch, EvaluationLoader
 from convmixer.training.plots import new_figure, save_figure
 from convmixer.training.run_folder import prepare_folder
 
@@ -26,7 +27,7 @@ SHARES = (50, 90)
 
 
 def influence(
-    model: ConvMixer, loader: EvaluationLoader, device: torch.device
+    model: ConvMixer, loader: Iterable[Batch], device: torch.device
 ) -> NDArray[np.float64]:
     """Return the mean influence of every pixel on the middle of the last feature map.
 
@@ -103,9 +104,8 @@ def plot_receptive_field(
         split = load_split(config.data, config.model.in_chans, "test").images
         count = min(images, len(split.labels))
         chosen = np.linspace(0, len(split.labels) - 1, count).round().astype(np.int64)
-        loader = evaluation_loader(
-            split.select(chosen), evaluation_transform(config), count, workers=0, device=device
-        )
+        processes = Processes(device)
+        loader = EvaluationLoader(split.select(chosen), config, count, processes, workers=0)
         shares = influence(model, loader, device)
     sides = {share: middle_square(shares, share / 100) for share in SHARES}
     prepare_folder(out)

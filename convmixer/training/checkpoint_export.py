@@ -38,7 +38,7 @@ def export_checkpoint(
     """
     checkpoint = weights_file(Path(checkpoint))
     device = torch.device("cpu")
-    model = build_model(override(config, {"compile": False, "channels_last": False}), device)
+    model = build_model(override(config, {"compile": False, "channels_last": "false"}), device)
     load_checkpoint(model, checkpoint)
     data = config.data
     size = (BATCH, config.model.in_chans, data.image_size, data.image_size)

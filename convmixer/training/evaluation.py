@@ -13,7 +13,6 @@ from torch import Tensor
 from convmixer.config.fields import from_dict, override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import evaluation_transform
 from convmixer.data.sources import Split, load_split
 from convmixer.errors import UsageError
 from convmixer.model.checkpoints import load_checkpoint
@@ -23,7 +22,7 @@ from convmixer.training import plots
 from convmixer.training.class_names import class_name_warning
 from convmixer.training.distributed import Processes, running_processes
 from convmixer.training.environment import build_model, cpu_threads, device_name, numerics
-from convmixer.training.loaders import evaluation_loader, worker_count
+from convmixer.training.loaders import EvaluationLoader, worker_count
 from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
 from convmixer.training.run_folder import prepare_folder, weights_file, write_json
@@ -156,17 +155,14 @@ def evaluate(
             images, class_names, notes = _load_images(config, split, processes)
             if folder is not None:
                 prepare_folder(folder)
-        loader = evaluation_loader(
-            images,
-            evaluation_transform(config),
-            max(1, config.batch_size // processes.world),
-            workers=worker_count(config.data),
-            device=processes.device,
-            rank=processes.rank,
-            world=processes.world,
+        batch_size = max(1, config.batch_size // processes.world)
+        loader = EvaluationLoader(
+            images, config, batch_size, processes, workers=worker_count(config.data)
         )
         with processes.alone():
             scores = score(model, loader, config, processes)
+        found = processes.gather(loader.bad_images.unreported())
+        bad_images = [line for lines in found for line in lines]
         loss = scores.means.loss
         if not math.isfinite(loss):
             raise UsageError(f"{checkpoint}: the loss of this model is {loss}, no score")
@@ -175,6 +171,7 @@ def evaluate(
             "recipe": config.recipe,
             "split": split,
             "images": scores.means.images,
+            "bad_images": len(bad_images),
             **scores.means.columns(split),
             "parameters": sum(p.numel() for p in model.parameters()),
             "device": device_name(processes.device),
@@ -190,9 +187,13 @@ def evaluate(
         if folder is not None:
             write_json(folder / "evaluation.json", result)
         console = Console(silent=silent)
-        for note in (*notes, class_name_warning(checkpoint, class_names)):
-            if note is not None:
-                console.line(note)
+        warning = class_name_warning(checkpoint, class_names)
+        for line in (
+            *notes,
+            *(f"skipped: {line}" for line in bad_images),
+            *([] if warning is None else [warning]),
+        ):
+            console.line(line)
         _report(result, config, confusion, class_names, console)
         if folder is not None and confusion is not None:
             _draw(folder / "confusion.png", result, confusion, class_names)

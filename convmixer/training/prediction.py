@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convmixer.config.fields import override
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import evaluation_transform
 from convmixer.data.image_files import image_files
 from convmixer.data.sources import FileImages
 from convmixer.errors import UsageError
@@ -19,7 +19,7 @@ from convmixer.training.class_names import class_names
 from convmixer.training.distributed import Processes
 from convmixer.training.environment import build_model, cpu_threads, numerics, resolve_device
 from convmixer.training.evaluation import checkpoint_config
-from convmixer.training.loaders import evaluation_loader
+from convmixer.training.loaders import EvaluationLoader
 from convmixer.training.run_folder import weights_file
 from convmixer.training.run_state import read_checkpoint
 from convmixer.training.scoring import log_probabilities
@@ -82,12 +82,12 @@ def predict(
         load_checkpoint(model, checkpoint)
         mode = "L" if config.model.in_chans == 1 else "RGB"
         found = FileImages(tuple(files), np.zeros(len(files), dtype=np.int64), mode)
-        loader = evaluation_loader(
+        loader = EvaluationLoader(
             found,
-            evaluation_transform(config),
+            override(config, {"bad_images": 0}),
             min(config.batch_size, len(files)),
+            processes,
             workers=config.data.workers or 0,
-            device=processes.device,
         )
         for outputs, _ in log_probabilities(model, loader, config, processes):
             best = outputs.exp().topk(min(top, outputs.shape[1]), dim=1)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmixer.config.settings import Config
+from convmixer.errors import UsageError
 from convmixer.training.distributed import Processes
-from convmixer.training.environment import autocast
+from convmixer.training.environment import autocast, memory_format
 from convmixer.training.loaders import Batch
 from convmixer.training.metrics import (
     ACCURACY,
@@ -22,6 +23,7 @@ from convmixer.training.metrics import (
     no_sums,
     sums_of_batch,
 )
+from convmixer.training.run_state import lost_workers_named
 
 Views = Callable[[Tensor], list[Tensor]]
 
@@ -81,8 +83,7 @@ def log_probabilities(
     for images, labels in batches:
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(config, device))
         with autocast(config, device):
             outputs = [model(view) for view in views(images)]
         yield (
@@ -96,6 +97,7 @@ def log_probabilities(
     model.train(was_training)
 
 
+@lost_workers_named()
 def score(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -106,6 +108,10 @@ def score(
     """Evaluate `model` over the images of all processes, in evaluation mode, without smoothing.
 
     Several `views` of an image count by the mean of their probabilities.
+
+    Raises:
+        LostWorkerError: a process that loads images is gone.
+        UsageError: there are no images.
     """
     n_classes, device = config.model.n_classes, processes.device
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
@@ -115,4 +121,7 @@ def score(
         confusion += torch.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
         loss = F.nll_loss(outputs, labels, reduction="sum")
         sums += sums_of_batch(loss, Predictions(outputs, labels), METRICS)
-    return Scores(means(processes.total(sums), METRICS), processes.total(confusion).cpu())
+    sums = processes.total(sums)
+    if sums[0] == 0:
+        raise UsageError("there is no image to evaluate on that can be read")
+    return Scores(means(sums, METRICS), processes.total(confusion).cpu())
