@@ -1,4 +1,4 @@
-"""The command line: `convmixer train`, `evaluate`, `ablate`, `plot-weights`.
+"""The command line; `convmixer.cli.commands` has its commands.
 
 A mistake of the user ends a command with one line on standard error and exit code 2; if several
 processes meet the mistake, the first one prints the line. The exit code is 1 for a run that

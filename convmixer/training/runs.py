@@ -13,21 +13,31 @@ import torch
 
 from convmixer.config.fields import check_same_run, override
 from convmixer.config.settings import Config
-from convmixer.data.sources import load_splits
+from convmixer.data.sources import Splits, load_splits
 from convmixer.errors import TrainingInterruptedError, UsageError
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.training import plots
+from convmixer.training.class_names import class_name_warning
 from convmixer.training.distributed import Processes, running_processes
 from convmixer.training.environment import (
     cpu_threads,
     depthwise_implementation,
     device_name,
     effective_amp,
+    numerics,
 )
-from convmixer.training.reporting import WARMUP_STEPS, Console, rounded, run_line
+from convmixer.training.provenance import record_start
+from convmixer.training.reporting import (
+    WARMUP_STEPS,
+    Console,
+    rounded,
+    run_line,
+    training_accuracy_note,
+)
 from convmixer.training.run_folder import RunFolder, write_json
 from convmixer.training.run_state import StopRequest
 from convmixer.training.scoring import Scores
+from convmixer.training.trackers import check_tracker, open_tracker
 from convmixer.training.trainer import Trainer, read_state
 
 
@@ -42,8 +52,8 @@ def train(
     """Train one run and return its summary.
 
     The folder `out` then holds `config.yaml`, `metrics.csv` (a line an epoch), `summary.json`,
-    `curves.png`, `train.log`, `last.pt` (everything a continuation needs) and `best.pt` (the tested
-    weights). Accuracies are in percent.
+    `curves.png`, `train.log`, `environment.json` (versions and commands), `last.pt` (everything a
+    continuation needs) and `best.pt` (the tested weights). Accuracies are in percent.
 
     Args:
         config: the settings; see `convmixer.load_recipe`.
@@ -59,6 +69,7 @@ def train(
         LostWorkerError: a process that loads images is gone; the run has been saved.
         OSError: a file cannot be written, as on a full disk; the error names it.
     """
+    check_tracker(config)
     folder = RunFolder(Path(out))
     if resume:
         if folder.seeds:
@@ -75,6 +86,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest())
         stack.enter_context(cpu_threads(config.threads))
+        stack.enter_context(numerics(config))
         processes = stack.enter_context(running_processes(config.device))
         return _run(config, folder, processes, stop, stack, resume=resume, silent=silent)
 
@@ -117,6 +129,11 @@ def _run(
         described = run_line(config, splits, trainer.parameters, processes.device)
         for line in (described, trainer.loader.description, *splits.notes):
             console.line(line)
+        for line in _warnings(config, splits, continued=continued):
+            console.line(line)
+        if processes.is_main:
+            record_start(folder.path / "environment.json", processes)
+            console.tracker = open_tracker(config, folder.path, trainer.epoch)
     try:
         trainer.run(stop)
     except TrainingInterruptedError:
@@ -145,6 +162,14 @@ def _lock(
         note = stack.enter_context(folder.locked())
         if note is not None:
             console.line(note)
+
+
+def _warnings(config: Config, splits: Splits, *, continued: bool) -> list[str]:
+    """Return lines on what a reader of the results may misunderstand."""
+    found = [training_accuracy_note(config)]
+    if config.initial_checkpoint and not continued:
+        found.append(class_name_warning(Path(config.initial_checkpoint), splits.class_names))
+    return [line for line in found if line is not None]
 
 
 def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:

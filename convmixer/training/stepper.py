@@ -54,6 +54,8 @@ class Stepper:
             self.parallel = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")
+        self.gradient_norm = torch.zeros((), device=device)
+        """The norm of the gradient of the last step over all parameters, before clipping."""
         self.sums = no_sums(EPOCH_METRICS, device)
         """The sums of the epoch so far in this process; see `convmixer.training.metrics`."""
 
@@ -88,8 +90,14 @@ class Stepper:
             with self._gradient_exchange(part == self.parts - 1):
                 self._accumulate(images, targets)
         self.scaler.unscale_(self.optimizer)
-        if config.optimizer.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_grad_norm)
+        limit = config.optimizer.clip_grad_norm
+        self.gradient_norm = (
+            nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            if limit
+            else nn.utils.get_total_norm(
+                [p.grad for p in self.model.parameters() if p.grad is not None]
+            )
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -33,8 +33,8 @@ from convmixer.training.reporting import (
     Console,
     IntervalClock,
     Throughput,
-    epoch_line,
-    rounded,
+    interval_line,
+    peak_memory,
     synchronize,
 )
 from convmixer.training.run_folder import RunFolder
@@ -524,14 +524,24 @@ class Trainer:
                 self.folder.write_metrics(self.history)
         self._save(best)
         self.report_bad_images()
-        self.console.line(epoch_line(row, config.epochs))
+        self.console.epoch(row, config)
 
     def _log_interval(self, clock: IntervalClock, rate: float) -> None:
         now, waiting = clock.rates()
+        steps = self.loader.steps
+        steps_left = (self.config.epochs - self.epoch) * steps - self.step
         self.console.line(
-            f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{self.loader.steps}  "
-            f"loss {self._epoch_means().loss:.4f}  images/s {now:.0f} now, "
-            f"{rounded(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
+            interval_line(
+                f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{steps}",
+                loss=self._epoch_means().loss,
+                images_per_second=now,
+                mean=self.throughput.mean,
+                rate=rate,
+                gradient_norm=float(self.stepper.gradient_norm),
+                waiting=waiting,
+                memory=peak_memory(self.processes.device),
+                images_left=steps_left * self.config.batch_size,
+            )
         )
         clock.reset()
 

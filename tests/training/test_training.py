@@ -303,7 +303,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     names = {path.name for path in out.iterdir()}
     assert names == {
         "config.yaml", "metrics.csv", "summary.json", "curves.png", "last.pt", "best.pt",
-        ".lock",
+        "environment.json", ".lock",
     }  # fmt: skip
     assert load_yaml(out / "config.yaml") == _exact_config()
     assert RunFolder(out).load_summary() == summary
