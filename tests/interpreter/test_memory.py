@@ -125,21 +125,27 @@ def test_parameters_through_registers() -> None:
 def test_what_a_block_leaves_the_next_does_not_find() -> None:
     body = """
     .local .align 4 .b8 own[4];
-    .reg .b32 %block, %x, %y;
+    .reg .b32 %block, %x, %y, %z;
     .reg .pred %p;
     mov.u32 %block, %ctaid.x;
     setp.eq.u32 %p, %block, 0;
     @%p mov.u32 %x, 5;
     @%p st.local.u32 [own], 6;
+    @%p st.shared.u32 [memory], 7;
+    bar.sync 0;
     ld.local.u32 %y, [own];
-    mad.wide.u32 %offset64, %block, 8, %out;
-    st.global.v2.u32 [%offset64], {%x, %y};
+    ld.shared.u32 %z, [memory];
+    mad.wide.u32 %offset64, %block, 16, %out;
+    st.global.v4.u32 [%offset64], {%x, %y, %z, %block};
     """
-    out = Buffer("u32", [0] * 4)
-    assert launch(kernel(body, ["out"]), out, threads=1, blocks=2) == []
-    register, local = out.values()[2:]
-    assert out.values()[:2] == [5, 6]
-    assert register != 5 and local == 2**32 - 1
+    out = Buffer("u32", [0] * 8)
+    text = kernel(body, ["out"], shared=SHARED)
+    found = only(launch(text, out, threads=1, blocks=2, shared=4))
+    assert (found.kind, found.count) == ("read of uninitialised shared memory", 1)
+    assert "block (1, 0, 0)" in found.detail
+    register, *memory = out.values()[4:7]
+    assert out.values()[:4] == [5, 6, 7, 0]
+    assert register != 5 and memory == [2**32 - 1] * 2
 
 
 def test_where_arrays_lie() -> None:
