@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
 
-from .machine import SHARED, Buffer, interpreter, kernel, kinds, launch, line_of
+from .machine import HEADER, SHARED, Buffer, interpreter, kernel, kinds, launch, line_of
 
 
 def only(findings: list[Any]) -> Any:
@@ -120,6 +121,25 @@ def test_parameters_through_registers() -> None:
     beyond = kernel(body, ["out"]).replace("[%at];\n    mov", "[%at+8];\n    mov")
     with pytest.raises(interpreter().Refusal, match="beyond the parameters"):
         launch(beyond, out, threads=1)
+
+
+def test_parameters_lie_at_multiples_of_their_alignment() -> None:
+    text = f"""{HEADER}.visible .entry test(
+    .param .u8 first, .param .u64 out, .param .u16 third, .param .align 8 .b8 pair[8])
+    {{
+    .reg .b64 %out;
+    .reg .b32 %x, %y;
+    ld.param.u64 %out, [out];
+    ld.param.v2.u32 {{%x, %y}}, [pair];
+    st.global.v2.u32 [%out], {{%x, %y}};
+    ret;
+    }}"""
+    out, machine = Buffer("u32", [0, 0]), interpreter()
+    machine.load("test.ptx", text)
+    machine.permit(out.address, out.bytes)
+    arguments = [bytes(1), out.argument(), bytes(2), struct.pack("<2I", 3, 4)]
+    machine.launch("test", (1, 1, 1), (1, 1, 1), 0, arguments)
+    assert out.values() == [3, 4]
 
 
 def test_what_a_block_leaves_the_next_does_not_find() -> None:
