@@ -169,10 +169,11 @@ def test_what_a_block_leaves_the_next_does_not_find() -> None:
 
 
 def test_where_arrays_lie() -> None:
-    """Local ones as aligned as they ask for, dynamic shared memory behind static."""
+    """As aligned as they ask for, dynamic shared memory behind static."""
     body = """
     .local .align 1 .b8 odd[3];
     .local .align 8 .b8 even[8];
+    .shared .align 1 .b8 three[3];
     .shared .align 4 .b8 inner[12];
     .reg .b32 %x, %y;
     .reg .b64 %wide, %generic;
