@@ -112,10 +112,11 @@ def _run(
     # The images may have to be downloaded.
     with processes.together(), processes.main_first():
         splits = load_splits(config.data, config.model.in_chans)
+    continued = state is not None
     parts = None if state is None else state.get("parts")
     trainer = Trainer(config, splits, folder, processes, console, parts)
     with processes.together():
-        if config.initial_checkpoint and state is None:
+        if config.initial_checkpoint and not continued:
             trainer.stepper.start_from(Path(config.initial_checkpoint))
         if not resume:
             # Mistakes that were met up to here leave no folder behind.
