@@ -1,8 +1,9 @@
 """``make budget``: registers, spills and instructions of every kernel, without a GPU.
 
 Compiles the kernels or takes the objects of a build, reads the machine code and compares it with
-the committed table budget.csv. Fails if a main loop touches local memory, if a kernel has become worse than the table, if the table
-does not list exactly the kernels there are, or if it gives no reason for a spill elsewhere.
+the committed table budget.csv. Fails if a main loop touches local memory, if a kernel has become
+worse than the table, if the table does not list exactly the kernels there are, or if it gives no
+reason for a spill elsewhere.
 """
 
 from __future__ import annotations

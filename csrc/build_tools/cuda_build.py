@@ -44,11 +44,11 @@ class Unit:
 def cuda_units() -> list[Unit]:
     """Every compilation of a file with kernels.
 
-    A file that names FIRST_SIZE is compiled once for each pair of odd filter sizes.
+    A file with COMPILE_FOR_SIZES is compiled once for each pair of odd filter sizes.
     """
     units = []
     for source in sorted(CSRC.glob("kernels/*.cu")):
-        if "FIRST_SIZE" not in source.read_text():
+        if "COMPILE_FOR_SIZES" not in source.read_text():
             units.append(Unit(source.stem, source))
             continue
         for first, *second in _pairs([size for size in filter_sizes() if size % 2]):

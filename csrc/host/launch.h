@@ -93,7 +93,8 @@ struct SectionBlock {
   size_t (*shared_bytes)(const Tiling&);
   AnyStaged (*staged)(const Tiling&);
 };
-// The entries of a table that Block, which describes the work of a block, holds.
+
+// Takes the numbers of a block from `Block`, the class that its kernel is written with.
 template <class Block>
 auto channels_last_block(const Variant& variant) {
   using AnyStaged = decltype(Block::staged({}));
@@ -101,6 +102,7 @@ auto channels_last_block(const Variant& variant) {
   return SectionBlock<AnyStaged>{variant, Block::warps, Block::most_shared_bytes,
                                  Block::shared_bytes, Block::staged};
 }
+
 struct ChannelsLastForwardKernels : SectionBlock<Staged> {
   SectionKernel<ChannelsLastForwardArguments, Staged> plain;
   SectionKernel<ChannelsLastFusedForwardArguments, Staged> fused;
@@ -127,7 +129,7 @@ struct KernelTable {
 };
 
 // These add the kernels for an odd filter size to a table. They are defined beside the kernels, in
-// kernels/*.cu, which the build compiles for every size.
+// kernels/*.cu, at the end of which COMPILE_FOR_SIZES compiles them for the sizes that the build names.
 template <int Size>
 void add_kernels(KernelTable<ForwardKernels>&);
 template <int Size>
@@ -138,6 +140,16 @@ template <int Size>
 void add_kernels(KernelTable<ChannelsLastForwardKernels>&);
 template <int Size>
 void add_kernels(KernelTable<ChannelsLastWeightGradientKernels>&);
+
+#if defined(SECOND_SIZE)
+#define COMPILE_FOR_SIZES(Kernels)                              \
+  template void add_kernels<FIRST_SIZE>(KernelTable<Kernels>&); \
+  template void add_kernels<SECOND_SIZE>(KernelTable<Kernels>&);
+#elif defined(FIRST_SIZE)
+#define COMPILE_FOR_SIZES(Kernels) template void add_kernels<FIRST_SIZE>(KernelTable<Kernels>&);
+#else
+#define COMPILE_FOR_SIZES(Kernels)
+#endif
 
 // Calls visit(Constant<group_rows>, Constant<tiles>) for each of `tile_shapes`.
 template <class Visit>

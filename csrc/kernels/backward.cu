@@ -220,11 +220,6 @@ void add_kernels(KernelTable<BackwardKernels>& table) {
   add(__nv_bfloat16(), ElementType::bfloat16);
 }
 
-#ifdef FIRST_SIZE
-template void add_kernels<FIRST_SIZE>(KernelTable<BackwardKernels>&);
-#endif
-#ifdef SECOND_SIZE
-template void add_kernels<SECOND_SIZE>(KernelTable<BackwardKernels>&);
-#endif
+COMPILE_FOR_SIZES(BackwardKernels)
 
 }  // namespace depthwise

@@ -179,11 +179,6 @@ void add_kernels(KernelTable<ForwardKernels>& table) {
   add(__nv_bfloat16(), ElementType::bfloat16);
 }
 
-#ifdef FIRST_SIZE
-template void add_kernels<FIRST_SIZE>(KernelTable<ForwardKernels>&);
-#endif
-#ifdef SECOND_SIZE
-template void add_kernels<SECOND_SIZE>(KernelTable<ForwardKernels>&);
-#endif
+COMPILE_FOR_SIZES(ForwardKernels)
 
 }  // namespace depthwise

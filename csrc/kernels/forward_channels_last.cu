@@ -211,11 +211,6 @@ void add_kernels(KernelTable<ChannelsLastForwardKernels>& table) {
   add(__nv_bfloat16(), ElementType::bfloat16);
 }
 
-#ifdef FIRST_SIZE
-template void add_kernels<FIRST_SIZE>(KernelTable<ChannelsLastForwardKernels>&);
-#endif
-#ifdef SECOND_SIZE
-template void add_kernels<SECOND_SIZE>(KernelTable<ChannelsLastForwardKernels>&);
-#endif
+COMPILE_FOR_SIZES(ChannelsLastForwardKernels)
 
 }  // namespace depthwise

@@ -150,11 +150,6 @@ void add_kernels(KernelTable<WeightGradientKernels>& table) {
   add(__nv_bfloat16(), ElementType::bfloat16);
 }
 
-#ifdef FIRST_SIZE
-template void add_kernels<FIRST_SIZE>(KernelTable<WeightGradientKernels>&);
-#endif
-#ifdef SECOND_SIZE
-template void add_kernels<SECOND_SIZE>(KernelTable<WeightGradientKernels>&);
-#endif
+COMPILE_FOR_SIZES(WeightGradientKernels)
 
 }  // namespace depthwise

@@ -159,11 +159,6 @@ void add_kernels(KernelTable<ChannelsLastWeightGradientKernels>& table) {
   add(__nv_bfloat16(), ElementType::bfloat16);
 }
 
-#ifdef FIRST_SIZE
-template void add_kernels<FIRST_SIZE>(KernelTable<ChannelsLastWeightGradientKernels>&);
-#endif
-#ifdef SECOND_SIZE
-template void add_kernels<SECOND_SIZE>(KernelTable<ChannelsLastWeightGradientKernels>&);
-#endif
+COMPILE_FOR_SIZES(ChannelsLastWeightGradientKernels)
 
 }  // namespace depthwise

@@ -304,7 +304,8 @@ PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&definition); }
 """
 KERNEL = """
 #include "core/scale.h"
-static_assert(FIRST_SIZE == 3);
+#define COMPILE_FOR_SIZES static_assert(FIRST_SIZE == 3);
+COMPILE_FOR_SIZES
 __global__ void twice(int* x) { *x *= 2; }
 int doubled(int x) {
   cudaStream_t stream = nullptr;
