@@ -255,14 +255,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (toolchain.Missing, FileNotFoundError) as error:
         print(f"make budget: {error}", file=sys.stderr)
         return 2
-    measured = {(each.family, each.architecture) for each in rows}
-    if not options.objects:
-        measured |= {(family, each) for family, _ in measured for each in ARCHITECTURES}
-    table = read_table(TABLE)
-    committed = [each for each in table if (each.family, each.architecture) in measured]
+    keys, families = {each.key for each in rows}, {each.family for each in rows}
+    committed: list[Row] = []
+    others: list[Row] = []
+    for each in read_table(TABLE):
+        # A build is for some architectures, and holds what these need.
+        weighed = each.key in keys if options.objects else each.family in families
+        (committed if weighed else others).append(each)
     rows = with_reasons(rows, committed)
     if options.update:
-        others = [each for each in table if (each.family, each.architecture) not in measured]
         write_table(TABLE, [*rows, *others])
         committed = rows
 

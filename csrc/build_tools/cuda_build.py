@@ -224,7 +224,11 @@ def _object_edges(folder: Path) -> list[Edge]:
 
 
 def _object_rules(toolkit: toolchain.Toolkit, architectures: list[str]) -> dict[str, str]:
-    kernels = (*toolchain.gencode_flags(architectures), *COMPRESSED)
+    kernels = [*toolchain.gencode_flags(architectures), *COMPRESSED]
+    # PTX may run on a GPU with any amount of shared memory, machine code on those of its
+    # generation: kernels for the others are left out.
+    if all(architecture.isdigit() for architecture in architectures):
+        kernels.append("-DMACHINE_CODE_ONLY")
     return {
         "kernels": _compile(toolkit, *kernels, "-Xcompiler", "-fPIC,-fvisibility=hidden"),
         "host": _host_rule(toolkit, "-O2"),

@@ -159,14 +159,34 @@ void each_tile(Visit visit) {
   }(std::make_index_sequence<tile_shape_count>());
 }
 
+// The chips that the kernels are compiled for, with the least and with the most shared memory. PTX runs on
+// any chip; machine code alone, as the build tells, on those of its generations.
+struct ChipRange {
+  Chip low, high;
+};
+constexpr ChipRange compiled_chips() {
+  ChipRange range{{0, 0, 0}, {0, INT32_MAX, 0}};
+#ifdef MACHINE_CODE_ONLY
+  range = {range.high, range.low};
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    const Tuning& tuning = tuning_of(architecture / 10);
+    const int least = tuning.least_shared_kilobytes << 10;
+    const int most = tuning.most_shared_kilobytes << 10;
+    if (least < range.low.shared_bytes) range.low.shared_bytes = least;
+    if (most > range.high.shared_bytes) range.high.shared_bytes = most;
+  }
+#endif
+  return range;
+}
+
 // Calls visit(Constant<group_rows>, Constant<tiles>, Constant<channels>) for every block that
-// channels_last_tile chooses on some chip.
+// channels_last_tile chooses on some of these chips.
 template <int Size, Pass pass, class Visit>
 void each_channels_last_tile(Visit visit) {
   each_tile([&](auto, auto tiles) {
-    // On chips with the least and with the most shared memory.
-    constexpr ChannelsLastTile low = channels_last_tile(8 * tiles, Size, pass, {0, 0, 0});
-    constexpr ChannelsLastTile high = channels_last_tile(8 * tiles, Size, pass, {0, INT32_MAX, 0});
+    constexpr ChipRange chips = compiled_chips();
+    constexpr ChannelsLastTile low = channels_last_tile(8 * tiles, Size, pass, chips.low);
+    constexpr ChannelsLastTile high = channels_last_tile(8 * tiles, Size, pass, chips.high);
     static_assert(low.tile.tiles == tiles && high.tile.tiles == tiles);
     if constexpr (!(low == high))
       visit(Constant<low.tile.group_rows>(), tiles, Constant<low.channels>());

@@ -62,6 +62,8 @@ constexpr int channels_last_weight_gradient_blocks(int size, int tiles, int chan
 // The choices for one generation: those above, where its row of the table does not name others.
 struct Tuning {
   int capability;  // the least compute capability, ten times it: 80 for 8.0
+  // Shared memory that a block may have, on the GPU of the generation with the least and with the most.
+  int least_shared_kilobytes, most_shared_kilobytes;
 
   int (*forward_blocks)(int size, int tiles, bool whole) = common::forward_blocks;
   int (*weight_gradient_blocks)(int size, int tiles) = common::weight_gradient_blocks;
@@ -81,15 +83,14 @@ struct Tuning {
 
 // A GPU takes the row of the newest generation that is not newer.
 constexpr Tuning generations[] = {
-    // A100, and by their code RTX 30 and 40, L4, L40S and A10 (sm_86, sm_89), which have 99 instead of
-    // 163 KB of shared memory for a block.
-    {.capability = 80},
+    // A100, and by their code RTX 30 and 40, L4, L40S and A10 (sm_86, sm_89), which have 99 KB.
+    {.capability = 80, .least_shared_kilobytes = 99, .most_shared_kilobytes = 163},
     // H100 and H200.
-    {.capability = 90},
+    {.capability = 90, .least_shared_kilobytes = 227, .most_shared_kilobytes = 227},
     // B200.
-    {.capability = 100},
-    // RTX 50 and RTX PRO Blackwell, with 99 KB of shared memory for a block.
-    {.capability = 120},
+    {.capability = 100, .least_shared_kilobytes = 227, .most_shared_kilobytes = 227},
+    // RTX 50 and RTX PRO Blackwell.
+    {.capability = 120, .least_shared_kilobytes = 99, .most_shared_kilobytes = 99},
 };
 
 constexpr const Tuning& tuning_of(int capability) {
