@@ -131,6 +131,16 @@ struct ElementwiseArguments {
   Activation activation;
 };
 
+// Sizes of the planes of a channels-last block in shared memory: as parameters they take no registers.
+struct Staged {
+  int image;   // elements from image to image in a plane
+  int pitch;   // elements from plane to plane
+  int chunks;  // of an item
+};
+struct StagedGradient {
+  Staged input, gradient;
+};
+
 // From moments or running statistics to a normalisation.
 struct NormalisationArguments {
   const float* moments;  // [parts][3][channel]
