@@ -137,7 +137,7 @@ def convolution_at_once(
         return None
     if bias is not None and not fits_channels(bias, channels, device):
         return None
-    return _at_once(impl, device, dtype, size, fused)
+    return at_once(impl, device, dtype, size, fused)
 
 
 def image_at_once(
@@ -153,7 +153,7 @@ def image_at_once(
         residual.shape != shape or residual.dtype is not dtype or residual.device != device
     ):
         return None
-    return _at_once(impl, device, dtype, None, fused=True)
+    return at_once(impl, device, dtype, None, fused=True)
 
 
 def fits_channels(tensor: Tensor, channels: int, device: torch.device) -> bool:
@@ -161,9 +161,13 @@ def fits_channels(tensor: Tensor, channels: int, device: torch.device) -> bool:
     return tensor.shape == (channels,) and tensor.is_floating_point() and tensor.device == device
 
 
-def _at_once(
+def at_once(
     impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None, fused: bool
 ) -> str | None:
+    """Return the implementation with kernels that these alone decide for, None if there is none.
+
+    `direct.dispatcher_is_idle` has to hold.
+    """
     name = _resolve_once(impl, device, dtype, kernel_size, fused, None).name
     return None if name == "torch" else name
 

@@ -23,6 +23,7 @@ from convmixer_kernels import (
     arguments,
     depthwise_conv2d,
     depthwise_conv2d_gelu_batch_norm,
+    direct,
     dispatch,
     gelu_batch_norm,
 )
@@ -43,33 +44,46 @@ class ActivatedNorm(NamedTuple):
     def next_batch(self) -> dict[str, Any]:
         """Count a batch like the module, and return the arguments of the fused operations."""
         norm = self.norm
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:
-                momentum = 1.0 / float(norm.num_batches_tracked)
-        tracked = not norm.training or norm.track_running_stats
+        running_mean, running_var = _buffer(norm, "running_mean"), _buffer(norm, "running_var")
+        momentum, process_group = norm.momentum, None
+        if norm.training:
+            process_group = _process_group(norm)
+            batches = norm.num_batches_tracked
+            if not norm.track_running_stats:
+                running_mean = running_var = None
+            elif batches is not None:
+                batches.add_(1)
+                if momentum is None:
+                    momentum = 1.0 / float(batches)
         return {
-            "gamma": norm.weight,
-            "beta": norm.bias,
-            "running_mean": norm.running_mean if tracked else None,
-            "running_var": norm.running_var if tracked else None,
-            "training": norm.training or norm.running_mean is None,
-            "momentum": momentum,
+            "gamma": _parameter(norm, "weight"),
+            "beta": _parameter(norm, "bias"),
+            "running_mean": running_mean,
+            "running_var": running_var,
+            "training": norm.training or running_mean is None,
+            "momentum": 0.0 if momentum is None else momentum,
             "eps": norm.eps,
             "activation": self.activation,
-            "process_group": _process_group(norm),
+            "process_group": process_group,
         }
 
 
 class FusedBlock(NamedTuple):
-    """The parts of a block that the fused operations can compute."""
+    """The parts of a block that the fused operations can compute.
+
+    Args:
+        leading: the depthwise convolutions and activations before the last convolution.
+        weight, bias, impl: of the last convolution of the depthwise branch.
+    """
 
     leading: tuple[nn.Module, ...]
-    depthwise: DepthwiseConv2d
+    weight: Tensor
+    bias: Tensor | None
+    impl: str
     depthwise_norm: ActivatedNorm
     skip: bool
-    pointwise: nn.Conv2d
+    pointwise_weight: Tensor
+    pointwise_bias: Tensor | None
     pointwise_norm: ActivatedNorm
     pointwise_skip: bool
 
@@ -77,31 +91,30 @@ class FusedBlock(NamedTuple):
         """Compute the block; the output is CNHW or, for channels_last input, channels_last."""
         spatial = self._mix_positions(input)
         return gelu_batch_norm(
-            pointwise_product(spatial, self.pointwise.weight),
-            bias=self.pointwise.bias,
+            pointwise_product(spatial, self.pointwise_weight),
+            bias=self.pointwise_bias,
             residual=spatial if self.pointwise_skip else None,
-            impl=self.depthwise.impl,
+            impl=self.impl,
             **self.pointwise_norm.next_batch(),
         )
 
     def _mix_positions(self, input: Tensor) -> Tensor:
-        weight, bias, impl = self.depthwise.weight, self.depthwise.bias, self.depthwise.impl
         if not self.leading:
             return depthwise_conv2d_gelu_batch_norm(
                 input,
-                weight,
-                bias,
+                self.weight,
+                self.bias,
                 residual=self.skip,
-                impl=impl,
+                impl=self.impl,
                 **self.depthwise_norm.next_batch(),
             )
         value = input
         for module in self.leading:
             value = module(value)
         return gelu_batch_norm(
-            depthwise_conv2d(value, weight, bias, impl=impl),
+            depthwise_conv2d(value, self.weight, self.bias, impl=self.impl),
             residual=input if self.skip else None,
-            impl=impl,
+            impl=self.impl,
             **self.depthwise_norm.next_batch(),
         )
 
@@ -122,32 +135,40 @@ def fused_block(
         pointwise, activation, norm: the modules that follow `branch`.
         pointwise_skip: True adds the input of these three to their output.
     """
-    if not untouched(branch, nn.Sequential) or len(branch) < 3:
+    if type(branch) is not nn.Sequential or len(branch) < 3:
         return None
     *leading, depthwise, first_activation, first_norm = branch
-    depthwise_norm = activated_norm(first_activation, first_norm)
-    pointwise_norm = activated_norm(activation, norm)
+    depthwise_norm = _activated_norm(first_activation, first_norm)
+    pointwise_norm = _activated_norm(activation, norm)
     if (
         depthwise_norm is None
         or pointwise_norm is None
-        or not untouched(depthwise, DepthwiseConv2d)
-        or edited(depthwise, depthwise.weight)
-        or not untouched(pointwise, nn.Conv2d)
+        or type(depthwise) is not DepthwiseConv2d
+        or type(pointwise) is not nn.Conv2d
         or not _mixes_channels_alone(pointwise)
+        or _observed(branch, depthwise, first_activation, first_norm, pointwise, activation, norm)
     ):
         return None
+    weight = _parameter(depthwise, "weight")
+    if edited(depthwise, weight):
+        return None
     return FusedBlock(
-        tuple(leading), depthwise, depthwise_norm, skip, pointwise, pointwise_norm, pointwise_skip
+        tuple(leading),
+        weight,
+        _parameter(depthwise, "bias"),
+        depthwise.impl,
+        depthwise_norm,
+        skip,
+        _parameter(pointwise, "weight"),
+        _parameter(pointwise, "bias"),
+        pointwise_norm,
+        pointwise_skip,
     )
 
 
 def activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | None:
     """Return the pair for the fused operations, or None if the modules have to run one by one."""
-    if not untouched(norm, nn.BatchNorm2d) and not untouched(norm, nn.SyncBatchNorm):
-        return None
-    if untouched(activation, nn.GELU) and activation.approximate == "none":
-        return ActivatedNorm("gelu", norm)
-    return ActivatedNorm("relu", norm) if untouched(activation, nn.ReLU) else None
+    return None if _observed(activation, norm) else _activated_norm(activation, norm)
 
 
 def patch_operands(embedding: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None] | None:
@@ -172,6 +193,10 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
     """Return whether `impl` means kernels here and the modules compute in the dtype of `input`."""
     if input.dim() != 4:
         return False
+    if direct.dispatcher_is_idle():
+        kernel_size = None if weight is None else weight.shape[-1]
+        if dispatch.at_once(impl, input.device, input.dtype, kernel_size, fused=True) is not None:
+            return True
     if arguments.autocast_dtype(input.device) not in (None, input.dtype):
         # Autocast gives the convolutions another dtype than the residual, and PyTorch promotes it.
         return False
@@ -180,17 +205,48 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
 
 def untouched(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
     """Return whether calling `module` does what `kind` defines and nothing else."""
-    return type(module) is kind and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module_hooks._global_forward_hooks
+    return type(module) is kind and not _observed(module)
+
+
+def _observed(*modules: nn.Module) -> bool:
+    """Return whether a hook or a replaced `forward` runs when one of the modules is called."""
+    if (
+        module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks
         or module_hooks._global_backward_hooks
         or module_hooks._global_backward_pre_hooks
-        or "forward" in module.__dict__
-    )
+    ):
+        return True
+    for module in modules:
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            return True
+    return False
+
+
+def _activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | None:
+    """Return the pair if its modules are of classes that the fused operations compute."""
+    if type(norm) is not nn.BatchNorm2d and type(norm) is not nn.SyncBatchNorm:
+        return None
+    if type(activation) is nn.GELU and activation.approximate == "none":
+        return ActivatedNorm("gelu", norm)
+    return ActivatedNorm("relu", norm) if type(activation) is nn.ReLU else None
+
+
+def _parameter(module: nn.Module, name: str) -> Any:
+    """Return a parameter; the search of `nn.Module` for an attribute takes four times as long."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
+
+
+def _buffer(module: nn.Module, name: str) -> Any:
+    buffers = module._buffers
+    return buffers[name] if name in buffers else getattr(module, name)
 
 
 def _mixes_channels_alone(convolution: nn.Conv2d) -> bool:

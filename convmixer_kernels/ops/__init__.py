@@ -5,19 +5,20 @@ kernel, the fake kernel that tracing runs, and its gradient (see `declaration.py
 that holds it can be saved, loaded and trained. But for the running statistics it changes nothing.
 """
 
+from convmixer_kernels.ops import batch_norm, convolution
 from convmixer_kernels.ops.batch_norm import (
-    activated_batch_norm_backward,
     activated_batch_norm_frozen,
     activated_batch_norm_training,
-    depthwise_conv2d_batch_norm_backward,
     depthwise_conv2d_batch_norm_frozen,
     depthwise_conv2d_batch_norm_training,
 )
-from convmixer_kernels.ops.convolution import (
-    depthwise_conv2d,
-    depthwise_conv2d_input_gradient,
-    depthwise_conv2d_weight_gradient,
-)
+from convmixer_kernels.ops.convolution import depthwise_conv2d
+
+# Those without a gradient are operators of PyTorch and nothing else.
+activated_batch_norm_backward = batch_norm.activated_batch_norm_backward.overload
+depthwise_conv2d_batch_norm_backward = batch_norm.depthwise_conv2d_batch_norm_backward.overload
+depthwise_conv2d_input_gradient = convolution.depthwise_conv2d_input_gradient.overload
+depthwise_conv2d_weight_gradient = convolution.depthwise_conv2d_weight_gradient.overload
 
 __all__ = [
     "activated_batch_norm_backward",

@@ -23,13 +23,14 @@ class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        is_direct: bool,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         impl: str,
         automatic: bool = False,
     ) -> Tensor:
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        _, needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         # The bias gradient rides along with the weight gradient, so it needs the input only there.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
         ctx.impl, ctx.automatic = impl, automatic
@@ -39,23 +40,25 @@ class _DepthwiseConv2d(torch.autograd.Function):
         ctx.bias_layout = None
         if bias is not None and needs_bias:
             ctx.bias_layout = layout.GradientLayout.of(bias)
-        output: Tensor = depthwise_conv2d.run(input, weight, bias, impl, automatic)
+        run = depthwise_conv2d.kernel if is_direct else depthwise_conv2d.run
+        output: Tensor = run(input, weight, bias, impl, automatic)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         if not derivatives.beyond_backward():
-            return (*_gradients(ctx, input, weight, grad_output), None, None)
+            return (None, *_gradients(ctx, input, weight, grad_output), None, None)
         if ctx.automatic:
-            return (*_gradients_of_pytorch(ctx, input, weight, grad_output), None, None)
+            grads = _gradients_of_pytorch(ctx, input, weight, grad_output)
+            return (None, *grads, None, None)
         call = f"depthwise_conv2d(impl={ctx.impl!r})"
         if derivatives.in_transform() or derivatives.in_forward_mode():
             raise derivatives.refusal(call)
         with torch.no_grad():
             grads = _gradients(ctx, input, weight, grad_output)
         sources = (grad_output, input, weight)
-        return (*derivatives.once(call, "impl='torch'", grads, sources), None, None)
+        return (None, *derivatives.once(call, "impl='torch'", grads, sources), None, None)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
@@ -66,19 +69,17 @@ def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
     grad_output = layout.arranged(grad_output, ctx.channels_last)
-    is_direct = direct.takes((grad_output,), (input, weight))
-    kernels, impl = dispatch.kernel_backend(ctx.impl), ctx.impl
+    impl = ctx.impl
+    input_gradient: Any = depthwise_conv2d_input_gradient
+    weight_gradient: Any = depthwise_conv2d_weight_gradient
+    if direct.takes((grad_output,), (input, weight)):
+        input_gradient, weight_gradient = input_gradient.kernel, weight_gradient.kernel
     grad_input = grad_weight = grad_bias = bias_sums = None
-    if weight is not None and is_direct:
-        grad_input = kernels.input_gradient(grad_output, weight)
-    elif weight is not None:
-        grad_input = depthwise_conv2d_input_gradient(grad_output, weight, impl)
+    if weight is not None:
+        grad_input = input_gradient(grad_output, weight, impl)
     if input is not None:
-        rest = (ctx.kernel_size, ctx.bias_layout is not None)
-        if is_direct:
-            sums, bias_sums = kernels.weight_gradient(input, grad_output, *rest)
-        else:
-            sums, bias_sums = depthwise_conv2d_weight_gradient(input, grad_output, *rest, impl)
+        with_bias = ctx.bias_layout is not None
+        sums, bias_sums = weight_gradient(input, grad_output, ctx.kernel_size, with_bias, impl)
         grad_weight = ctx.weight_layout.arrange(sums)
     elif ctx.bias_layout is not None:
         bias_sums = grad_output.sum((0, 2, 3), dtype=torch.float32)
@@ -101,7 +102,7 @@ def _gradients_of_pytorch(
     if ctx.bias_layout is not None:
         bias = zero.to(ctx.bias_layout.dtype).expand(channels)
     return derivatives.of_pytorch(
-        reference.forward, (input, weight, bias), ctx.needs_input_grad[:3], grad_output
+        reference.forward, (input, weight, bias), ctx.needs_input_grad[1:4], grad_output
     )
 
 

@@ -27,8 +27,10 @@ from convmixer_kernels import (
     emulated_gpu,
     gelu_batch_norm,
     inference_tables,
+    layout,
 )
 from convmixer_kernels.ops import declaration
+from tests.helpers import strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, KERNELS
 
 pytestmark = pytest.mark.gpu
@@ -166,8 +168,8 @@ def no_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the long way")
 
-    for name in ("run", "differentiable"):
-        monkeypatch.setattr(declaration.Operator, name, fail)
+    for name in ("run", "differentiable", "directly"):
+        monkeypatch.setattr(declaration.DifferentiableOperator, name, fail)
 
 
 CALLS: dict[str, Callable[[Tensor, str], Tensor]] = {
@@ -202,6 +204,50 @@ def test_a_negative_bit_is_resolved_before_a_kernel_reads(call: str) -> None:
     input = image()
     expected = CALLS[call](-input, "cuda")
     assert torch.equal(CALLS[call](torch._neg_view(input), "cuda"), expected)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_tensor_that_has_left_a_transform_is_read(call: str, differentiable: bool) -> None:
+    """It is a wrapper without an address."""
+    left: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        left.append(2 * value)
+        return value.float().sum()
+
+    torch.func.grad(keep)(image())
+    # The wrapper requires a gradient, and running statistics are applied in two steps then.
+    ordinary = (2 * image()).requires_grad_()
+    with torch.set_grad_enabled(differentiable):
+        assert torch.equal(CALLS[call](left[0], "cuda"), CALLS[call](ordinary, "cuda"))
+
+
+SHAPES = [(2, 3, 4, 5), (1, 3, 4, 5), (2, 1, 4, 5), (2, 3, 1, 5), (2, 3, 4, 1), (2, 3, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1, 1), (0, 3, 4, 5)])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_outputs_have_the_strides_that_pytorch_gives(
+    format: torch.memory_format, shape: tuple[int, ...]
+) -> None:
+    input = torch.empty(shape).to(memory_format=format)
+    # Images whose strides allow both are planar.
+    kept = torch.contiguous_format if layout.is_planar(input) else format
+    expected = torch.empty_like(input, memory_format=kept).stride()
+    assert layout.empty_like_input(input).stride() == expected
+    assert layout.ImageLayout.of(input).empty(input).stride() == expected
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pixels_of_channels_last_lie_at_one_distance(shape: tuple[int, ...]) -> None:
+    dense = torch.empty(shape).to(memory_format=torch.channels_last)
+    wider = strided.slice_of_pixels(torch.zeros(shape), 2, 1)
+    channels = shape[1]
+    assert layout.ImageLayout.of(dense).pixel_step == channels
+    assert layout.ImageLayout.of(wider).pixel_step == channels + 3
+    if shape[2] > 1 and shape[3] > 1:
+        assert layout.ImageLayout.of(dense[:, :, :, :-1]).pixel_step is None
 
 
 # ---- tables of inference -------------------------------------------------------------------------

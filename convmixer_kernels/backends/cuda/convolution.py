@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convmixer_kernels import activations, layout
-from convmixer_kernels.backends.cuda.device import (
-    address,
-    current,
-    launch_context,
-    located,
-    module,
-)
+from convmixer_kernels import activations
+from convmixer_kernels.backends.cuda.device import address, current, launcher, located
+from convmixer_kernels.layout import ImageLayout, planar
 
-# The dimensions whose strides the kernels take; the others are adjacent.
-PLANE_STRIDES: tuple[int, ...] = (0, 1)
-PIXEL_STRIDES: tuple[int, ...] = (0, 2, 3)
 # The numbers of the activations in csrc/arguments.h.
 ACTIVATIONS = {name: number for number, name in enumerate(activations.ACTIVATIONS)}
+
+
+def free_strides(strides: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Return the strides that kernels take; elements along the other dimensions are adjacent.
+
+    They are those of images and channels, or in channels_last those of images, rows and pixels.
+    """
+    return (strides[0], strides[2], strides[3]) if channels_last else strides[:2]
 
 
 def forward(
@@ -43,33 +43,34 @@ def forward(
     Returns:
         (N, C, H, W), laid out like `input`.
     """
-    output = layout.empty_like_input(input)
-    if input.numel() == 0:
+    image = ImageLayout.of(input)
+    output = image.empty(input)
+    if 0 in image.shape:
         return output
-    kernels = module(input.device)
-    if layout.is_channels_last(input):
-        strides = PIXEL_STRIDES
+    kernels, context = launcher(input)
+    last = image.is_channels_last
+    if last:
         plain, fused = kernels.forward_channels_last, kernels.fused_forward_channels_last
     else:
-        input = layout.planar(input)
-        strides = PLANE_STRIDES
         plain, fused = kernels.forward, kernels.fused_forward
+        if not image.is_planar:
+            input = input.contiguous()
+            image = ImageLayout.of(input)
     weight = weight.contiguous()
     if bias is not None:
         bias = precise(bias)
-    if addend is not None and addend.stride() != output.stride():
+    if addend is not None and addend.stride() != image.output_strides:
         addend = torch.empty_like(output).copy_(addend)
-    context = launch_context(input)
     with current(context):
         arguments = (
             context,
-            input.shape,
+            image.shape,
             weight.shape[-1],
             flipped,
-            located(input, *strides),
+            located(input, free_strides(image.strides, last)),
             address(weight),
             address(bias),
-            located(output, *strides, written=True),
+            located(output, free_strides(image.output_strides, last), written=True),
         )
         if normalisation is None and addend is None:
             plain(*arguments)
@@ -93,33 +94,32 @@ def weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
-    channels = input.shape[1]
+    image = ImageLayout.of(input)
+    images, channels, _, _ = image.shape
     grad_weight = input.new_empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
     grad_bias = grad_weight.new_empty(channels) if with_bias else None
-    if len(input) == 0:
+    if images == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
-    kernels = module(input.device)
-    if layout.is_channels_last(input):
-        input, grad_output = adjacent_channels(input), adjacent_channels(grad_output)
-        strides = PIXEL_STRIDES
+    kernels, context = launcher(input)
+    last = image.is_channels_last
+    if last:
+        grad_output = adjacent_channels(grad_output)
         run = kernels.weight_gradient_channels_last
         count_splits = kernels.weight_gradient_splits_channels_last
     else:
-        input, grad_output = layout.planar(input), layout.planar(grad_output)
-        strides = PLANE_STRIDES
+        input, grad_output = planar(input), planar(grad_output)
         run, count_splits = kernels.weight_gradient, kernels.weight_gradient_splits
-    context, sizes = launch_context(input), input.shape
-    splits = count_splits(context, sizes, kernel_size)
+    splits = count_splits(context, image.shape, kernel_size)
     workspace = None
     if splits > 1:
         workspace = grad_weight.new_empty(splits * channels * (kernel_size * kernel_size + 1))
     with current(context):
         run(
             context,
-            sizes,
+            image.shape,
             kernel_size,
-            located(input, *strides),
-            located(grad_output, *strides),
+            located(input, free_strides(input.stride(), last)),
+            located(grad_output, free_strides(grad_output.stride(), last)),
             address(grad_weight, written=True),
             address(grad_bias, written=True),
             address(workspace, written=True),
