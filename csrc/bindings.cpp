@@ -114,6 +114,54 @@ void forward_at(const LaunchContext& context, const Sizes& sizes, int filter_siz
         p.shape, filter_size);
 }
 
+// The height, width, row dilation and column dilation of a filter.
+using Filter = std::array<int, 4>;
+
+LargeFilter filter_of(const Filter& sizes) {
+  const LargeFilter filter{sizes[0], sizes[1], sizes[2], sizes[3]};
+  if (!fits(filter)) throw std::invalid_argument("no kernel for a filter of this extent");
+  return filter;
+}
+
+void forward_large_at(const LaunchContext& context, const Sizes& sizes, const Filter& filter,
+                      bool flipped, const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
+                      const Tensor<Strides>& output) {
+  LargeForwardArguments p{};
+  p.input = data<Strides>(input);
+  p.weight = bytes(weight);
+  p.bias = floats(bias);
+  p.output = data<Strides>(output);
+  p.shape = shape_of(sizes);
+  p.input_strides = strides<Strides>(input);
+  p.output_strides = strides<Strides>(output);
+  p.filter = filter_of(filter);
+  p.flipped = flipped;
+  use_device(context);
+  check(forward(p, type_of(context), chip_of(context), stream_of(context)),
+        flipped ? "input gradient" : "forward pass", p.shape);
+}
+
+int splits_large(const LaunchContext& context, const Sizes& sizes, const Filter& filter) {
+  return weight_gradient_splits(shape_of(sizes), filter_of(filter), chip_of(context));
+}
+
+void weight_gradient_large_at(const LaunchContext& context, const Sizes& sizes,
+                              const Filter& filter, const Tensor<Strides>& input,
+                              const Tensor<Strides>& output_gradient, uintptr_t weight_sums,
+                              uintptr_t bias_sums, uintptr_t workspace) {
+  LargeWeightGradientArguments p{};
+  p.input = data<Strides>(input);
+  p.output_gradient = data<Strides>(output_gradient);
+  p.shape = shape_of(sizes);
+  p.input_strides = strides<Strides>(input);
+  p.gradient_strides = strides<Strides>(output_gradient);
+  p.filter = filter_of(filter);
+  use_device(context);
+  check(weight_gradient(p, type_of(context), chip_of(context), floats(weight_sums),
+                        floats(bias_sums), floats(workspace), stream_of(context)),
+        "weight gradient", p.shape);
+}
+
 int splits(const LaunchContext& context, const Sizes& sizes, int filter_size) {
   return weight_gradient_splits(shape_of(sizes), filter_size, chip_of(context));
 }
@@ -311,6 +359,10 @@ PYBIND11_MODULE(_cuda, extension) {
   extension.def("weight_gradient_splits_channels_last", &splits_channels_last);
   extension.def("weight_gradient", &weight_gradient_at<Strides>, without_gil);
   extension.def("weight_gradient_channels_last", &weight_gradient_at<PixelStrides>, without_gil);
+
+  extension.def("forward_large", &forward_large_at, without_gil);
+  extension.def("weight_gradient_large_splits", &splits_large);
+  extension.def("weight_gradient_large", &weight_gradient_large_at, without_gil);
 
   extension.def("fused_forward", &fused_forward_at<Strides>, without_gil);
   extension.def("fused_forward_channels_last", &fused_forward_at<PixelStrides>, without_gil);

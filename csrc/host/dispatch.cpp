@@ -49,12 +49,19 @@ cudaError_t with_size(int filter_size, Launch launch) {
   return with_size(filter_size, launch, std::make_index_sequence<std::size(filter_sizes)>());
 }
 
+// The taps of a filter of one channel.
+template <class Arguments>
+int taps(const Arguments& p) {
+  if constexpr (requires { p.filter; }) return p.filter.taps();
+  else return p.filter_size * p.filter_size;
+}
+
 // Calls `launch` with the arguments and the target of its sums: the results themselves or, for several
 // splits, the workspace, whose sums are then added. Either result may be null.
 template <class Arguments, class Launch>
 cudaError_t sum_splits(Arguments p, int splits, float* weight_gradient, float* bias_gradient,
                        float* workspace, cudaStream_t stream, Launch launch) {
-  const ptrdiff_t weights = ptrdiff_t(p.shape.channels) * p.filter_size * p.filter_size;
+  const ptrdiff_t weights = ptrdiff_t(p.shape.channels) * taps(p);
   const bool several = splits > 1;
   const auto target = [&](float* result, ptrdiff_t offset) {
     return result == nullptr ? nullptr : several ? workspace + offset : result;
@@ -149,6 +156,28 @@ cudaError_t weight_gradient(ChannelsLastWeightGradientArguments p, ElementType t
   };
   const int splits = chosen.splits * sections(chosen.tiling);
   return sum_splits(p, splits, weight_gradient, bias_gradient, workspace, stream, launch);
+}
+
+// ---- filters of up to 31 x 31 ----------------------------------------------------------------------
+
+cudaError_t forward(const LargeForwardArguments& p, ElementType type, const Chip& chip,
+                    cudaStream_t stream) {
+  const Plan chosen = checked(large_plan(p.shape, p.filter, Pass::forward, chip), p.shape);
+  return launch_forward_large(p, type, chosen, stream);
+}
+
+int weight_gradient_splits(const Shape& shape, const LargeFilter& filter, const Chip& chip) {
+  return checked(large_plan(shape, filter, Pass::weight_gradient, chip), shape).splits;
+}
+
+cudaError_t weight_gradient(LargeWeightGradientArguments p, ElementType type, const Chip& chip,
+                            float* weight_gradient, float* bias_gradient, float* workspace,
+                            cudaStream_t stream) {
+  const Plan chosen = checked(large_plan(p.shape, p.filter, Pass::weight_gradient, chip), p.shape);
+  const auto launch = [&](const LargeWeightGradientArguments& arguments) {
+    return launch_weight_gradient_large(arguments, type, chosen, stream);
+  };
+  return sum_splits(p, chosen.splits, weight_gradient, bias_gradient, workspace, stream, launch);
 }
 
 // ---- whole planes --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include "arguments.h"
+#include "host/large_launch.h"
 #include "host/plan.h"
 
 namespace depthwise {
@@ -27,6 +28,14 @@ cudaError_t weight_gradient(WeightGradientArguments, ElementType, const Chip&,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t);
 cudaError_t weight_gradient(ChannelsLastWeightGradientArguments, ElementType, const Chip&,
+                            float* weight_gradient, float* bias_gradient, float* workspace,
+                            cudaStream_t);
+
+// ---- filters of up to 31 x 31 ----------------------------------------------------------------------
+
+cudaError_t forward(const LargeForwardArguments&, ElementType, const Chip&, cudaStream_t);
+int weight_gradient_splits(const Shape&, const LargeFilter&, const Chip&);
+cudaError_t weight_gradient(LargeWeightGradientArguments, ElementType, const Chip&,
                             float* weight_gradient, float* bias_gradient, float* workspace,
                             cudaStream_t);
 
