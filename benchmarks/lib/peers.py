@@ -194,7 +194,7 @@ def _kernel(operation: str, name: str) -> Run:
 
     def weight_gradient(input: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
         gradient: Tensor = ops.depthwise_conv2d_weight_gradient(
-            input, grad_output, weight.shape[-1], False, name
+            input, grad_output, weight.shape[2:], False, name
         )[0]
         return gradient
 
