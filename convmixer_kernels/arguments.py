@@ -81,7 +81,7 @@ def check_dilation(dilation: Pair) -> tuple[int, int]:
         raise ValueError(
             f"dilation: got {dilation!r}, expected an integer of at least 1 or a pair of them"
         )
-    return steps
+    return steps[0], steps[1]
 
 
 def check_per_channel(name: str, tensor: Tensor | None, input: Tensor) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from convmixer_kernels import dispatch
-from convmixer_kernels.filters import Filter
+from convmixer_kernels.filters import Filter, pair
 from convmixer_kernels.modules import DepthwiseConv2d, why_ineligible
 
 
@@ -123,8 +123,7 @@ def _check_model(module: nn.Module, remedy: str) -> None:
 
 
 def _filter_reason(layer: nn.Conv2d, impl: str) -> str | None:
-    height, width = layer.kernel_size
-    filter = Filter(height, width, *layer.dilation)
+    filter = Filter.of(layer.weight, pair(layer.dilation))
     reason = dispatch.unsupported_filter(filter, impl)
     return reason and f"no kernel for its filters: {reason}"
 

@@ -249,9 +249,9 @@ def _resolve_once(
 def _problem(
     filter: Filter | None, dtype: torch.dtype, plane: Plane | None, fused: bool = False
 ) -> Problem:
-    if filter is None or filter.size is not None:
-        return Problem(filter and filter.size, dtype, plane, fused)
-    return Problem(None, dtype, plane, fused, filter.taps)
+    if filter is None:
+        return Problem(None, dtype, plane, fused)
+    return Problem(filter.size, dtype, plane, fused, filter.taps)
 
 
 def _architecture(device: torch.device) -> architectures.Architecture | None:

@@ -90,7 +90,7 @@ class Filter(NamedTuple):
         return rows, columns
 
 
-def pair(value: Pair) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
     """Return the numbers for rows and columns."""
     return value if isinstance(value, tuple) else (value, value)
 

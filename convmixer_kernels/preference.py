@@ -16,8 +16,8 @@ from convmixer_kernels.architectures import Architecture
 IMPLEMENTATIONS = ("cuda", "triton", "torch")
 _PYTORCH_FIRST = ("torch", "cuda", "triton")
 _TENSOR_CORE_DTYPES = (torch.float16, torch.bfloat16)
-# A filter that is not square is multiplied with the zeros around it, while PyTorch multiplies its
-# taps alone. The limit is predicted, not measured.
+# Kernels multiply a row of taps with the zeros around it as well, PyTorch its taps alone. The limit
+# is predicted, not measured.
 _FEWEST_TAPS = 9
 
 Layout = Literal["planar", "channels_last"]
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
         plane: None stands for any.
         fused: the call goes on to activation and normalisation, which PyTorch does in more passes.
             Measurements of the convolution alone say nothing of it.
-        taps: of a filter that is not square or has dilation.
+        taps: of the filter; None without one.
     """
 
     kernel_size: int | None
@@ -145,7 +145,7 @@ def possible(architecture: Architecture, problem: Problem) -> tuple[Preference, 
 
     The CUDA kernels come before the Triton kernels, which read their bands anew for each row, and
     both before PyTorch, on every architecture; without tensor cores PyTorch comes first, and so it
-    does for filters of fewer than nine taps that are not square. What was measured goes before
+    does for filters of fewer than nine taps. What was measured goes before
     every rule.
     """
     measured = [each for each in MEASURED if each.may_cover(architecture, problem)]

@@ -182,9 +182,9 @@ def test_embedded_filters_compute_the_same(filter: Filter) -> None:
 def test_module(kernel_size: int | tuple[int, int], dilation: int | tuple[int, int]) -> None:
     layer = DepthwiseConv2d(3, kernel_size, dilation=dilation, impl="cuda").half().to(DEVICE)
     input = torch.randn(2, 3, 9, 10).half().to(DEVICE)
-    expected = torch.nn.Conv2d(
-        3, 3, kernel_size, padding="same", dilation=dilation, groups=3
-    ).to(layer.weight)
+    expected = torch.nn.Conv2d(3, 3, kernel_size, padding="same", dilation=dilation, groups=3).to(
+        layer.weight
+    )
     expected.load_state_dict(layer.state_dict())
     torch.testing.assert_close(layer(input), expected(input), rtol=2e-3, atol=2e-3)
 

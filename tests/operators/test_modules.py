@@ -67,8 +67,8 @@ def test_on_the_meta_device_shapes_are_computed_under_any_implementation(impl):
     assert layer.weight.grad.shape == layer.weight.shape
     assert layer.bias.grad.shape == layer.bias.shape
     named = impl in ("cuda", "triton")
-    with contextlib.nullcontext() if not named else pytest.raises(ValueError, match="not 6"):
-        DepthwiseConv2d(4, 6, impl=impl, device="meta", dtype=torch.float16)(image.detach())
+    with contextlib.nullcontext() if not named else pytest.raises(ValueError, match="not 33 x 33"):
+        DepthwiseConv2d(4, 33, impl=impl, device="meta", dtype=torch.float16)(image.detach())
 
 
 @pytest.mark.parametrize("impl", ["auto", "torch", "triton"])
@@ -93,7 +93,7 @@ def test_single_image():
 def test_impl_reaches_the_function_and_is_shown(monkeypatch):
     seen = []
 
-    def record(input, weight, bias, *, impl):
+    def record(input, weight, bias, *, dilation, impl):
         seen.append(impl)
         return input
 
@@ -123,8 +123,7 @@ def grow(layer):
 EDITS = {
     "stride is 2, not 1": edit(stride=2, padding=1),
     r"stride is \(2, 1\), not 1": edit(stride=(2, 1), padding=1),
-    r"dilation is \(2, 2\), not 1": edit(dilation=(2, 2)),
-    r"dilation is \(3, 3\), not 1": edit(dilation=(3, 3), padding=(3, 3)),
+    r"padding \(1, 1\) is not 'same' for kernel size 3 x 3 with": edit(dilation=(2, 2), padding=1),
     "padding mode is 'circular'": edit(padding_mode="circular"),
     "padding mode is 'reflect'": edit(padding_mode="reflect"),
     r"padding \(0, 0\) is not 'same'": edit(padding=0),
@@ -155,6 +154,16 @@ def test_edited_attributes_count(message, converted):
         layer.impl = impl
         with pytest.raises(ValueError, match=f"impl='{impl}' cannot serve this layer: {message}"):
             layer(image)
+
+
+@pytest.mark.parametrize("changes", [{"dilation": (2, 3)}, {"dilation": 2, "padding": (2, 2)}])
+def test_edited_dilation_is_served(changes):
+    expected, layer = plain(4, 3), DepthwiseConv2d(4, 3, impl="triton")
+    for module in (layer, expected):
+        edit(**changes)(module)
+    layer.load_state_dict(expected.state_dict())
+    image = torch.randn(2, 4, 8, 7)
+    torch.testing.assert_close(layer(image), expected(image))
 
 
 def test_edited_groups_are_an_error_of_pytorch():
