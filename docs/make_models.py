@@ -24,8 +24,8 @@ HEAD = """\
 
 `make models` writes this page. It counts the multiplications of each network's depthwise
 convolutions, as it is trained, for an image of 224 x 224, and the share of them that
-`convert_depthwise(model, impl)` puts on the kernels. Convolutions that are left have a stride of 2, or
-filters that reach too far, and run in PyTorch. A share says nothing of time.
+`convert_depthwise(model, impl)` puts on the kernels. Convolutions that are left have a stride of
+2, or filters that reach too far, and run in PyTorch. A share says nothing of time.
 
 | model | depthwise filters | `"cuda"` | `"triton"` | left by `"cuda"` |
 | --- | --- | ---: | ---: | --- |
@@ -103,9 +103,8 @@ def row(name: str, build: Build) -> str:
     total = sum(layer.products for layer in all_layers.values())
     shares = []
     for impl in ("triton", "cuda"):
-        left = [
-            all_layers[name] for name in convert_depthwise(model, impl).left if name in all_layers
-        ]
+        reasons = convert_depthwise(model, impl).left
+        left = [layer for name, layer in all_layers.items() if name in reasons]
         shares.append(1 - sum(layer.products for layer in left) / total)
     filters = Counter(str(layer) for layer in all_layers.values())
     triton, cuda = (f"{100 * share:.1f} %" for share in shares)

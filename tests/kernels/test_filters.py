@@ -43,8 +43,8 @@ def tensors(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Ten
     return input.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE), grad_output.to(DEVICE)
 
 
-# Planes of every tile width and its neighbours, several row blocks and column blocks, planes smaller than
-# the filter, several images to an item and an item with images that do not exist.
+# Planes of every tile width and its neighbours, several row blocks and column blocks, planes smaller
+# than the filter, several images to an item and an item with images that do not exist.
 LARGE = [
     Case((1, 1, 1, 1), Filter(31, 31)),
     Case((2, 1, 7, 7), Filter(31, 29)),
@@ -61,8 +61,8 @@ LARGE = [
     Case((1, 1, 5, 130), Filter(31, 31)),
     Case((1, 1, 40, 100), Filter(16, 22)),
 ]
-# Of SLaK, InceptionNeXt, VAN and MogaNet, and others: one row or column of taps, even sizes, dilation of
-# either dimension, a single tap.
+# Of SLaK, InceptionNeXt, VAN and MogaNet, and others: one row or column of taps, even sizes,
+# dilation of either dimension, a single tap.
 OTHERS = [
     Case((2, 3, 14, 14), Filter(1, 1)),
     Case((2, 3, 14, 14), Filter(1, 11)),
@@ -161,7 +161,7 @@ def test_filters_that_reach_too_far_are_refused(impl: str, filter: Filter, messa
 @pytest.mark.parametrize("dilation", [0, (1, 0), (1, 1, 1), 1.5, "same"])
 def test_bad_dilation_is_named(dilation: object) -> None:
     input, weight, bias, _ = tensors(Case((1, 2, 8, 8), Filter(3, 3)), FP16)
-    with pytest.raises(ValueError, match="dilation: got .*, expected an integer of at least 1"):
+    with pytest.raises(ValueError, match=r"dilation: got .*, expected an integer of at least 1"):
         depthwise_conv2d(input, weight, bias, dilation=dilation)  # type: ignore[arg-type]
 
 
