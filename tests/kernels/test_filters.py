@@ -43,8 +43,8 @@ def tensors(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Ten
     return input.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE), grad_output.to(DEVICE)
 
 
-# Planes of every tile width and its neighbours, several row blocks and column blocks, planes smaller
-# than the filter, several images to an item and an item with images that do not exist.
+# Planes of every tile width and its neighbours, several row blocks and column blocks, planes
+# smaller than the filter, several images to an item and an item with images that do not exist.
 LARGE = [
     Case((1, 1, 1, 1), Filter(31, 31)),
     Case((2, 1, 7, 7), Filter(31, 29)),
