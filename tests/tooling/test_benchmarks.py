@@ -444,6 +444,31 @@ class TestNetworks:
         ]
         assert needless == []
 
+    @pytest.mark.parametrize(
+        ("name", "millions"),
+        [
+            ("rep_lk_net_31b", 79),
+            ("uni_rep_lk_net_tiny", 31),
+            ("van_b2", 26.6),
+            ("slak_tiny", 30 / (1 - 0.4)),  # without its 40 % of zeros
+        ],
+    )
+    def test_networks_with_large_filters_are_as_large_as_published(
+        self, name: str, millions: float
+    ) -> None:
+        found = {each.name: each for each in networks.other_networks()}
+        with torch.device("meta"):
+            model = found[name].build()
+            assert model(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+        assert networks.parameters(found[name]) == pytest.approx(millions * 1e6, rel=0.03)
+
+    def test_large_filters_are_measured_on_the_kernels_that_take_them(self) -> None:
+        for selection in (shapes.QUICK, shapes.FULL, shapes.VISIT):
+            large = [case for case in selection.cases if case.kernel_size > 15]
+            assert {case.kernel_size for case in large} == {17, 21, 27, 31}
+            kernels = {peer.kernels for case in large for peer in peers.peers(case, selection)}
+            assert kernels == {None, "cuda"}
+
     @pytest.mark.parametrize("name", ["isotropic_mobilenetv3_p16", "resmlp_s12_p8"])
     def test_networks_built_here_classify(self, name: str) -> None:
         found = {each.name: each for each in networks.networks((2,))}
