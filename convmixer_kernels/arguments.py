@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels.activations import ACTIVATIONS
-from convmixer_kernels.filters import Pair, pair
+from convmixer_kernels.filters import pair
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -74,7 +74,7 @@ def check_convolution(
     _check_device("weight", weight, input)
 
 
-def check_dilation(dilation: Pair) -> tuple[int, int]:
+def check_dilation(dilation: int | tuple[int, int]) -> tuple[int, int]:
     """Return the dilations of rows and columns, checked."""
     steps = pair(dilation)
     if len(steps) != 2 or not all(isinstance(step, int) and step >= 1 for step in steps):

@@ -20,7 +20,7 @@ from convmixer_kernels import (
     preference,
 )
 from convmixer_kernels.backends import Backend, KernelBackend
-from convmixer_kernels.filters import Filter, Pair
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.preference import IMPLEMENTATIONS, Plane, Preference, Problem
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -279,7 +279,9 @@ def _barred(
     return module.unavailable(device) or module.unsupported(device, dtype, filter, fused)
 
 
-def explain(input: Tensor, weight: Tensor, impl: str = "auto", *, dilation: Pair = 1) -> str:
+def explain(
+    input: Tensor, weight: Tensor, impl: str = "auto", *, dilation: int | tuple[int, int] = 1
+) -> str:
     """Say which implementation `depthwise_conv2d` would run, and why not the others.
 
     Args:

@@ -7,9 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# A number for both dimensions, or one for rows and one for columns.
-Pair = int | tuple[int, int]
-
 
 class Filter(NamedTuple):
     """Height x width taps, `dilation` rows and columns apart, with 'same' padding."""

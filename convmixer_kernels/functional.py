@@ -19,7 +19,6 @@ from convmixer_kernels import (
 )
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import reference
-from convmixer_kernels.filters import Pair
 from convmixer_kernels.inference_tables import Sources, Tables
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def depthwise_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    dilation: Pair = 1,
+    dilation: int | tuple[int, int] = 1,
     impl: str = "auto",
 ) -> Tensor:
     """Depthwise convolution with stride 1 and 'same' zero padding.

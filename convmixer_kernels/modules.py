@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from convmixer_kernels import dispatch
 from convmixer_kernels.arguments import check_tensor
-from convmixer_kernels.filters import Filter, Pair
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.functional import depthwise_conv2d
 
 _Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
@@ -55,9 +55,9 @@ class DepthwiseConv2d(nn.Conv2d):
     def __init__(
         self,
         channels: int,
-        kernel_size: Pair,
+        kernel_size: int | tuple[int, int],
         *,
-        dilation: Pair = 1,
+        dilation: int | tuple[int, int] = 1,
         bias: bool = True,
         impl: str = "auto",
         device: torch.device | str | None = None,
