@@ -1,8 +1,9 @@
 """``make budget``: registers, spills and instructions of every kernel, without a GPU.
 
-Compiles the kernels, reads the machine code and compares it with the committed table budget.csv.
-Fails if a main loop touches local memory, if a kernel has become worse than the table, if the table
-does not list exactly the kernels there are, or if it gives no reason for a spill elsewhere.
+Compiles the kernels or takes the objects of a build, reads the machine code and compares it with
+the committed table budget.csv. Fails if a main loop touches local memory, if a kernel has become
+worse than the table, if the table does not list exactly the kernels there are, or if it gives no
+reason for a spill elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -76,9 +78,29 @@ def row(compiler: str, kernel: sass.Kernel) -> Row:
 
 
 def measure_cuda(architectures: list[str]) -> list[Row]:
-    """Every kernel of csrc/."""
+    """Every kernel of csrc/, compiled for these architectures."""
     toolkit = toolchain.find_toolkit()
     cubins = cuda_build.build_cubins(toolkit, architectures, ROOT / "build" / "budget")
+    return _read(cubins, toolkit)
+
+
+def measure_objects(folder: Path) -> list[Row]:
+    """Every kernel with machine code in the objects of a build of the extension.
+
+    Raises:
+        FileNotFoundError: a unit of csrc/ has no object in `folder`.
+    """
+    objects = [folder / f"{unit.name}.cu.o" for unit in cuda_build.cuda_units()]
+    with tempfile.TemporaryDirectory() as extracted:
+        cubins = [
+            cubin
+            for each in objects
+            for cubin in sass.extract_cubins(each.resolve(strict=True), Path(extracted, each.stem))
+        ]
+        return _read(cubins, toolchain.find_toolkit())
+
+
+def _read(cubins: list[tuple[str, Path]], toolkit: toolchain.Toolkit) -> list[Row]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         kernels = [
             kernel
@@ -221,19 +243,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", metavar="REGEX", help="kernels to list and to compare"
     )
+    parser.add_argument(
+        "--objects",
+        type=Path,
+        metavar="FOLDER",
+        help="read the CUDA kernels of a build, as in build/cuda/90, and no others",
+    )
     options = parser.parse_args(arguments)
 
     try:
-        rows = measure_cuda(list(ARCHITECTURES))
-    except toolchain.Missing as error:
+        if options.objects:
+            rows = measure_objects(options.objects)
+        else:
+            rows = measure_cuda(list(ARCHITECTURES)) + measure_triton(list(ARCHITECTURES))
+    except (toolchain.Missing, FileNotFoundError) as error:
         print(f"make budget: {error}", file=sys.stderr)
         return 2
-    rows += measure_triton(list(ARCHITECTURES))
-    families = {each.family for each in rows}
-    committed = [each for each in read_table(TABLE) if each.family in families]
+    measured = {(each.family, each.architecture) for each in rows}
+    if not options.objects:
+        measured |= {(family, each) for family, _ in measured for each in ARCHITECTURES}
+    table = read_table(TABLE)
+    committed = [each for each in table if (each.family, each.architecture) in measured]
     rows = with_reasons(rows, committed)
     if options.update:
-        others = [each for each in read_table(TABLE) if each.family not in families]
+        others = [each for each in table if (each.family, each.architecture) not in measured]
         write_table(TABLE, [*rows, *others])
         committed = rows
 

@@ -1,17 +1,19 @@
-// The Python module. It takes raw addresses and sizes, which convmixer_kernels has checked. Arguments are
-// positional, since pybind11 takes six times as long for keywords.
+// The Python module. Its functions take raw addresses and sizes, which convmixer_kernels has checked; each
+// plans its pass, finds the kernel and launches it. Arguments are positional, since pybind11 takes six
+// times as long for keywords.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <iterator>
 #include <sstream>
 #include <stdexcept>
+#include <string>
+#include <type_traits>
 #include <utility>
 
-#include "core/filter_sizes.h"
-#include "host/dispatch.h"
-#include "host/elementwise_plan.h"
 #include "host/launch.h"
 
 namespace {
@@ -51,6 +53,10 @@ AnyStrides strides(const Tensor<AnyStrides>& tensor) {
 void* bytes(uintptr_t address) { return reinterpret_cast<void*>(address); }
 float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
+Normalisation normalisation_of(uintptr_t rows, const Sizes& sizes) {
+  return {floats(rows), sizes[1]};
+}
+
 // ---- errors --------------------------------------------------------------------------------------
 
 // Makes a device the current one: the module brings its own CUDA runtime, which does not know
@@ -73,31 +79,67 @@ std::ostream& operator<<(std::ostream& text, const Shape& shape) {
   return text << shape.images << "x" << shape.channels << "x" << shape.height << "x" << shape.width;
 }
 
-void check(cudaError_t status, const char* operation, const Shape& shape, int filter_size = 0) {
-  if (status == cudaSuccess) return;
+[[noreturn]] void refuse(const Shape& shape, const std::string& reason) {
   std::ostringstream text;
-  text << operation << " of " << shape;
-  if (filter_size) text << " with kernel size " << filter_size;
-  text << " could not be launched: " << cudaGetErrorString(status);
-  throw std::runtime_error(text.str());
+  text << "input of shape " << shape << " has more " << reason;
+  throw std::invalid_argument(text.str());
 }
 
 template <class AnyStrides>
 constexpr bool channels_last = std::is_same_v<AnyStrides, PixelStrides>;
 
-// The name of an operation in messages.
-template <class AnyStrides>
-const char* named(const char* planes, const char* pixels) {
-  return channels_last<AnyStrides> ? pixels : planes;
+template <class AnyStrides = Strides>
+void check(cudaError_t status, const char* operation, const Shape& shape, int filter_size = 0) {
+  if (status == cudaSuccess) return;
+  std::ostringstream text;
+  text << (channels_last<AnyStrides> ? "channels-last " : "") << operation << " of " << shape;
+  if (filter_size) text << " with kernel size " << filter_size;
+  text << " could not be launched: " << cudaGetErrorString(status);
+  throw std::runtime_error(text.str());
 }
 
-// ---- convolutions --------------------------------------------------------------------------------
+// ---- plans and kernels ---------------------------------------------------------------------------
 
 template <class AnyStrides>
-void forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size, bool flipped,
-                const Tensor<AnyStrides>& input, uintptr_t weight, uintptr_t bias,
-                const Tensor<AnyStrides>& output) {
-  ForwardArgumentsOf<AnyStrides> p{};
+Plan plan_of(const LaunchContext& context, const Sizes& sizes, int filter_size, Pass pass) {
+  const Shape shape = shape_of(sizes);
+  const Plan result = channels_last<AnyStrides>
+                          ? channels_last_plan(shape, filter_size, pass, chip_of(context))
+                          : plan(shape, filter_size, pass, chip_of(context));
+  if (result.tiling.items < 0) refuse(shape, "tiles in a channel than fit 32 bits");
+  return result;
+}
+
+// Parts of the images that are summed apart.
+template <class AnyStrides>
+int parts_of(const Plan& plan) {
+  return channels_last<AnyStrides> ? plan.splits * sections(plan.tiling) : plan.splits;
+}
+
+template <class Kernels>
+const Kernels& find(int filter_size, const Variant& variant) {
+  static const auto tables = [] {
+    std::array<KernelTable<Kernels>, std::size(filter_sizes)> all;
+    [&]<size_t... I>(std::index_sequence<I...>) {
+      (add_kernels<odd_size(filter_sizes[I])>(all[I]), ...);
+    }(std::make_index_sequence<std::size(filter_sizes)>());
+    return all;
+  }();
+  const auto* const size = std::find(std::begin(filter_sizes), std::end(filter_sizes), filter_size);
+  if (size == std::end(filter_sizes))
+    throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
+  const Kernels* const found = tables[size_t(size - filter_sizes)].find(variant);
+  if (found == nullptr)
+    throw std::invalid_argument("no kernel for element type " + std::to_string(int(variant.type)));
+  return *found;
+}
+
+// ---- forward and input gradient ------------------------------------------------------------------
+
+template <class Arguments, class AnyStrides>
+Arguments forward_arguments(const Sizes& sizes, int filter_size, const Tensor<AnyStrides>& input,
+                            uintptr_t weight, uintptr_t bias, const Tensor<AnyStrides>& output) {
+  Arguments p{};
   p.input = data<AnyStrides>(input);
   p.weight = bytes(weight);
   p.bias = floats(bias);
@@ -106,13 +148,166 @@ void forward_at(const LaunchContext& context, const Sizes& sizes, int filter_siz
   p.input_strides = strides<AnyStrides>(input);
   p.output_strides = strides<AnyStrides>(output);
   p.filter_size = filter_size;
-  p.flipped = flipped;
-  use_device(context);
-  check(forward(p, type_of(context), chip_of(context), stream_of(context)),
-        flipped ? named<AnyStrides>("input gradient", "channels-last input gradient")
-                : named<AnyStrides>("forward pass", "channels-last forward pass"),
-        p.shape, filter_size);
+  return p;
 }
+
+// The tensor that is added, if there is one, has the output's strides and moves in the same pieces.
+template <class Arguments>
+cudaError_t launch_forward(const LaunchContext& context, const Plan& plan, const Arguments& p,
+                           const void* added = nullptr) {
+  using AnyStrides = decltype(p.input_strides);
+  const uintptr_t from = uintptr_t(p.input), to = uintptr_t(p.output) | uintptr_t(added);
+  if constexpr (channels_last<AnyStrides>) {
+    const auto& kernels = find<ChannelsLastForwardKernels>(
+        p.filter_size, {type_of(context), plan.tile, plan.channels});
+    return launch_by_sections(kernels, kernels.of(p), plan, stream_of(context), p,
+                              in_units(from, p.shape.channels, p.input_strides),
+                              in_units(to, p.shape.channels, p.output_strides));
+  } else {
+    const int input = alignment(from, p.shape.width, p.input_strides);
+    const int output = alignment(to, p.shape.width, p.output_strides);
+    const auto& kernels = find<ForwardKernels>(
+        p.filter_size, {type_of(context), plan.tile, move_whole(p.shape, std::min(input, output))});
+    if (kernels.of(p) == nullptr) return cudaErrorInvalidValue;
+    return launch_by_channels(kernels, kernels.of(p), plan, stream_of(context), p, input, output);
+  }
+}
+
+template <class AnyStrides>
+void forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size, bool flipped,
+                const Tensor<AnyStrides>& input, uintptr_t weight, uintptr_t bias,
+                const Tensor<AnyStrides>& output) {
+  auto p = forward_arguments<ForwardArgumentsOf<AnyStrides>, AnyStrides>(sizes, filter_size, input,
+                                                                         weight, bias, output);
+  p.flipped = flipped;
+  const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::forward);
+  use_device(context);
+  check<AnyStrides>(launch_forward(context, plan, p), flipped ? "input gradient" : "forward pass",
+                    p.shape, filter_size);
+}
+
+template <class AnyStrides>
+void fused_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
+                      bool flipped, const Tensor<AnyStrides>& input, uintptr_t weight,
+                      uintptr_t bias, const Tensor<AnyStrides>& output, uintptr_t normalisation,
+                      int activation, bool residual, uintptr_t added) {
+  auto p = forward_arguments<FusedForwardArgumentsOf<AnyStrides>, AnyStrides>(
+      sizes, filter_size, input, weight, bias, output);
+  p.flipped = flipped;
+  p.normalisation = normalisation_of(normalisation, sizes);
+  p.activation = Activation(activation);
+  p.residual = residual;
+  p.added = bytes(added);
+  if (added && (bias || normalisation || residual || p.activation != Activation::identity))
+    throw std::invalid_argument(
+        "a tensor is added to a convolution alone: no bias, activation, normalisation or residual");
+  const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::forward);
+  use_device(context);
+  check<AnyStrides>(launch_forward(context, plan, p, p.added), "fused forward pass", p.shape,
+                    filter_size);
+}
+
+// The moments [3][channel] of the activation go to `merged`; `moments` is room for those of the splits.
+void moments_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
+                        const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
+                        const Tensor<Strides>& output, int activation, uintptr_t moments,
+                        uintptr_t merged) {
+  auto p = forward_arguments<MomentsForwardArguments, Strides>(sizes, filter_size, input, weight,
+                                                               bias, output);
+  p.activation = Activation(activation);
+  p.moments = floats(moments);
+  const Plan plan = plan_of<Strides>(context, sizes, filter_size, Pass::forward);
+  use_device(context);
+  cudaError_t status = launch_forward(context, plan, p);
+  if (status == cudaSuccess)
+    status = launch_merge_moments(p.moments, plan.splits, p.shape.channels, floats(merged),
+                                  stream_of(context));
+  check(status, "forward pass with statistics", p.shape, filter_size);
+}
+
+// ---- gradients of the filter ---------------------------------------------------------------------
+
+template <class AnyStrides>
+int taps(const WeightGradientArgumentsOf<AnyStrides>& p) {
+  return p.filter_size * p.filter_size;
+}
+int taps(const BackwardArguments& p) { return p.filter_size * p.filter_size; }
+int taps(const LargeWeightGradientArguments& p) { return p.filter.taps(); }
+
+// The results, [channel][size][size] and [channel], either of which may be null. Several splits are
+// summed apart, in a workspace of splits * channels * (size * size + 1) floats, and then added up.
+struct FilterGradient {
+  float *weight, *bias, *workspace;
+  int splits;
+
+  template <class Arguments>
+  void set_targets(Arguments& p) const {
+    const ptrdiff_t weights = weights_of(p);
+    const bool several = splits > 1;
+    p.weight_sums = several && weight ? workspace : weight;
+    p.bias_sums = several && bias ? workspace + splits * weights : bias;
+  }
+
+  template <class Arguments>
+  cudaError_t add_up(const Arguments& p, cudaStream_t stream) const {
+    cudaError_t status = cudaSuccess;
+    if (splits <= 1) return status;
+    if (weight) status = launch_add_splits(weight, p.weight_sums, splits, weights_of(p), stream);
+    if (status == cudaSuccess && bias)
+      status = launch_add_splits(bias, p.bias_sums, splits, p.shape.channels, stream);
+    return status;
+  }
+
+ private:
+  template <class Arguments>
+  static ptrdiff_t weights_of(const Arguments& p) {
+    return ptrdiff_t(p.shape.channels) * taps(p);
+  }
+};
+
+template <class AnyStrides>
+int weight_gradient_splits(const LaunchContext& context, const Sizes& sizes, int filter_size) {
+  return parts_of<AnyStrides>(
+      plan_of<AnyStrides>(context, sizes, filter_size, Pass::weight_gradient));
+}
+
+template <class AnyStrides>
+void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
+                        const Tensor<AnyStrides>& input, const Tensor<AnyStrides>& output_gradient,
+                        uintptr_t weight_gradient, uintptr_t bias_gradient, uintptr_t workspace) {
+  WeightGradientArgumentsOf<AnyStrides> p{};
+  p.input = data<AnyStrides>(input);
+  p.output_gradient = data<AnyStrides>(output_gradient);
+  p.shape = shape_of(sizes);
+  p.input_strides = strides<AnyStrides>(input);
+  p.gradient_strides = strides<AnyStrides>(output_gradient);
+  p.filter_size = filter_size;
+  const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::weight_gradient);
+  const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
+                               parts_of<AnyStrides>(plan)};
+  results.set_targets(p);
+  const cudaStream_t stream = stream_of(context);
+  use_device(context);
+  cudaError_t status;
+  if constexpr (channels_last<AnyStrides>) {
+    const auto& kernels = find<ChannelsLastWeightGradientKernels>(
+        filter_size, {type_of(context), plan.tile, plan.channels});
+    status =
+        launch_by_sections(kernels, kernels.kernel, plan, stream, p,
+                           in_units(input.first, p.shape.channels, p.input_strides),
+                           in_units(output_gradient.first, p.shape.channels, p.gradient_strides));
+  } else {
+    const int from = alignment(input.first, p.shape.width, p.input_strides);
+    const int other = alignment(output_gradient.first, p.shape.width, p.gradient_strides);
+    const auto& kernels = find<WeightGradientKernels>(
+        filter_size, {type_of(context), plan.tile, move_whole(p.shape, std::min(from, other))});
+    status = launch_by_channels(kernels, kernels.kernel, plan, stream, p, from, other);
+  }
+  if (status == cudaSuccess) status = results.add_up(p, stream);
+  check<AnyStrides>(status, "weight gradient", p.shape, filter_size);
+}
+
+// ---- filters of up to 31 x 31 --------------------------------------------------------------------
 
 // The height, width, row dilation and column dilation of a filter.
 using Filter = std::array<int, 4>;
@@ -121,6 +316,13 @@ LargeFilter filter_of(const Filter& sizes) {
   const LargeFilter filter{sizes[0], sizes[1], sizes[2], sizes[3]};
   if (!fits(filter)) throw std::invalid_argument("no kernel for a filter of this extent");
   return filter;
+}
+
+Plan large_plan_of(const LaunchContext& context, const Sizes& sizes, const LargeFilter& filter,
+                   Pass pass) {
+  const Plan result = large_plan(shape_of(sizes), filter, pass, chip_of(context));
+  if (result.tiling.items < 0) refuse(shape_of(sizes), "tiles in a channel than fit 32 bits");
+  return result;
 }
 
 void forward_large_at(const LaunchContext& context, const Sizes& sizes, const Filter& filter,
@@ -136,19 +338,21 @@ void forward_large_at(const LaunchContext& context, const Sizes& sizes, const Fi
   p.output_strides = strides<Strides>(output);
   p.filter = filter_of(filter);
   p.flipped = flipped;
+  const Plan plan = large_plan_of(context, sizes, p.filter, Pass::forward);
   use_device(context);
-  check(forward(p, type_of(context), chip_of(context), stream_of(context)),
+  check(launch_forward_large(p, type_of(context), plan, stream_of(context)),
         flipped ? "input gradient" : "forward pass", p.shape);
 }
 
-int splits_large(const LaunchContext& context, const Sizes& sizes, const Filter& filter) {
-  return weight_gradient_splits(shape_of(sizes), filter_of(filter), chip_of(context));
+int weight_gradient_large_splits(const LaunchContext& context, const Sizes& sizes,
+                                 const Filter& filter) {
+  return large_plan_of(context, sizes, filter_of(filter), Pass::weight_gradient).splits;
 }
 
 void weight_gradient_large_at(const LaunchContext& context, const Sizes& sizes,
                               const Filter& filter, const Tensor<Strides>& input,
-                              const Tensor<Strides>& output_gradient, uintptr_t weight_sums,
-                              uintptr_t bias_sums, uintptr_t workspace) {
+                              const Tensor<Strides>& output_gradient, uintptr_t weight_gradient,
+                              uintptr_t bias_gradient, uintptr_t workspace) {
   LargeWeightGradientArguments p{};
   p.input = data<Strides>(input);
   p.output_gradient = data<Strides>(output_gradient);
@@ -156,92 +360,22 @@ void weight_gradient_large_at(const LaunchContext& context, const Sizes& sizes,
   p.input_strides = strides<Strides>(input);
   p.gradient_strides = strides<Strides>(output_gradient);
   p.filter = filter_of(filter);
+  const Plan plan = large_plan_of(context, sizes, p.filter, Pass::weight_gradient);
+  const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
+                               plan.splits};
+  results.set_targets(p);
   use_device(context);
-  check(weight_gradient(p, type_of(context), chip_of(context), floats(weight_sums),
-                        floats(bias_sums), floats(workspace), stream_of(context)),
-        "weight gradient", p.shape);
+  cudaError_t status = launch_weight_gradient_large(p, type_of(context), plan, stream_of(context));
+  if (status == cudaSuccess) status = results.add_up(p, stream_of(context));
+  check(status, "weight gradient", p.shape);
 }
 
-int splits(const LaunchContext& context, const Sizes& sizes, int filter_size) {
-  return weight_gradient_splits(shape_of(sizes), filter_size, chip_of(context));
-}
-int splits_channels_last(const LaunchContext& context, const Sizes& sizes, int filter_size) {
-  return channels_last_weight_gradient_splits(shape_of(sizes), filter_size, chip_of(context));
-}
-
-template <class AnyStrides>
-void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                        const Tensor<AnyStrides>& input, const Tensor<AnyStrides>& output_gradient,
-                        uintptr_t weight_sums, uintptr_t bias_sums, uintptr_t workspace) {
-  WeightGradientArgumentsOf<AnyStrides> p{};
-  p.input = data<AnyStrides>(input);
-  p.output_gradient = data<AnyStrides>(output_gradient);
-  p.shape = shape_of(sizes);
-  p.input_strides = strides<AnyStrides>(input);
-  p.gradient_strides = strides<AnyStrides>(output_gradient);
-  p.filter_size = filter_size;
-  use_device(context);
-  check(weight_gradient(p, type_of(context), chip_of(context), floats(weight_sums),
-                        floats(bias_sums), floats(workspace), stream_of(context)),
-        named<AnyStrides>("weight gradient", "channels-last weight gradient"), p.shape,
-        filter_size);
-}
-
-// ---- fused operations ----------------------------------------------------------------------------
-
-Normalisation normalisation_of(uintptr_t rows, const Sizes& sizes) {
-  return {floats(rows), sizes[1]};
-}
-
-template <class AnyStrides>
-void fused_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                      bool flipped, const Tensor<AnyStrides>& input, uintptr_t weight,
-                      uintptr_t bias, const Tensor<AnyStrides>& output, uintptr_t normalisation,
-                      int activation, bool residual, uintptr_t added) {
-  FusedForwardArgumentsOf<AnyStrides> p{};
-  p.input = data<AnyStrides>(input);
-  p.weight = bytes(weight);
-  p.bias = floats(bias);
-  p.output = data<AnyStrides>(output);
-  p.shape = shape_of(sizes);
-  p.input_strides = strides<AnyStrides>(input);
-  p.output_strides = strides<AnyStrides>(output);
-  p.filter_size = filter_size;
-  p.flipped = flipped;
-  p.normalisation = normalisation_of(normalisation, sizes);
-  p.activation = Activation(activation);
-  p.residual = residual;
-  p.added = bytes(added);
-  use_device(context);
-  check(fused_forward(p, type_of(context), chip_of(context), stream_of(context)),
-        named<AnyStrides>("fused forward pass", "channels-last fused forward pass"), p.shape,
-        filter_size);
-}
+// ---- backward pass of whole planes on 16-byte boundaries -----------------------------------------
 
 int splits_of_whole_planes(const LaunchContext& context, const Sizes& sizes, int filter_size,
                            bool backward) {
-  return whole_plane_splits(shape_of(sizes), filter_size, backward ? Pass::backward : Pass::forward,
-                            chip_of(context));
-}
-
-void moments_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                        const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
-                        const Tensor<Strides>& output, int activation, uintptr_t moments,
-                        uintptr_t merged) {
-  MomentsForwardArguments p{};
-  p.input = data<Strides>(input);
-  p.weight = bytes(weight);
-  p.bias = floats(bias);
-  p.output = data<Strides>(output);
-  p.shape = shape_of(sizes);
-  p.input_strides = strides<Strides>(input);
-  p.output_strides = strides<Strides>(output);
-  p.filter_size = filter_size;
-  p.activation = Activation(activation);
-  p.moments = floats(moments);
-  use_device(context);
-  check(moments_forward(p, type_of(context), chip_of(context), floats(merged), stream_of(context)),
-        "forward pass with statistics", p.shape, filter_size);
+  return plan_of<Strides>(context, sizes, filter_size, backward ? Pass::backward : Pass::forward)
+      .splits;
 }
 
 void backward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
@@ -268,23 +402,35 @@ void backward_at(const LaunchContext& context, const Sizes& sizes, int filter_si
   p.activation = Activation(activation);
   p.filter_size = filter_size;
   p.residual = residual;
+  const Plan plan = plan_of<Strides>(context, sizes, filter_size, Pass::backward);
+  const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
+                               plan.splits};
+  results.set_targets(p);
+  int least = 8;
+  for (const auto& tensor : {input, value, output_gradient, input_gradient, value_gradient})
+    if (tensor.first)
+      least = std::min(least, alignment(tensor.first, p.shape.width, strides<Strides>(tensor)));
+  const bool with_weight = p.input != nullptr;
   use_device(context);
-  check(backward(p, type_of(context), chip_of(context), floats(weight_gradient),
-                 floats(bias_gradient), floats(workspace), stream_of(context)),
-        "fused backward pass", p.shape, filter_size);
+  cudaError_t status = cudaErrorInvalidValue;
+  if (move_whole(p.shape, least) && (!with_weight || backward_with_weight(odd_size(filter_size)))) {
+    const auto& kernels =
+        find<BackwardKernels>(filter_size, {type_of(context), plan.tile, with_weight});
+    status = launch_by_channels(kernels, kernels.kernel, plan, stream_of(context), p);
+  }
+  if (status == cudaSuccess) status = results.add_up(p, stream_of(context));
+  check(status, "fused backward pass", p.shape, filter_size);
 }
+
+// ---- elementwise passes and statistics -----------------------------------------------------------
 
 // Counts images as the outer index of planes, and pixels as that of channels-last tensors.
 ElementwiseArguments elementwise_arguments(const Sizes& sizes, bool last,
                                            const Tensor<Steps>& value, const Tensor<Steps>& other,
                                            const Tensor<Steps>& output, int activation) {
   const int64_t pixels = int64_t(sizes[2]) * sizes[3], outer = last ? sizes[0] * pixels : sizes[0];
-  if (outer > most_outer || pixels > INT32_MAX) {
-    std::ostringstream text;
-    text << "input of shape " << shape_of(sizes) << " has more than " << most_outer
-         << " pixels; split the batch";
-    throw std::invalid_argument(text.str());
-  }
+  if (outer > most_outer || pixels > INT32_MAX)
+    refuse(shape_of(sizes), "than " + std::to_string(most_outer) + " pixels; split the batch");
   ElementwiseArguments p{};
   p.value = data<Steps>(value);
   p.other = data<Steps>(other);
@@ -299,29 +445,42 @@ ElementwiseArguments elementwise_arguments(const Sizes& sizes, bool last,
   return p;
 }
 
-int splits_of_elementwise_pass(const LaunchContext& context, const Sizes& sizes, bool last,
-                               const Tensor<Steps>& value, const Tensor<Steps>& other,
-                               const Tensor<Steps>& output) {
-  return elementwise_splits(elementwise_arguments(sizes, last, value, other, output, 0), last,
-                            chip_of(context));
+int elementwise_splits(const LaunchContext& context, const Sizes& sizes, bool last,
+                       const Tensor<Steps>& value, const Tensor<Steps>& other,
+                       const Tensor<Steps>& output) {
+  const auto p = elementwise_arguments(sizes, last, value, other, output, 0);
+  return elementwise_plan(p, last, chip_of(context)).splits;
 }
 
-void elementwise_at(int pass, const LaunchContext& context, const Sizes& sizes, bool last,
+// Floats of one channel that a pass sums in a split: three moments, two sums, one bias gradient.
+constexpr int summed_rows(ElementwisePass pass) {
+  return pass == ElementwisePass::moments ? 3 : pass == ElementwisePass::sum_gradients ? 2 : 1;
+}
+
+// The sums of a pass go to `merged`; `sums` is room for those of the splits, or null.
+void elementwise_at(int number, const LaunchContext& context, const Sizes& sizes, bool last,
                     const Tensor<Steps>& value, const Tensor<Steps>& other,
                     const Tensor<Steps>& output, int activation, uintptr_t bias,
                     uintptr_t normalisation, uintptr_t gradient_sums, uintptr_t sums,
                     uintptr_t merged) {
+  const ElementwisePass pass = ElementwisePass(number);
   ElementwiseArguments p = elementwise_arguments(sizes, last, value, other, output, activation);
   p.bias = floats(bias);
   p.normalisation = normalisation_of(normalisation, sizes);
   p.gradient_sums = floats(gradient_sums);
   p.sums = floats(sums);
+  const ElementwisePlan plan = elementwise_plan(p, last, chip_of(context));
+  const cudaStream_t stream = stream_of(context);
   use_device(context);
+  cudaError_t status = launch_elementwise(pass, p, type_of(context), last, plan, stream);
+  if (status == cudaSuccess && p.sums)
+    status = pass == ElementwisePass::moments
+                 ? launch_merge_moments(p.sums, plan.splits, p.channels, floats(merged), stream)
+                 : launch_add_splits(floats(merged), p.sums, plan.splits,
+                                     ptrdiff_t(p.channels) * summed_rows(pass), stream);
   static constexpr const char* names[] = {"statistics", "normalisation", "gradient sums",
                                           "gradient of the activation"};
-  check(elementwise(ElementwisePass(pass), p, type_of(context), last, chip_of(context),
-                    floats(merged), stream_of(context)),
-        names[pass], shape_of(sizes));
+  check(status, names[number], shape_of(sizes));
 }
 
 void normalisation_at(const LaunchContext& context, uintptr_t moments, int parts, int channels,
@@ -355,24 +514,24 @@ PYBIND11_MODULE(_cuda, extension) {
 
   extension.def("forward", &forward_at<Strides>, without_gil);
   extension.def("forward_channels_last", &forward_at<PixelStrides>, without_gil);
-  extension.def("weight_gradient_splits", &splits);
-  extension.def("weight_gradient_splits_channels_last", &splits_channels_last);
+  extension.def("weight_gradient_splits", &weight_gradient_splits<Strides>);
+  extension.def("weight_gradient_splits_channels_last", &weight_gradient_splits<PixelStrides>);
   extension.def("weight_gradient", &weight_gradient_at<Strides>, without_gil);
   extension.def("weight_gradient_channels_last", &weight_gradient_at<PixelStrides>, without_gil);
 
   extension.def("forward_large", &forward_large_at, without_gil);
-  extension.def("weight_gradient_large_splits", &splits_large);
+  extension.def("weight_gradient_large_splits", &weight_gradient_large_splits);
   extension.def("weight_gradient_large", &weight_gradient_large_at, without_gil);
-
   extension.def("fused_forward", &fused_forward_at<Strides>, without_gil);
   extension.def("fused_forward_channels_last", &fused_forward_at<PixelStrides>, without_gil);
   extension.def("whole_plane_splits", &splits_of_whole_planes);
   extension.def("whole_planes",
                 [](int height, int width) { return whole_planes({1, 1, height, width}); });
   extension.def("moments_forward", &moments_forward_at, without_gil);
-  extension.def("backward_gives_weight_gradient", &backward_gives_weight_gradient);
+  extension.def("backward_gives_weight_gradient",
+                [](int filter_size) { return backward_with_weight(odd_size(filter_size)); });
   extension.def("backward", &backward_at, without_gil);
-  extension.def("elementwise_pass_splits", &splits_of_elementwise_pass);
+  extension.def("elementwise_pass_splits", &elementwise_splits);
   extension.def("elementwise_pass", &elementwise_at, without_gil);
   extension.def("normalisation", &normalisation_at, without_gil);
 }

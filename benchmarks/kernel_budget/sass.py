@@ -93,6 +93,25 @@ def read_cubin(cubin: Path, architecture: str) -> list[Kernel]:
     ]
 
 
+def extract_cubins(object: Path, folder: Path) -> list[tuple[str, Path]]:
+    """Write the machine code in an object of the extension to `folder`.
+
+    Returns:
+        The architecture, as ``90``, and the file of each cubin; none of an object with PTX alone.
+
+    Raises:
+        toolchain.Missing: no cuobjdump is installed.
+        subprocess.CalledProcessError: cuobjdump cannot read the file.
+    """
+    folder.mkdir()
+    command = [toolchain.find_cuobjdump(), "-xelf", "all", str(object.resolve())]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    return [
+        (re.findall(r"\.sm_(\d+)\.cubin$", cubin.name)[0], cubin)
+        for cubin in sorted(folder.glob("*.cubin"))
+    ]
+
+
 def measure(
     name: str, architecture: str, instructions: list[Instruction], registers: int, shared: int
 ) -> Kernel:

@@ -108,6 +108,6 @@ def compile_command(
         *(str(toolkit.nvcc), "-ccbin", toolkit.host_compiler),
         *(*cuda_build.NVCC_FLAGS, f"-I{csrc}"),
         *(f"-arch=sm_{architecture}", str(source)),
-        *(str(csrc / each) for each in ("host/kernel_launch.cpp", "kernels/add_splits.cu")),
+        *(str(csrc / each) for each in ("host/launch.cpp", "kernels/merge_splits.cu")),
         *("-o", str(output)),
     ]

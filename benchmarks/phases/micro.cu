@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/forward.cuh"
-#include "kernels/forward_channels_last.cuh"
+#include "kernels/forward.cu"
+#include "kernels/forward_channels_last.cu"
 #include "measuring.cuh"
 
 namespace {
@@ -209,7 +209,7 @@ template <int Size>
 void forward(const Tensors& tensors, size_t spare_bytes, int splits) {
   using Block = ForwardBlock<Size, 2, 4>;
   const auto kernel = depthwise_forward<__half, Size, 2, 4, true>;
-  const size_t bytes = Block::template shared_bytes<__half>(most_warps, mma_rows) + spare_bytes;
+  const size_t bytes = Block::shared_bytes(most_warps, mma_rows) + spare_bytes;
   CHECK(device::allow_shared_memory(reinterpret_cast<const void*>(kernel)));
   int blocks = 0;
   CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * most_warps, bytes));
@@ -243,18 +243,18 @@ void channels_last(const Tensors& tensors, int factor) {
   const Chip chip{multiprocessors(), 227 * 1024, 90};
   Plan chosen = channels_last_plan(p.shape, Size, Pass::forward, chip);
   chosen.splits = std::clamp(chosen.splits * factor / 2, 1, images);
-  using Block = ChannelsLastForwardBlock<Size, 2, 4, Channels>;
+  const auto block = channels_last_block<ChannelsLastForwardBlock<Size, 2, 4, Channels>>(
+      {ElementType::half, {2, 4}, Channels});
   const double took = microseconds([&](int i) {
     p.input = tensors.input[i];
     p.output = tensors.output[i];
-    CHECK((launch_by_sections<Block, __half>(
-        depthwise_forward_channels_last<__half, Size, 2, 4, Channels>, chosen, cudaStream_t(0), p,
-        true, true)));
+    CHECK(launch_by_sections(block, depthwise_forward_channels_last<__half, Size, 2, 4, Channels>,
+                             chosen, cudaStream_t(0), p, true, true));
   });
   std::printf(
       "{\"name\": \"channels_last\", \"kernel_size\": %d, \"channels\": %d, \"splits\": %d, "
       "\"microseconds\": %.1f}\n",
-      Size, Block::channels, chosen.splits, took);
+      Size, Channels, chosen.splits, took);
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ def write(variant: Variant, csrc: Path, folder: Path) -> Path:
         ValueError: the sources do not hold the choice as it is written down here.
     """
     copied = folder / variant.label.replace(" ", "_")
-    rooms = (csrc / room for room in ("core", "host", "host/tuning", "kernels"))
+    rooms = (csrc / room for room in ("core", "host", "kernels"))
     sources = (path for room in rooms for path in room.iterdir() if path.is_file())
     for source in (csrc / "arguments.h", *sources):
         name = source.relative_to(csrc)

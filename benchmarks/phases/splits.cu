@@ -4,10 +4,10 @@
 #include <cstdio>
 #include <vector>
 
-#include "kernels/forward.cuh"
-#include "kernels/forward_channels_last.cuh"
-#include "kernels/weight_gradient.cuh"
-#include "kernels/weight_gradient_channels_last.cuh"
+#include "kernels/forward.cu"
+#include "kernels/forward_channels_last.cu"
+#include "kernels/weight_gradient.cu"
+#include "kernels/weight_gradient_channels_last.cu"
 #include "measuring.cuh"
 
 namespace {
@@ -62,6 +62,18 @@ void sweep(const char* pass, const char* layout, const Shape& shape, Plan plan, 
   }
 }
 
+// The kernels for a plan in float16. All planes that are measured here move in pieces of 16 bytes if they are
+// whole.
+template <class Kernels>
+const Kernels& kernels_for(const Plan& plan, int option) {
+  static const KernelTable<Kernels> table = [] {
+    KernelTable<Kernels> all;
+    add_kernels<size>(all);
+    return all;
+  }();
+  return *table.find({ElementType::half, plan.tile, option});
+}
+
 template <class Arguments, class AnyStrides>
 Arguments arguments(const Shape& shape, AnyStrides strides) {
   Arguments p{};
@@ -83,7 +95,7 @@ void forward(const Tensors& tensors, const char* layout, const Shape& shape, Any
     return microseconds(step, [&](size_t offset) {
       p.input = tensors.input + offset;
       p.output = tensors.other + offset;
-      CHECK(launch(p, ElementType::half, chosen, cudaStream_t(0)));
+      CHECK(launch(p, chosen));
     });
   });
 }
@@ -100,7 +112,7 @@ void weight_gradient(const Tensors& tensors, const char* layout, const Shape& sh
     return microseconds(step, [&](size_t offset) {
       p.input = tensors.input + offset;
       p.output_gradient = tensors.other + offset;
-      CHECK(launch(p, ElementType::half, chosen, cudaStream_t(0)));
+      CHECK(launch(p, chosen));
       if (chosen.splits * parts > 1)
         CHECK(launch_add_splits(result, p.weight_sums, chosen.splits * parts, weights,
                                 cudaStream_t(0)));
@@ -112,22 +124,42 @@ void all_passes(const Tensors& tensors, const Chip& chip, int images, int channe
   const Shape shape{images, channels, plane, plane};
   const ptrdiff_t pixels = ptrdiff_t(plane) * plane;
   const Strides planar{channels * pixels, pixels};
+  const int aligned = alignment(0, plane, planar);
+  const bool whole = move_whole(shape, aligned);
+  const cudaStream_t stream(0);
+
   const Plan chosen = plan(shape, size, Pass::forward, chip);
+  const auto& planes = kernels_for<ForwardKernels>(chosen, whole);
   forward<ForwardArguments>(tensors, "contiguous", shape, planar, chosen, chosen.tiling.items,
-                            launch_forward<size>);
+                            [&](const auto& p, const Plan& with) {
+                              return launch_by_channels(planes, planes.plain, with, stream, p,
+                                                        aligned, aligned);
+                            });
   const Plan summed = plan(shape, size, Pass::weight_gradient, chip);
-  weight_gradient<WeightGradientArguments>(tensors, "contiguous", shape, planar, summed,
-                                           summed.tiling.items, 1, launch_weight_gradient<size>);
+  const auto& sums = kernels_for<WeightGradientKernels>(summed, whole);
+  weight_gradient<WeightGradientArguments>(
+      tensors, "contiguous", shape, planar, summed, summed.tiling.items, 1,
+      [&](const auto& p, const Plan& with) {
+        return launch_by_channels(sums, sums.kernel, with, stream, p, aligned, aligned);
+      });
+
+  // Channels are multiples of 8.
   const PixelStrides last{channels * pixels, ptrdiff_t(channels) * plane, channels};
   const Plan blocks = channels_last_plan(shape, size, Pass::forward, chip);
-  forward<ChannelsLastForwardArguments>(tensors, "channels_last", shape, last, blocks,
-                                        blocks.tiling.items / sections(blocks.tiling),
-                                        launch_forward_channels_last<size>);
-  const Plan sums = channels_last_plan(shape, size, Pass::weight_gradient, chip);
-  const int parts = sections(sums.tiling);
-  weight_gradient<ChannelsLastWeightGradientArguments>(tensors, "channels_last", shape, last, sums,
-                                                       sums.tiling.items / parts, parts,
-                                                       launch_weight_gradient_channels_last<size>);
+  const auto& pixel_blocks = kernels_for<ChannelsLastForwardKernels>(blocks, blocks.channels);
+  forward<ChannelsLastForwardArguments>(
+      tensors, "channels_last", shape, last, blocks, blocks.tiling.items / sections(blocks.tiling),
+      [&](const auto& p, const Plan& with) {
+        return launch_by_sections(pixel_blocks, pixel_blocks.plain, with, stream, p, true, true);
+      });
+  const Plan parted = channels_last_plan(shape, size, Pass::weight_gradient, chip);
+  const int parts = sections(parted.tiling);
+  const auto& pixel_sums = kernels_for<ChannelsLastWeightGradientKernels>(parted, parted.channels);
+  weight_gradient<ChannelsLastWeightGradientArguments>(
+      tensors, "channels_last", shape, last, parted, parted.tiling.items / parts, parts,
+      [&](const auto& p, const Plan& with) {
+        return launch_by_sections(pixel_sums, pixel_sums.kernel, with, stream, p, true, true);
+      });
 }
 
 }  // namespace

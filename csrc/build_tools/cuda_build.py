@@ -13,11 +13,11 @@ import toolchain
 from ninja_file import Edge
 
 CSRC = Path(__file__).resolve().parents[1]
-FILTER_SIZES = "core/filter_sizes.h"
+FILTER_SIZES = "core/tiles.h"
 # PTX of the oldest architecture, which the interpreter reads and newer GPUs run.
 EMULATED = [f"{toolchain.OLDEST_ARCHITECTURE}-virtual"]
-# -O1 is for the host compiler, which has launches to compile; kernels are always optimized.
-NVCC_FLAGS = ("-std=c++20", "-O1", "-lineinfo", "--expt-relaxed-constexpr")
+# Kernels are always optimized; the host compiler, which gets tables of them, is not asked to.
+NVCC_FLAGS = ("-std=c++20", "-lineinfo", "--expt-relaxed-constexpr")
 # One rounding where PTX has one: the host compiler must not contract.
 _INTERPRETER_FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra")
 # Of host code in tests. Those left out cost a third of the time to compile; the address sanitizer
@@ -44,21 +44,22 @@ class Unit:
 def cuda_units() -> list[Unit]:
     """Every compilation of a file with kernels.
 
-    instantiate.cu is compiled once for each family that it names and each pair of odd filter sizes.
+    A file with COMPILE_FOR_SIZES is compiled once for each pair of odd filter sizes.
     """
-    source = CSRC / "instantiate.cu"
-    families = re.findall(r"^#(?:el)?if defined\((\w+)\)", source.read_text(), re.MULTILINE)
-    units = [Unit(path.stem, path) for path in sorted(CSRC.glob("kernels/*.cu"))]
-    for family in families:
+    units = []
+    for source in sorted(CSRC.glob("kernels/*.cu")):
+        if "COMPILE_FOR_SIZES" not in source.read_text():
+            units.append(Unit(source.stem, source))
+            continue
         for first, *second in _pairs([size for size in filter_sizes() if size % 2]):
-            sizes = (f"FIRST_SIZE={first}", *(f"SECOND_SIZE={size}" for size in second))
-            name = "_".join([family.lower(), *map(str, (first, *second))])
-            units.append(Unit(name, source, (family, *sizes)))
+            macros = (f"FIRST_SIZE={first}", *(f"SECOND_SIZE={size}" for size in second))
+            name = "_".join([source.stem, *map(str, (first, *second))])
+            units.append(Unit(name, source, macros))
     return units
 
 
 def filter_sizes() -> list[int]:
-    """The filter sizes that kernels take, as csrc/core/filter_sizes.h lists them."""
+    """The filter sizes that kernels take, as csrc/core/tiles.h lists them."""
     table = re.search(r"filter_sizes\[\] = \{([\d, ]+)\};", (CSRC / FILTER_SIZES).read_text())
     assert table is not None, f"{FILTER_SIZES} lists no filter sizes"
     return [int(size) for size in table[1].split(",")]
@@ -156,10 +157,8 @@ def build_program(toolkit: toolchain.Toolkit, source: Path) -> Path:
     """
     folder = CSRC.parent / "build" / "programs"
     output = folder / source.stem
-    # nvcc would hand its -O1 to the host compiler, after what -Xcompiler says.
-    unoptimised = [flag for flag in NVCC_FLAGS if flag != "-O1"]
     compile = ninja_file.quoted(
-        *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *unoptimised, f"-I{CSRC}"),
+        *(toolkit.nvcc, "-ccbin", toolkit.host_compiler, *NVCC_FLAGS, f"-I{CSRC}"),
         *(*toolchain.gencode_flags(EMULATED), "-Xcompiler", ",".join(("-O0", *_SANITIZERS))),
     )
     rules = {

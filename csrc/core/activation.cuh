@@ -1,10 +1,14 @@
-// Activations and their derivatives. `minus` subtracts a pivot, with which statistics begin. NaN stays
-// NaN, as in PyTorch.
+// Activations with their derivatives, the moments that a normalisation is made of, and the gradient through
+// both.
 #pragma once
 #include "arguments.h"
 #include "core/device.h"
 
 namespace depthwise {
+
+// ---- activations ---------------------------------------------------------------------------------
+//
+// `minus` subtracts a pivot, with which statistics begin. NaN stays NaN, as in PyTorch.
 
 struct Slope {
   float value;  // activation(x)
@@ -67,5 +71,84 @@ __device__ __forceinline__ void with_activation(Activation activation, Run run) 
   if (activation == Activation::gelu) run(Gelu());
   else run(Floor{activation == Activation::relu ? 0.f : -INFINITY});
 }
+
+// ---- statistics ----------------------------------------------------------------------------------
+
+// Count, mean and sum of squared deviations of a set of numbers, without differences of large sums.
+// Merging follows Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+// sample variances" (1979), equation 1.5.
+struct Moments {
+  float count = 0, mean = 0, squares = 0;
+
+  // Adds `more` numbers, given the sums of their differences from `pivot` and of the squares of these.
+  // The pivot is the mean so far or, for the first numbers, any number close to them.
+  __device__ __forceinline__ void add(float more, float pivot, float sum, float sum_of_squares) {
+    if (more == 0) return;
+    count += more;
+    const float step = sum * device::reciprocal(count);
+    squares += fmaf(-sum, step, sum_of_squares);
+    mean = pivot + step;
+  }
+
+  __device__ __forceinline__ void merge(const Moments& other) {
+    const float total = count + other.count, apart = other.mean - mean;
+    // This is exactly 1 if `this` is empty, so that the mean of the other is taken over as it is, and 0
+    // if both are.
+    const float part = count == 0 ? fminf(total, 1) : other.count * device::reciprocal(total);
+    mean = fmaf(apart, part, mean);
+    squares += fmaf(apart * apart, count * part, other.squares);
+    count = total;
+  }
+
+  // Merges all lanes of a warp, always in the same order.
+  __device__ __forceinline__ void merge_lanes() {
+#pragma unroll
+    for (int by = 16; by > 0; by /= 2)
+      merge({__shfl_xor_sync(~0u, count, by), __shfl_xor_sync(~0u, mean, by),
+             __shfl_xor_sync(~0u, squares, by)});
+  }
+
+  // Both take the address of a channel in a tensor [3][channels].
+  __device__ __forceinline__ void write(float* to, ptrdiff_t channels) const {
+    to[0] = count, to[channels] = mean, to[2 * channels] = squares;
+  }
+  __device__ __forceinline__ static Moments read(const float* from, ptrdiff_t channels) {
+    return {from[0], from[channels], from[2 * channels]};
+  }
+};
+
+// ---- gradient of a convolution's value ------------------------------------------------------------
+
+// The coefficients for one channel. With z = (a - mean) scale + shift, a = activation(value), and
+// statistics that depend on all values, the gradient of a value is
+//   activation'(value) (of_gradient * gradient of z + of_value a + constant).
+// The gradient through the variance is of_value (a - mean), and that through the mean is a constant. Both
+// constants are added up once, in `constant`, which saves an instruction a value. The error is 2^-24 of the
+// mean, below the 2^-12 or more to which the values themselves are rounded. With running statistics the
+// count is infinite, and of_value and constant are zero.
+struct GradientOfValue {
+  float of_gradient, of_value, constant;
+
+  GradientOfValue() = default;
+
+  // gradient_sums: [2][channel], over all values of a channel in all processes.
+  __device__ __forceinline__ GradientOfValue(const Normalisation& normalisation,
+                                             const float* gradient_sums, int channel,
+                                             float reciprocal_count) {
+    const float rstd = __ldg(normalisation.rstd() + channel);
+    of_gradient = __ldg(normalisation.scale() + channel);
+    of_value = -of_gradient * rstd * rstd *
+               (__ldg(gradient_sums + normalisation.channels + channel) * reciprocal_count);
+    constant = fmaf(-of_value, __ldg(normalisation.mean() + channel),
+                    -of_gradient * __ldg(gradient_sums + channel) * reciprocal_count);
+  }
+
+  template <class Activate>
+  __device__ __forceinline__ float operator()(Activate activate, float value,
+                                              float gradient) const {
+    const Slope of = activate.with_slope(value);
+    return of.slope * fmaf(of_gradient, gradient, fmaf(of_value, of.value, constant));
+  }
+};
 
 }  // namespace depthwise

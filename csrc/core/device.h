@@ -1,4 +1,4 @@
-// Every PTX instruction that the kernels use, and their shared memory.
+// Every PTX instruction that the kernels use, two 16-bit values in a register, and shared memory.
 //
 // A "lane" is the number of a thread in its warp. Functions for "the whole warp" must be called by all
 // 32 lanes together. Instructions are those of the PTX ISA, sections "Warp Level Matrix
@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace device {
@@ -156,6 +157,36 @@ __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
   return x;
 }
+
+// Rounds two floats to 16 bits each, in one register.
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t bits;
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 both = __floats2half2_rn(low, high);
+    memcpy(&bits, &both, sizeof(bits));
+  } else {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    memcpy(&bits, &both, sizeof(bits));
+  }
+  return bits;
+}
+
+// Does the opposite of `pack`.
+template <class T>
+__device__ __forceinline__ float2 unpack(uint32_t bits) {
+  std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162> both;
+  memcpy(static_cast<void*>(&both), &bits, sizeof(bits));
+  if constexpr (std::is_same_v<T, __half>) return __half22float2(both);
+  else return __bfloat1622float2(both);
+}
+
+// The bits of 8, 4, 2 or 1 neighbouring elements, which one access moves.
+template <int Elements>
+using Bits = std::conditional_t<
+    Elements == 8, uint4,
+    std::conditional_t<Elements == 4, uint2,
+                       std::conditional_t<Elements == 2, uint32_t, unsigned short>>>;
 
 // Returns x, hidden from the compiler's analysis: an address that is computed from it inside a loop is
 // computed there again each time, instead of once before the loop, from where it would take a register

@@ -1,9 +1,6 @@
 // The epilogues: from the accumulators in registers to outputs in shared memory.
 #pragma once
 #include "core/activation.cuh"
-#include "core/moments.cuh"
-#include "core/packed16.cuh"
-#include "core/tiles.h"
 #include "core/toeplitz.cuh"
 
 namespace depthwise {
@@ -33,7 +30,7 @@ __device__ __forceinline__ void store_accumulators(T* first, T* second,
                                                    int lane) {
   store_accumulators<T, Size, Rows, Shifted>(
       first, second, accumulator, lane,
-      [](float low, float high, int) { return pack<T>(low, high); });
+      [](float low, float high, int) { return device::pack<T>(low, high); });
 }
 
 // Loads the bias of a channel, if there are any.
@@ -182,8 +179,8 @@ struct MomentsEpilogue {
         };
         store_accumulators<T, Size, Rows>(first, second, accumulator, lane,
                                           [&](float low, float high, int group) {
-                                            const uint32_t word = pack<T>(low, high);
-                                            const float2 rounded = unpack<T>(word);
+                                            const uint32_t word = device::pack<T>(low, high);
+                                            const float2 rounded = device::unpack<T>(word);
                                             if (exists[group]) gather(rounded.x), gather(rounded.y);
                                             return word;
                                           });

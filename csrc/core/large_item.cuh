@@ -1,8 +1,10 @@
 // The items of planes that filters of up to 31 x 31 work through, and their way into shared memory.
 #pragma once
-#include "core/large_filter.h"
+#include <iterator>
+#include <utility>
+
 #include "core/staging_contiguous.cuh"
-#include "host/large_plan.h"
+#include "host/launch.h"
 
 namespace depthwise {
 
@@ -32,7 +34,7 @@ __device__ __forceinline__ void fetch_large(T* to, int pitch, const Planes<const
                                             int lane) {
   lane = device::keep_in_loop(lane);
   const int images = device::keep_in_loop(mma_rows >> tiling.groups_log2);
-  const Span span{images, min(images, shape.images - item.image), 0, rows, item.top - above,
+  const Span span{images,   min(images, shape.images - item.image), 0, rows, item.top - above,
                   item.left};
   const T* const from = planes.first + item.image * planes.image_stride;
   const auto fetch = [&](auto piece) {
@@ -52,26 +54,25 @@ __device__ __forceinline__ void store_large_pieces(T* to, ptrdiff_t image_stride
                                                    const LargeItem<GroupRows, Tiles>& item,
                                                    const Shape& shape, const Tiling& tiling,
                                                    int pitch, int lane) {
-  using Value = Bits<Piece>;
+  using Value = device::Bits<Piece>;
   const int images = min(mma_rows >> tiling.groups_log2, shape.images - item.image);
   const int rows = min(GroupRows << tiling.groups_log2, shape.height - item.top);
   const int end = min(8 * item.last_tile, shape.width - item.left);
   to += item.image * image_stride + ptrdiff_t(item.top) * shape.width + item.left;
 #pragma unroll 1
   for (int image = 0; image < images; ++image) {
-    each_piece<Rows, Tiles, Piece>(
-        to, shape.width, 0, rows, 8 * item.first_tile, end, lane,
-        [&](T* in_plane, int in_shared, int, int) {
-          *reinterpret_cast<Value*>(in_plane) = *reinterpret_cast<const Value*>(from + in_shared);
-        });
+    each_piece<Rows, Tiles, Piece>(to, shape.width, 0, rows, 8 * item.first_tile, end, lane,
+                                   [&](T* in_plane, int in_shared, int, int) {
+                                     *reinterpret_cast<Value*>(in_plane) =
+                                         *reinterpret_cast<const Value*>(from + in_shared);
+                                   });
     to += image_stride, from += pitch;
   }
 }
 
 template <class Rows, int GroupRows, int Tiles, class T>
 __device__ __forceinline__ void store_large(T* to, ptrdiff_t image_stride, int alignment,
-                                            const T* from,
-                                            const LargeItem<GroupRows, Tiles>& item,
+                                            const T* from, const LargeItem<GroupRows, Tiles>& item,
                                             const Shape& shape, const Tiling& tiling, int pitch,
                                             int lane) {
   lane = device::keep_in_loop(lane);
@@ -84,6 +85,26 @@ __device__ __forceinline__ void store_large(T* to, ptrdiff_t image_stride, int a
   else if (alignment == 4) store(integral_constant<int, 4>());
   else if (alignment == 2) store(integral_constant<int, 2>());
   else store(integral_constant<int, 1>());
+}
+
+// ---- launches ------------------------------------------------------------------------------------
+
+// Calls launch(T(), Constant<group_rows>, Constant<tiles>) for an element type and a tile of
+// large_tile_shapes.
+template <class Launch>
+cudaError_t with_large_tile(ElementType type, TileShape tile, Launch launch) {
+  cudaError_t status = cudaErrorInvalidValue;
+  const auto with = [&](auto element) {
+    [&]<size_t... I>(std::index_sequence<I...>) {
+      ((tile == large_tile_shapes[I] &&
+        (status = launch(element, Constant<large_tile_shapes[I].group_rows>(),
+                         Constant<large_tile_shapes[I].tiles>()),
+         true)) ||
+       ...);
+    }(std::make_index_sequence<std::size(large_tile_shapes)>());
+  };
+  type == ElementType::half ? with(__half()) : with(__nv_bfloat16());
+  return status;
 }
 
 }  // namespace depthwise

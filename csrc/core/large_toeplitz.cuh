@@ -5,7 +5,6 @@
 // filter is known at run time; its rows without taps are skipped.
 #pragma once
 #include "core/device.h"
-#include "core/large_filter.h"
 #include "core/toeplitz.cuh"
 
 namespace depthwise {
@@ -40,10 +39,10 @@ class SharedBands {
       if (flipped) row = rows - 1 - row, column = columns - 1 - column;
       const bool tap =
           inside && row % filter.row_dilation == 0 && column % filter.column_dilation == 0;
-      memory[i] = tap ? __ldg(reinterpret_cast<const unsigned short*>(weight) +
-                              row / filter.row_dilation * filter.width +
-                              column / filter.column_dilation)
-                      : static_cast<unsigned short>(0);
+      memory[i] =
+          tap ? __ldg(reinterpret_cast<const unsigned short*>(weight) +
+                      row / filter.row_dilation * filter.width + column / filter.column_dilation)
+              : static_cast<unsigned short>(0);
     }
     __syncwarp();
     const int first = lane % 4 * 2 - lane / 4 + 7;
@@ -144,7 +143,10 @@ class LargeDiagonalSums {
       if constexpr (Tiles % 2)
         device::load_matrices<true>(x[Tiles - 1], single + Rows::at(d, 8 * (Tiles - 1)));
       const auto input = [&](int chunk, int half) {
-        return chunk >= 0 && chunk < Tiles ? x[chunk < 0 ? 0 : chunk >= Tiles ? 0 : chunk][half] : 0u;
+        return chunk >= 0 && chunk < Tiles ? x[chunk < 0        ? 0
+                                               : chunk >= Tiles ? 0
+                                                                : chunk][half]
+                                           : 0u;
       };
 #pragma unroll
       for (int q = 0; q < Tiles; ++q) {

@@ -13,17 +13,9 @@
 // every item overwrites all the chunks and planes of the item before.
 #pragma once
 #include "core/device.h"
-#include "core/item.cuh"
-#include "core/packed16.cuh"
+#include "core/tiles.h"
 
 namespace depthwise {
-
-// Sizes that the host computes for a kernel: as parameters they take no registers.
-struct Staged {
-  int image;   // elements from image to image in a plane
-  int pitch;   // elements from plane to plane
-  int chunks;  // of an item
-};
 
 // Rows of an image to stage. With several row blocks the halo is fetched with the rows of an item; with
 // one, it lies outside the image.

@@ -4,14 +4,12 @@
 // bytes a lane. Any other plane moves row by row, in the widest pieces that its alignment allows, with
 // zeros outside the plane.
 #pragma once
-#include <algorithm>
 #include <bit>
 #include <numeric>
 #include <type_traits>
 
 #include "core/device.h"
-#include "core/item.cuh"
-#include "core/packed16.cuh"
+#include "core/tiles.h"
 
 namespace depthwise {
 
@@ -75,7 +73,8 @@ struct WholePlane {
 template <class Rows, int Tiles, int Piece, class T, class Visit>
 __device__ __forceinline__ void each_piece(T* plane, int width, int first_row, int rows, int begin,
                                            int end, int lane, Visit visit) {
-  constexpr int across = std::min(32u, std::bit_ceil(unsigned(8 * Tiles / Piece)));
+  constexpr int pieces = int(std::bit_ceil(unsigned(8 * Tiles / Piece)));
+  constexpr int across = pieces < 32 ? pieces : 32;
   constexpr int down = 32 / across, turn = std::lcm(down, Rows::group_rows);
   // Addresses derived from the width would otherwise stay in registers from item to item.
   width = device::keep_in_loop(width);
@@ -204,7 +203,7 @@ template <class Rows, int Piece, int GroupRows, int Tiles, class T>
 __device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, const T* from,
                                            const Item<GroupRows, Tiles>& item, const Shape& shape,
                                            const Tiling& tiling, int pitch, int lane) {
-  using Value = Bits<Piece>;
+  using Value = device::Bits<Piece>;
   const int images = min(mma_rows >> tiling.groups_log2, shape.images - item.image());
   const int top = item.top(tiling), rows = min(GroupRows << tiling.groups_log2, shape.height - top);
   const int first = 8 * item.first_tile();

@@ -1,5 +1,5 @@
-// The division of planes into tiles and items: plain C++ without CUDA, which the planner and the kernels
-// share. docs/kernels.md has the picture.
+// The filter sizes, and the division of planes into tiles and items: plain C++ without CUDA, which the
+// planner and the kernels share. docs/kernels.md has the picture.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,6 +7,13 @@
 #include "arguments.h"
 
 namespace depthwise {
+
+// The filter sizes that kernels are compiled for. The build reads this table.
+constexpr int filter_sizes[] = {3, 5, 7, 8, 9, 11, 13, 15};
+
+// An even filter is the next odd one whose first row and column are zero: 'same' padding puts the
+// extra line at the bottom and right.
+constexpr int odd_size(int filter_size) { return filter_size | 1; }
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -63,6 +70,67 @@ constexpr Tiling tiling_of(Shape shape, TileShape tile) {
   return tiling;
 }
 
+// ---- items ---------------------------------------------------------------------------------------
+
+// The position of the rows of an item in shared memory. Sizes and offsets are in elements. An image of the item has groups * GroupRows rows and `halo` more. From
+// row group to row group it is an odd multiple of 16 bytes (modulo 128 bytes), within an image and
+// across images, so that loading a matrix meets no bank conflict.
+template <int GroupRows, int Columns>
+struct ItemRows {
+  static_assert(Columns % 8 == 0);
+  static constexpr int group_rows = GroupRows;
+  static constexpr int group_pitch = GroupRows * Columns + (GroupRows * Columns / 8 % 2 ? 0 : 8);
+
+  static constexpr int at(int row, int column) {
+    return row / GroupRows * group_pitch + row % GroupRows * Columns + column;
+  }
+  static constexpr int image(int groups, int halo) {
+    const int least = (groups + (halo + GroupRows - 1) / GroupRows) * group_pitch;
+    return least + ((groups * group_pitch - least) & 63);
+  }
+  static constexpr int elements(int groups, int halo) {
+    return mma_rows / groups * image(groups, halo);
+  }
+  static constexpr int group_at(int number, int groups_log2, int image_pitch) {
+    return (number >> groups_log2) * image_pitch +
+           (number & ((1 << groups_log2) - 1)) * group_pitch;
+  }
+};
+
+// An item by its number. Items follow each other from left to right, then from top to bottom, then by
+// image. Where column blocks overlap, the outermost tiles of each serve as halo only.
+template <int GroupRows, int Tiles>
+class Item {
+ public:
+  constexpr Item(int number, const Tiling& tiling)
+      : column_block_(number % tiling.column_blocks),
+        row_block_(number / tiling.column_blocks % tiling.row_blocks),
+        image_(number / tiling.column_blocks / tiling.row_blocks *
+               (mma_rows >> tiling.groups_log2)) {}
+
+  constexpr void advance(const Tiling& tiling) {
+    if (++column_block_ < tiling.column_blocks) return;
+    column_block_ = 0;
+    if (++row_block_ < tiling.row_blocks) return;
+    row_block_ = 0;
+    image_ += mma_rows >> tiling.groups_log2;
+  }
+
+  constexpr int image() const { return image_; }
+  constexpr int top(const Tiling& tiling) const {
+    return row_block_ * (GroupRows << tiling.groups_log2);
+  }
+  constexpr int left() const { return column_block_ * column_block_step(Tiles); }
+  // The tiles [first_tile, last_tile) whose outputs belong to this item.
+  constexpr int first_tile() const { return column_block_ == 0 ? 0 : 1; }
+  constexpr int last_tile(const Tiling& tiling) const {
+    return column_block_ + 1 == tiling.column_blocks ? Tiles : Tiles - 1;
+  }
+
+ private:
+  int column_block_, row_block_, image_;
+};
+
 // ---- whole planes --------------------------------------------------------------------------------
 //
 // Square planes that one item covers, and that move as straight runs of memory where everything lies
@@ -89,6 +157,11 @@ constexpr int alignment(uintptr_t address, int width, Strides strides) {
   const uintptr_t all =
       address / 2 | uintptr_t(width) | uintptr_t(strides.image) | uintptr_t(strides.channel);
   return all % 8 == 0 ? 8 : all % 4 == 0 ? 4 : all % 2 == 0 ? 2 : 1;
+}
+
+// Tells whether planes are whole and move in pieces of 16 bytes, given the least alignment of the tensors.
+constexpr bool move_whole(const Shape& shape, int alignment) {
+  return whole_planes(shape) && alignment == 8;
 }
 
 // ---- channels last -------------------------------------------------------------------------------

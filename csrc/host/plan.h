@@ -1,10 +1,9 @@
-// The choice of tiles, items and splits for a shape: plain C++ without CUDA, tested on its own.
+// The choice of tiles, items and splits for a shape, and of vectors and splits for an elementwise pass:
+// plain C++ without CUDA, tested on its own.
 #pragma once
-#include <algorithm>
 #include <cstdint>
 
 #include "arguments.h"
-#include "core/filter_sizes.h"
 #include "core/tiles.h"
 #include "host/tuning.h"
 
@@ -49,10 +48,13 @@ struct SplitTime {
 constexpr int image_splits(int64_t blocks, int image_tiles, int64_t at_a_time, SplitTime split = {},
                            int most_items = INT32_MAX) {
   if (at_a_time < 1) at_a_time = 1;
-  const int fewest = std::clamp(int(divide_up(image_tiles, most_items)), 1, most_grid_splits);
+  int fewest = int(divide_up(image_tiles, most_items));
+  if (fewest < 1) fewest = 1;
+  if (fewest > most_grid_splits) fewest = most_grid_splits;
+  const int most = fewest > 1024 ? fewest : 1024;
   int best = fewest;
   int64_t least = INT64_MAX;
-  for (int splits = fewest; splits <= image_tiles && splits <= std::max(fewest, 1024); ++splits) {
+  for (int splits = fewest; splits <= image_tiles && splits <= most; ++splits) {
     if (splits > fewest && blocks * splits > 16 * at_a_time) break;  // as good as even
     const int64_t items = divide_up(image_tiles, splits);
     const int64_t time = divide_up(blocks * splits, at_a_time) * (2 * items + split.begin) +
@@ -94,6 +96,50 @@ constexpr Plan plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {
   result.splits = image_splits(divide_up(shape.channels, most_warps), result.tiling.items,
                                int64_t(chip.multiprocessors) * blocks_resident,
                                split_time(pass, whole_planes(shape)), most_items_of_split(pass));
+  return result;
+}
+
+// ---- filters of up to 31 x 31 --------------------------------------------------------------------
+
+// From narrow to wide planes. Sixteen accumulators a lane and row group would leave no room for two rows of
+// the widest.
+constexpr TileShape large_tile_shapes[] = {{8, 1}, {4, 2}, {2, 4}, {2, 8}};
+
+constexpr TileShape large_tile_shape(int width) {
+  for (const TileShape tile : large_tile_shapes)
+    if (width <= 8 * tile.tiles) return tile;
+  return large_tile_shapes[3];
+}
+
+// Where column blocks overlap, two tiles at each seam are halo: 31 columns reach 15 columns on a side.
+constexpr int large_halo_tiles = 2;
+constexpr int large_column_step(int tiles) { return 8 * (tiles - 2 * large_halo_tiles); }
+
+constexpr int large_blocks(Pass) { return 2; }
+
+// The warps that share a channel: each sums the gradients of eight neighbouring rows of the filter.
+constexpr int filter_row_groups(const LargeFilter& filter) {
+  return int(divide_up(filter.rows(), 8));
+}
+
+constexpr Plan large_plan(Shape shape, const LargeFilter& filter, Pass pass, const Chip& chip) {
+  Plan result{};
+  result.tile = large_tile_shape(shape.width);
+  result.tiling = tiling_of(shape, result.tile);
+  const int widest = 8 * result.tile.tiles;
+  if (shape.width > widest)
+    result.tiling.column_blocks =
+        1 + int(divide_up(shape.width - widest, large_column_step(result.tile.tiles)));
+  const int64_t images = divide_up(shape.images, mma_rows >> result.tiling.groups_log2);
+  const int64_t per_image = int64_t(result.tiling.row_blocks) * result.tiling.column_blocks;
+  const bool fits = per_image == 0 || images <= INT32_MAX / per_image;
+  result.tiling.items = fits ? int(images * per_image) : -1;
+  if (!fits) return result;
+  const int warps = pass == Pass::forward ? 1 : filter_row_groups(filter);
+  result.splits =
+      image_splits(divide_up(int64_t(shape.channels) * warps, most_warps), result.tiling.items,
+                   int64_t(chip.multiprocessors) * large_blocks(pass), split_time(pass, false),
+                   most_items_of_split(pass));
   return result;
 }
 
@@ -171,6 +217,54 @@ constexpr Plan channels_last_plan(Shape shape, int filter_size, Pass pass, const
   result.splits = image_splits(blocks, result.tiling.items / parts, at_a_time,
                                split_time(pass, false), most_items_of_split(pass));
   return result;
+}
+
+// ---- elementwise passes --------------------------------------------------------------------------
+
+constexpr int elementwise_threads(bool channels_last) { return channels_last ? 256 : 128; }
+
+constexpr int elementwise_blocks(bool channels_last, const Tuning& tuning) {
+  return channels_last ? tuning.channels_last_elementwise_blocks : tuning.elementwise_blocks;
+}
+
+// The largest number of neighbouring elements that one access may move in all three tensors, 8, 4 or 1.
+constexpr int elementwise_vector(const ElementwiseArguments& p, bool channels_last) {
+  uintptr_t all = uintptr_t(channels_last ? p.channels : p.inner);
+  const auto include = [&](const void* tensor, const Steps& steps) {
+    if (tensor == nullptr) return;
+    all |= uintptr_t(tensor) / 2 | uintptr_t(steps.outer);
+    if (!channels_last) all |= uintptr_t(steps.channel);
+  };
+  include(p.value, p.value_steps);
+  include(p.other, p.other_steps);
+  include(p.output, p.output_steps);
+  return all % 8 == 0 ? 8 : all % 4 == 0 && !channels_last ? 4 : 1;
+}
+
+// The largest outer index: a thread goes up to a batch of warps beyond the last one.
+constexpr int most_outer = INT32_MAX - 128;
+
+struct ElementwisePlan {
+  int vector;
+  int blocks;  // of channels
+  int splits;  // of the outer index
+};
+
+constexpr ElementwisePlan elementwise_plan(const ElementwiseArguments& p, bool channels_last,
+                                           const Chip& chip) {
+  ElementwisePlan plan{};
+  plan.vector = elementwise_vector(p, channels_last);
+  const int block_channels = !channels_last     ? elementwise_threads(false) / 32
+                             : plan.vector == 8 ? 64
+                                                : 32;
+  plan.blocks = int(divide_up(p.channels, block_channels));
+  // A pixel is less than a thread should have to itself.
+  const int least = channels_last ? elementwise_threads(true) : 1;
+  const int most = int(divide_up(p.outer, least));
+  plan.splits = image_splits(plan.blocks, most,
+                             int64_t(chip.multiprocessors) *
+                                 elementwise_blocks(channels_last, tuning_of(chip.capability)));
+  return plan;
 }
 
 }  // namespace depthwise

@@ -1,11 +1,11 @@
 // Elementwise passes over the values of a convolution: the moments of their activation, its
 // normalisation, the sums that the backward pass needs and the gradient of the values. Each reads every
 // tensor once, and none sums across blocks: splits are added up afterwards, in order.
-#include "core/gradient_of_value.cuh"
-#include "core/moments.cuh"
-#include "core/packed16.cuh"
-#include "host/elementwise_plan.h"
-#include "host/launch.cuh"
+#include <cstring>
+
+#include "core/activation.cuh"
+#include "core/device.h"
+#include "host/launch.h"
 
 namespace depthwise {
 
@@ -13,7 +13,7 @@ namespace depthwise {
 template <class T, int Vector>
 struct Pack {
   static_assert(Vector == 8 || Vector == 4 || Vector == 1);
-  using Bits = depthwise::Bits<Vector>;
+  using Bits = device::Bits<Vector>;
   uint32_t word[(Vector + 1) / 2] = {};
 
   __device__ __forceinline__ void read(const T* from) {
@@ -26,14 +26,14 @@ struct Pack {
     *reinterpret_cast<Bits*>(to) = bits;
   }
   __device__ __forceinline__ float operator[](int i) const {
-    const float2 two = unpack<T>(word[i / 2]);
+    const float2 two = device::unpack<T>(word[i / 2]);
     return i % 2 ? two.y : two.x;
   }
   __device__ __forceinline__ static Pack of(const float (&value)[Vector]) {
     Pack result;
 #pragma unroll
     for (int i = 0; i < Vector; i += 2)
-      result.word[i / 2] = pack<T>(value[i], Vector > 1 ? value[i + (Vector > 1)] : 0.f);
+      result.word[i / 2] = device::pack<T>(value[i], Vector > 1 ? value[i + (Vector > 1)] : 0.f);
     return result;
   }
 };
@@ -337,7 +337,7 @@ template <ElementwisePass pass>
 cudaError_t launch_pass(const ElementwiseArguments& p, ElementType type, bool channels_last,
                         const ElementwisePlan& plan, cudaStream_t stream) {
   const dim3 grid(unsigned(plan.blocks), unsigned(plan.splits));
-  return with_element(type, [&](auto element) {
+  const auto with_element = [&](auto element) {
     const auto launch = [&](auto vector, auto last) {
       return device::launch(elementwise_kernel<pass, decltype(element), vector, last>(), grid,
                             unsigned(elementwise_threads(last)),
@@ -349,7 +349,8 @@ cudaError_t launch_pass(const ElementwiseArguments& p, ElementType type, bool ch
     if (plan.vector == 8) return launch(Constant<8>(), std::false_type());
     if (plan.vector == 4) return launch(Constant<4>(), std::false_type());
     return launch(Constant<1>(), std::false_type());
-  });
+  };
+  return type == ElementType::half ? with_element(__half()) : with_element(__nv_bfloat16());
 }
 
 }  // namespace

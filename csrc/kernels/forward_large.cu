@@ -2,9 +2,7 @@
 // channel, whose filter it keeps in shared memory, and works through a split of its items.
 #include "core/large_item.cuh"
 #include "core/large_toeplitz.cuh"
-#include "core/packed16.cuh"
-#include "host/large_launch.h"
-#include "host/launch.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 namespace {
@@ -20,12 +18,12 @@ struct LargeForwardBlock {
   __host__ __device__ static constexpr int output_elements(int groups) {
     return Rows::elements(groups, 0);
   }
-  template <class T>
   static constexpr size_t shared_bytes(int warps, int groups, int filter_rows) {
-    using device::SharedMemory;
-    return SharedMemory::bytes<T>(size_t(warps * input_elements(groups, filter_rows))) +
-           SharedMemory::bytes<T>(size_t(warps * output_elements(groups))) +
-           SharedMemory::bytes<T>(size_t(warps * SharedBands<T>::elements(filter_rows)));
+    const auto bytes = [&](int elements) {
+      return device::SharedMemory::bytes<__half>(size_t(warps * elements));
+    };
+    return bytes(input_elements(groups, filter_rows)) + bytes(output_elements(groups)) +
+           bytes(SharedBands<__half>::elements(filter_rows));
   }
 };
 
@@ -64,10 +62,9 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
   const int rows = Rows::group_at(lane % 16, tiling.groups_log2, input_pitch) + lane / 16 * 8;
   T* const first_group = output + Rows::group_at(lane / 4, tiling.groups_log2, output_pitch);
   T* const second_group = output + Rows::group_at(lane / 4 + 8, tiling.groups_log2, output_pitch);
-  const Planes<const T> source{
-      static_cast<const T*>(p.input),
-      static_cast<const T*>(p.input) + channel * p.input_strides.channel, p.input_strides.image,
-      input_alignment};
+  const Planes<const T> source{static_cast<const T*>(p.input),
+                               static_cast<const T*>(p.input) + channel * p.input_strides.channel,
+                               p.input_strides.image, input_alignment};
   T* const target = static_cast<T*>(p.output) + channel * p.output_strides.channel;
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
@@ -97,8 +94,8 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
       for (int s = 0; s < GroupRows; ++s) {
         const float (&value)[4] = accumulator[s][q];
         const int at = Rows::at(s, 8 * q) + lane % 4 * 2;
-        *reinterpret_cast<uint32_t*>(first_group + at) = pack<T>(value[0], value[1]);
-        *reinterpret_cast<uint32_t*>(second_group + at) = pack<T>(value[2], value[3]);
+        *reinterpret_cast<uint32_t*>(first_group + at) = device::pack<T>(value[0], value[1]);
+        *reinterpret_cast<uint32_t*>(second_group + at) = device::pack<T>(value[2], value[3]);
       }
     __syncwarp();
     store_large<Rows>(target, p.output_strides.image, output_alignment, output, item, p.shape,
@@ -116,20 +113,16 @@ cudaError_t launch_forward_large(const LargeForwardArguments& p, ElementType typ
   const int input = alignment(uintptr_t(p.input), width, p.input_strides);
   const int output = alignment(uintptr_t(p.output), width, p.output_strides);
   const int groups = 1 << plan.tiling.groups_log2, filter_rows = p.filter.rows();
-  return with_element(type, [&](auto element) {
+  return with_large_tile(type, plan.tile, [&](auto element, auto group_rows, auto tiles) {
     using T = decltype(element);
-    return with_large_tile(plan.tile, [&](auto group_rows, auto tiles) {
-      using Block = LargeForwardBlock<group_rows, tiles>;
-      int warps = most_warps;
-      while (warps > 1 &&
-             Block::template shared_bytes<T>(warps, groups, filter_rows) > most_shared_bytes)
-        warps /= 2;
-      const dim3 grid(unsigned(divide_up(p.shape.channels, warps)), unsigned(plan.splits));
-      return device::launch(depthwise_forward_large<T, group_rows, tiles>, grid,
-                            unsigned(32 * warps),
-                            Block::template shared_bytes<T>(warps, groups, filter_rows), stream, p,
-                            plan.tiling, input, output);
-    });
+    using Block = LargeForwardBlock<group_rows, tiles>;
+    int warps = most_warps;
+    while (warps > 1 && Block::shared_bytes(warps, groups, filter_rows) > most_shared_bytes)
+      warps /= 2;
+    const dim3 grid(unsigned(divide_up(p.shape.channels, warps)), unsigned(plan.splits));
+    return device::launch(depthwise_forward_large<T, group_rows, tiles>, grid, unsigned(32 * warps),
+                          Block::shared_bytes(warps, groups, filter_rows), stream, p, plan.tiling,
+                          input, output);
   });
 }
 

@@ -3,8 +3,7 @@
 // splits in order.
 #include "core/large_item.cuh"
 #include "core/large_toeplitz.cuh"
-#include "host/large_launch.h"
-#include "host/launch.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 namespace {
@@ -20,10 +19,10 @@ struct LargeWeightGradientBlock {
   __host__ __device__ static constexpr int gradient_elements(int groups) {
     return stages * Rows::elements(groups, 0);
   }
-  template <class T>
   static constexpr size_t shared_bytes(int warps, int groups) {
-    return device::SharedMemory::bytes<T>(size_t(warps * input_elements(groups))) +
-           device::SharedMemory::bytes<T>(size_t(warps * gradient_elements(groups)));
+    using device::SharedMemory;
+    return SharedMemory::bytes<__half>(size_t(warps * input_elements(groups))) +
+           SharedMemory::bytes<__half>(size_t(warps * gradient_elements(groups)));
   }
 };
 
@@ -131,17 +130,15 @@ cudaError_t launch_weight_gradient_large(const LargeWeightGradientArguments& p, 
   const int input = alignment(uintptr_t(p.input), width, p.input_strides);
   const int gradient = alignment(uintptr_t(p.output_gradient), width, p.gradient_strides);
   const int groups = 1 << plan.tiling.groups_log2;
-  return with_element(type, [&](auto element) {
+  return with_large_tile(type, plan.tile, [&](auto element, auto group_rows, auto tiles) {
     using T = decltype(element);
-    return with_large_tile(plan.tile, [&](auto group_rows, auto tiles) {
-      using Block = LargeWeightGradientBlock<group_rows, tiles>;
-      const int warps = fitting_warps<Block, T>(groups);
-      const int64_t all_warps = int64_t(p.shape.channels) * filter_row_groups(p.filter);
-      const dim3 grid(unsigned(divide_up(all_warps, warps)), unsigned(plan.splits));
-      return device::launch(depthwise_weight_gradient_large<T, group_rows, tiles>, grid,
-                            unsigned(32 * warps), Block::template shared_bytes<T>(warps, groups),
-                            stream, p, plan.tiling, input, gradient);
-    });
+    using Block = LargeWeightGradientBlock<group_rows, tiles>;
+    const int warps = fitting_warps(Block::shared_bytes, groups);
+    const int64_t all_warps = int64_t(p.shape.channels) * filter_row_groups(p.filter);
+    const dim3 grid(unsigned(divide_up(all_warps, warps)), unsigned(plan.splits));
+    return device::launch(depthwise_weight_gradient_large<T, group_rows, tiles>, grid,
+                          unsigned(32 * warps), Block::shared_bytes(warps, groups), stream, p,
+                          plan.tiling, input, gradient);
   });
 }
 

@@ -17,13 +17,17 @@ from .faults import first_problem
 from .steps import Case
 
 BF16 = torch.bfloat16
-FORWARD, STAGING = "kernels/forward.cuh", "core/staging_contiguous.cuh"
+FORWARD, STAGING = "kernels/forward.cu", "core/staging_contiguous.cuh"
 EPILOGUE, TOEPLITZ = "core/epilogue.cuh", "core/toeplitz.cuh"
 PIXELS_STAGING = "core/staging_channels_last.cuh"
-PIXELS_FORWARD = "kernels/forward_channels_last.cuh"
+PIXELS_FORWARD = "kernels/forward_channels_last.cu"
 HALO = ("item.top(tiling) - pad", "item.top(tiling)")
-# Kernels are compiled for bfloat16 alone, which takes half the time.
-OTHER_TYPE = ("host/launch.cuh", "launch(__half())", "cudaErrorInvalidValue")
+# Kernels are compiled for bfloat16 alone, which takes half the time: a file with kernels holds one
+# of these texts, which has them compiled for float16 too, and gets the other in its place.
+OTHER_TYPE = {
+    "add(__half(), ElementType::half);": "",
+    "with_element(__half())": "cudaErrorInvalidValue",
+}
 
 
 # Several row and column blocks; several images in an item, one of them missing; channels left over.
@@ -39,7 +43,7 @@ class SourceFault:
 
     what: str
     cases: tuple[Case, ...]
-    family: str  # of launchers, which instantiate.cu compiles for the size of the cases, or a file
+    family: str  # of kernels: a file, compiled for the size of the cases if it takes one
     file: str
     text: str
     replacement: str = ""
@@ -70,7 +74,7 @@ FAULTS = [
     *_of(
         *("weight_gradient", PLANES, "contiguous", "weight_gradient"),
         (
-            *("seams counted twice", "kernels/weight_gradient.cuh"),
+            *("seams counted twice", "kernels/weight_gradient.cu"),
             *("item.first_tile() > 0", "false"),
         ),
     ),
@@ -111,8 +115,8 @@ FAULTS = [
     ),
     *_of(
         *("fused_backward", WHOLE, "contiguous", "backward"),
-        ("gradients of missing images", "kernels/backward.cuh", "image < left", "true"),
-        ("filter not turned back", "kernels/backward.cuh", "store<true>", "store<false>"),
+        ("gradients of missing images", "kernels/backward.cu", "image < left", "true"),
+        ("filter not turned back", "kernels/backward.cu", "store<true>", "store<false>"),
     ),
     *_of(
         *("statistics", VALUES, "contiguous", "elementwise"),
@@ -145,8 +149,9 @@ def notice(fault: SourceFault) -> str:
         csrc = Path(folder, "csrc")
         ignored = shutil.ignore_patterns("build_tools", "interpreter")
         shutil.copytree(emulated_gpu.CSRC, csrc, ignore=ignored)
-        file, text, replacement = OTHER_TYPE
-        _change(csrc / file, text, replacement)
+        kernels = csrc / "kernels" / f"{fault.family}.cu"
+        (text,) = (text for text in OTHER_TYPE if text in kernels.read_text())
+        _change(kernels, text, OTHER_TYPE[text])
         _change(csrc / fault.file, fault.text, fault.replacement)
         changed = Path(folder, "changed.ptx")
         unit = _unit(fault)
@@ -156,12 +161,8 @@ def notice(fault: SourceFault) -> str:
 
 def _unit(fault: SourceFault) -> cuda_build.Unit:
     """Compiles what `fault` needs and no other filter size."""
-    sources = {unit.name: unit for unit in cuda_build.cuda_units()}
-    if fault.family in sources:
-        return sources[fault.family]
-    size = f"FIRST_SIZE={fault.cases[0].kernel_size}"
-    instantiate = cuda_build.CSRC / "instantiate.cu"
-    return cuda_build.Unit(fault.family, instantiate, (fault.family.upper(), size))
+    source = cuda_build.CSRC / "kernels" / f"{fault.family}.cu"
+    return cuda_build.Unit(fault.family, source, (f"FIRST_SIZE={fault.cases[0].kernel_size}",))
 
 
 def _change(path: Path, text: str, replacement: str) -> None:

@@ -10,10 +10,10 @@
 #include <cstdlib>
 #include <vector>
 
-#include "kernels/forward.cuh"
-#include "kernels/forward_channels_last.cuh"
-#include "kernels/weight_gradient.cuh"
-#include "kernels/weight_gradient_channels_last.cuh"
+#include "kernels/forward.cu"
+#include "kernels/forward_channels_last.cu"
+#include "kernels/weight_gradient.cu"
+#include "kernels/weight_gradient_channels_last.cu"
 
 using namespace depthwise;
 
@@ -138,8 +138,8 @@ void check_items(const Architecture& on, const Shape& shape, const Tiling& tilin
 
 template <class Block>
 void check_contiguous_block(const Architecture& on, const Shape& shape, int groups) {
-  const int warps = fitting_warps<Block, __half>(groups);
-  require(Block::template shared_bytes<__half>(warps, groups) <= size_t(on.chip.shared_bytes),
+  const int warps = fitting_warps(Block::shared_bytes, groups);
+  require(Block::shared_bytes(warps, groups) <= size_t(on.chip.shared_bytes),
           "a block takes more shared memory than there is", on, shape);
 }
 
@@ -151,31 +151,35 @@ void check_contiguous(const Architecture& on, const Shape& shape) {
   hold(tiling.groups_log2 >= 0 && tiling.groups_log2 <= 4, "groups");
   hold(chosen.splits >= 1 && chosen.splits <= 65535, "splits do not fit the grid");
   hold(chosen.splits <= tiling.items, "a split without items");
-  const auto check = [&](auto group_rows, auto tiles) {
-    hold(chosen.tile.group_rows == group_rows, "the kernel for this tile has other row groups");
+  bool found = false;
+  each_tile([&](auto group_rows, auto tiles) {
+    if (!(chosen.tile == TileShape{group_rows, tiles})) return;
+    found = true;
     check_contiguous_block<ForwardBlock<Size, group_rows, tiles>>(on, shape,
                                                                   1 << tiling.groups_log2);
     check_contiguous_block<WeightGradientBlock<Size, group_rows, tiles>>(on, shape,
                                                                          1 << tiling.groups_log2);
     check_items<group_rows, tiles>(on, shape, tiling);
-    return cudaSuccess;
-  };
-  hold(with_tile(chosen.tile, check) == cudaSuccess, "no kernel for this tile");
+  });
+  hold(found, "no kernel for this tile");
 }
 
 template <int Size, Pass pass>
 void check_channels_last(const Architecture& on, const Shape& shape) {
   const Plan chosen = channels_last_plan(shape, Size, pass, on.chip);
   const auto hold = [&](bool holds, const char* what) { require(holds, what, on, shape); };
-  const auto check = [&](auto group_rows, auto tiles, auto channels) {
+  const ChannelsLastTile planned{chosen.tile, chosen.channels};
+  bool found = false;
+  each_channels_last_tile<Size, pass>([&](auto group_rows, auto tiles, auto channels) {
+    if (!(planned == ChannelsLastTile{{group_rows, tiles}, channels})) return;
+    found = true;
     using Block =
         std::conditional_t<pass == Pass::forward,
                            ChannelsLastForwardBlock<Size, group_rows, tiles, channels>,
                            ChannelsLastWeightGradientBlock<Size, group_rows, tiles, channels>>;
-    hold(chosen.tile.group_rows == group_rows, "the kernel for this tile has other row groups");
-    hold(chosen.channels == channels, "the kernel for this tile has other channels");
-    Tiling tiling = fitting_tiling<Block, __half>(chosen.tiling);
-    hold(Block::template shared_bytes<__half>(tiling) <= size_t(on.chip.shared_bytes),
+    const Variant variant{ElementType::half, chosen.tile, channels};
+    Tiling tiling = fitting_tiling(channels_last_block<Block>(variant), chosen.tiling);
+    hold(Block::shared_bytes(tiling) <= size_t(on.chip.shared_bytes),
          "a block takes more shared memory than there is");
     hold(tiling.groups_log2 >= chosen.tiling.groups_log2 && tiling.groups_log2 <= 4, "groups");
     // The launch counts images by those of its own items.
@@ -183,10 +187,8 @@ void check_channels_last(const Architecture& on, const Shape& shape) {
     tiling.items = image_tiles * sections(tiling);
     hold(chosen.splits >= 1 && chosen.splits <= image_tiles, "a split without images");
     check_items<group_rows, tiles>(on, shape, tiling);
-    return cudaSuccess;
-  };
-  const ChannelsLastTile block{chosen.tile, chosen.channels};
-  hold(with_channels_last_tile<Size, pass>(block, check) == cudaSuccess, "no kernel for this tile");
+  });
+  hold(found, "no kernel for this tile");
 }
 
 template <int Size>

@@ -34,16 +34,16 @@ def test_python_has_the_tables_of_the_extension() -> None:
 
 
 def test_every_odd_filter_size_is_compiled_once_for_each_family() -> None:
-    units = cuda_build.cuda_units()
-    families = {unit.macros[0] for unit in units if unit.macros}
-    assert families == {
-        *("FORWARD", "WEIGHT_GRADIENT", "BACKWARD"),
-        *("FORWARD_CHANNELS_LAST", "WEIGHT_GRADIENT_CHANNELS_LAST"),
-    }
+    sizes: dict[str, list[int]] = {}
+    for unit in cuda_build.cuda_units():
+        compiled = [int(macro.partition("=")[2]) for macro in unit.macros]
+        sizes.setdefault(unit.source.stem, []).extend(compiled)
     odd_sizes = [size for size in cuda_build.filter_sizes() if size % 2]
-    for family in families:
-        macros = [macro for unit in units if family in unit.macros for macro in unit.macros[1:]]
-        assert sorted(int(macro.partition("=")[2]) for macro in macros) == odd_sizes
+    assert sizes == {
+        **dict.fromkeys(("forward", "weight_gradient", "backward"), odd_sizes),
+        **dict.fromkeys(("forward_channels_last", "weight_gradient_channels_last"), odd_sizes),
+        **{family: [] for family in ("elementwise", "merge_splits")},
+    }
 
 
 @pytest.mark.parametrize(

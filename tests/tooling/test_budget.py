@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -353,7 +354,7 @@ template __global__ void spilling<float, 64>(float*, const uint32_t*, const int*
 
 def test_a_kernel_is_compiled_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
-        toolchain.find_toolkit()
+        toolkit = toolchain.find_toolkit()
     except toolchain.Missing as missing:
         pytest.skip(str(missing))
     source = tmp_path / "spilling.cu"
@@ -366,3 +367,25 @@ def test_a_kernel_is_compiled_and_measured(tmp_path: Path, monkeypatch: pytest.M
     assert row.numbers["LDL"] >= 4 and row.numbers["STL"] >= 4
     assert row.local_in_loops >= 8
     assert 16 <= row.numbers["registers"] <= 255
+
+    objects = tmp_path / "objects"
+    objects.mkdir()
+    with pytest.raises(FileNotFoundError):
+        budget.measure_objects(objects)
+    nvcc = (toolkit.nvcc, "-ccbin", toolkit.host_compiler, *cuda_build.NVCC_FLAGS)
+    output = objects / "spilling.cu.o"
+    subprocess.run([*nvcc, "-arch=sm_90", "-c", source, "-o", output], check=True)
+    assert budget.measure_objects(objects) == [row]
+
+
+def test_objects_are_compared_for_their_architectures_alone(
+    table: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fine = changed(spill_stores=0, spill_loads=0)
+    others = [replace(fine, architecture="80"), replace(fine, compiler="triton 3.6.0")]
+    budget.write_table(table, [fine, *others])
+    monkeypatch.setattr(budget, "measure_objects", lambda folder: [fine])
+    assert budget.main(["--objects", str(tmp_path)]) == 0
+    assert budget.main(["--objects", str(tmp_path), "--update"]) == 0
+    assert len(budget.read_table(table)) == 3
+    assert budget.main([]) == 1  # there it misses the kernel for sm_80

@@ -303,10 +303,9 @@ static PyModuleDef definition{PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, metho
 PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&definition); }
 """
 KERNEL = """
-#if defined(TWICE)
 #include "core/scale.h"
-#endif
-static_assert(FIRST_SIZE == 3);
+#define COMPILE_FOR_SIZES static_assert(FIRST_SIZE == 3);
+COMPILE_FOR_SIZES
 __global__ void twice(int* x) { *x *= 2; }
 int doubled(int x) {
   cudaStream_t stream = nullptr;
@@ -333,8 +332,9 @@ def source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tree / "csrc" / "core").mkdir()
     (tree / "csrc" / "bindings.cpp").write_text(BINDINGS)
     (tree / "csrc" / "core" / "scale.h").write_text("constexpr int scale = 2;\n")
-    (tree / "csrc" / "core" / "filter_sizes.h").write_text("int filter_sizes[] = {2, 3};\n")
-    (tree / "csrc" / "instantiate.cu").write_text(KERNEL)
+    (tree / "csrc" / "core" / "tiles.h").write_text("int filter_sizes[] = {2, 3};\n")
+    (tree / "csrc" / "kernels").mkdir()
+    (tree / "csrc" / "kernels" / "twice.cu").write_text(KERNEL)
     return tree
 
 
@@ -472,7 +472,7 @@ def test_what_the_distributions_contain(source_tree: Path, build: Build) -> None
         information = file.extractfile(contents["PKG-INFO"])
         assert information is not None
         metadata = information.read().decode()
-    expected = {"csrc/build_tools/toolchain.py", "csrc/instantiate.cu", "csrc/core/scale.h"}
+    expected = {"csrc/build_tools/toolchain.py", "csrc/kernels/twice.cu", "csrc/core/scale.h"}
     assert expected | {"LICENSE", "setup.py", "csrc/bindings.cpp"} | recipes <= contents.keys()
     assert not [name for name in contents if name.endswith((".so", "_build.json"))]
     assert "\nName: convmixer-kernels\n" in metadata

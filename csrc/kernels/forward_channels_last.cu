@@ -1,11 +1,10 @@
-// Forward pass and input gradient of channels-last tensors: the core and the epilogues of forward.cuh,
+// Forward pass and input gradient of channels-last tensors: the core and the epilogues of forward.cu,
 // between the staging of staging_channels_last.cuh. A block owns some channels and a section of the
 // images, and works through a split of these; each warp has channels of its own, their bands in
 // registers. Outputs take the place of the input in its planes.
-#pragma once
 #include "core/epilogue.cuh"
 #include "core/staging_channels_last.cuh"
-#include "host/launch.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 
@@ -28,12 +27,11 @@ struct ChannelsLastForwardBlock {
   static constexpr Staged staged(const Tiling& tiling) {
     return Planes::staged(tiling, Tiles, pad);
   }
-  template <class T>
   static constexpr size_t shared_bytes(const Tiling& tiling) {
     using device::SharedMemory;
     const Staged input = staged(tiling);
-    return SharedMemory::bytes<T>(Planes::elements(input.pitch)) +
-           SharedMemory::bytes<T>(Planes::raw_elements(input.chunks)) +
+    return SharedMemory::bytes<__half>(Planes::elements(input.pitch)) +
+           SharedMemory::bytes<__half>(Planes::raw_elements(input.chunks)) +
            SharedMemory::bytes<Chunk>(size_t(input.chunks)) +
            SharedMemory::bytes<Chunk>(size_t(output_chunks));
   }
@@ -196,40 +194,23 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::forward
       FusedEpilogue{p.bias, p.normalisation, p.activation}, p.residual, p.added);
 }
 
-// ---- launchers -----------------------------------------------------------------------------------
+// ---- the table -----------------------------------------------------------------------------------
 
 template <int Size>
-cudaError_t launch_forward_channels_last(const ChannelsLastForwardArguments& p, ElementType type,
-                                         const Plan& plan, cudaStream_t stream) {
-  const int channels = p.shape.channels;
-  const bool input = in_units(uintptr_t(p.input), channels, p.input_strides);
-  const bool output = in_units(uintptr_t(p.output), channels, p.output_strides);
-  return with_channels_last<Size, Pass::forward>(
-      type, plan, [&](auto element, auto group_rows, auto tiles, auto block_channels) {
-        using T = decltype(element);
-        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles, block_channels>,
-                                  T>(
-            depthwise_forward_channels_last<T, Size, group_rows, tiles, block_channels>, plan,
-            stream, p, input, output);
-      });
+void add_kernels(KernelTable<ChannelsLastForwardKernels>& table) {
+  const auto add = [&](auto element, ElementType type) {
+    using T = decltype(element);
+    each_channels_last_tile<Size, Pass::forward>([&](auto group_rows, auto tiles, auto channels) {
+      using Block = ChannelsLastForwardBlock<Size, group_rows, tiles, channels>;
+      table.add({channels_last_block<Block>({type, {group_rows, tiles}, channels}),
+                 depthwise_forward_channels_last<T, Size, group_rows, tiles, channels>,
+                 depthwise_forward_fused_channels_last<T, Size, group_rows, tiles, channels>});
+    });
+  };
+  add(__half(), ElementType::half);
+  add(__nv_bfloat16(), ElementType::bfloat16);
 }
 
-template <int Size>
-cudaError_t launch_fused_forward_channels_last(const ChannelsLastFusedForwardArguments& p,
-                                               ElementType type, const Plan& plan,
-                                               cudaStream_t stream) {
-  const int channels = p.shape.channels;
-  const bool input = in_units(uintptr_t(p.input), channels, p.input_strides);
-  const bool output =
-      in_units(uintptr_t(p.output) | uintptr_t(p.added), channels, p.output_strides);
-  return with_channels_last<Size, Pass::forward>(
-      type, plan, [&](auto element, auto group_rows, auto tiles, auto block_channels) {
-        using T = decltype(element);
-        return launch_by_sections<ChannelsLastForwardBlock<Size, group_rows, tiles, block_channels>,
-                                  T>(
-            depthwise_forward_fused_channels_last<T, Size, group_rows, tiles, block_channels>, plan,
-            stream, p, input, output);
-      });
-}
+COMPILE_FOR_SIZES(ChannelsLastForwardKernels)
 
 }  // namespace depthwise

@@ -1,11 +1,23 @@
-// From the moments of splits, or running statistics, to the normalisation of each channel.
-#include "core/moments.cuh"
+// The kernels that follow a pass: the sums and the moments of its splits become one, and moments or running
+// statistics become the normalisation of each channel.
+#include "core/activation.cuh"
 #include "core/tiles.h"
-#include "host/kernel_launch.h"
 #include "host/launch.h"
 
 namespace depthwise {
 namespace {
+
+constexpr int element_threads = 256;
+
+// One thread per element.
+__global__ void __launch_bounds__(element_threads)
+    add_splits(float* sums, const float* partial_sums, int splits, ptrdiff_t elements) {
+  const ptrdiff_t i = ptrdiff_t(blockIdx.x) * element_threads + int(threadIdx.x);
+  if (i >= elements) return;
+  float total = 0;
+  for (int s = 0; s < splits; ++s) total += partial_sums[s * elements + i];
+  sums[i] = total;
+}
 
 constexpr int channel_threads = 128;
 
@@ -63,6 +75,14 @@ __global__ void __launch_bounds__(channel_threads) batch_normalisation(Normalisa
 }
 
 }  // namespace
+
+cudaError_t find_kernels() { return device::find_code(reinterpret_cast<const void*>(add_splits)); }
+
+cudaError_t launch_add_splits(float* sums, const float* partial_sums, int splits,
+                              ptrdiff_t elements, cudaStream_t stream) {
+  return device::launch(add_splits, unsigned(divide_up(elements, element_threads)),
+                        unsigned(element_threads), 0, stream, sums, partial_sums, splits, elements);
+}
 
 cudaError_t launch_merge_moments(const float* moments, int parts, int channels, float* merged,
                                  cudaStream_t stream) {

@@ -1,10 +1,9 @@
 // Weight and bias gradient of contiguous planes. Output rows are K of the mma. Each warp owns a channel
 // and keeps its sums in registers over a split of the items; a second kernel adds the splits in order,
 // so that the result is the same in every run.
-#pragma once
 #include "core/staging_contiguous.cuh"
 #include "core/toeplitz.cuh"
-#include "host/launch.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 
@@ -24,10 +23,9 @@ struct WeightGradientBlock {
   __host__ __device__ static constexpr int gradient_elements(int groups) {
     return stages * Gradient::elements(groups, 0);
   }
-  template <class T>
   static constexpr size_t shared_bytes(int warps, int groups) {
-    return device::SharedMemory::bytes<T>(size_t(warps * input_elements(groups))) +
-           device::SharedMemory::bytes<T>(size_t(warps * gradient_elements(groups)));
+    return device::SharedMemory::bytes<__half>(size_t(warps * input_elements(groups))) +
+           device::SharedMemory::bytes<__half>(size_t(warps * gradient_elements(groups)));
   }
 };
 
@@ -135,18 +133,23 @@ __global__ void __launch_bounds__(32 * most_warps,
 }
 
 template <int Size>
-cudaError_t launch_weight_gradient(const WeightGradientArguments& p, ElementType type,
-                                   const Plan& plan, cudaStream_t stream) {
-  const int width = p.shape.width;
-  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
-  const int gradient = alignment(uintptr_t(p.output_gradient), width, p.gradient_strides);
-  return with_planes(type, plan.tile, move_whole(p.shape, input, gradient),
-                     [&](auto element, auto group_rows, auto tiles, auto whole) {
-                       using T = decltype(element);
-                       return launch_by_channels<WeightGradientBlock<Size, group_rows, tiles>, T>(
-                           depthwise_weight_gradient<T, Size, group_rows, tiles, whole>, plan,
-                           stream, p, input, gradient);
-                     });
+void add_kernels(KernelTable<WeightGradientKernels>& table) {
+  const auto add = [&](auto element, ElementType type) {
+    using T = decltype(element);
+    each_tile([&](auto group_rows, auto tiles) {
+      constexpr TileShape tile{group_rows, tiles};
+      const auto shared_bytes = WeightGradientBlock<Size, group_rows, tiles>::shared_bytes;
+      table.add({{{type, tile, false}, shared_bytes},
+                 depthwise_weight_gradient<T, Size, group_rows, tiles, false>});
+      if constexpr (is_whole(tile))
+        table.add({{{type, tile, true}, shared_bytes},
+                   depthwise_weight_gradient<T, Size, group_rows, tiles, true>});
+    });
+  };
+  add(__half(), ElementType::half);
+  add(__nv_bfloat16(), ElementType::bfloat16);
 }
+
+COMPILE_FOR_SIZES(WeightGradientKernels)
 
 }  // namespace depthwise

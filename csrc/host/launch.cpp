@@ -1,4 +1,4 @@
-#include "host/kernel_launch.h"
+#include "host/launch.h"
 
 #include <mutex>
 #include <set>

@@ -4,11 +4,9 @@
 // input gradient, and with the input (rows as K) to give the weight gradient. For the latter, input and
 // gradient change roles, since it is the gradient that has a halo there; the filter comes out turned by
 // half a turn.
-#pragma once
 #include "core/epilogue.cuh"
-#include "core/gradient_of_value.cuh"
 #include "core/staging_contiguous.cuh"
-#include "host/launch.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 
@@ -35,10 +33,9 @@ struct BackwardBlock {
       if (other > most) most = other;
     return most;
   }
-  template <class T>
   static constexpr size_t shared_bytes(int warps, int groups) {
-    return device::SharedMemory::bytes<T>(size_t(warps * stages * stage_elements(groups))) +
-           device::SharedMemory::bytes<T>(size_t(warps * haloed_elements(groups)));
+    return device::SharedMemory::bytes<__half>(size_t(warps * stages * stage_elements(groups))) +
+           device::SharedMemory::bytes<__half>(size_t(warps * haloed_elements(groups)));
   }
 };
 
@@ -131,11 +128,11 @@ __global__ void __launch_bounds__(32 * most_warps,
         uint32_t word[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float2 v = unpack<T>(cs[i]), d = unpack<T>(gs[i]);
+          const float2 v = device::unpack<T>(cs[i]), d = device::unpack<T>(gs[i]);
           const float low = exists ? value_gradient(activate, v.x, d.x) : 0.f;
           const float high = exists ? value_gradient(activate, v.y, d.y) : 0.f;
           bias += low, bias += high;
-          word[i] = pack<T>(low, high);
+          word[i] = device::pack<T>(low, high);
         }
         T* const target = haloed + to.in_shared + in_shared + Block::shift;
         if constexpr (Block::shift % 8 == 0) {
@@ -203,31 +200,26 @@ __global__ void __launch_bounds__(32 * most_warps,
 }
 
 template <int Size>
-cudaError_t launch_backward(const BackwardArguments& p, ElementType type, const Plan& plan,
-                            cudaStream_t stream) {
-  const std::pair<const void*, const Strides&> tensors[] = {
-      {p.input, p.input_strides},
-      {p.value, p.value_strides},
-      {p.output_gradient, p.output_gradient_strides},
-      {p.input_gradient, p.input_gradient_strides},
-      {p.value_gradient, p.value_gradient_strides}};
-  int least = 8;
-  for (const auto& [tensor, strides] : tensors)
-    if (tensor != nullptr)
-      least = std::min(least, alignment(uintptr_t(tensor), p.shape.width, strides));
-  const auto launch = [&](auto element, auto group_rows, auto tiles, auto with_weight) {
+void add_kernels(KernelTable<BackwardKernels>& table) {
+  const auto add = [&](auto element, ElementType type) {
     using T = decltype(element);
-    return launch_by_channels<BackwardBlock<Size, group_rows, tiles, with_weight>, T>(
-        depthwise_backward<T, Size, group_rows, tiles, with_weight>, plan, stream, p);
+    each_tile([&](auto group_rows, auto tiles) {
+      constexpr TileShape tile{group_rows, tiles};
+      const auto add_one = [&](auto with_weight) {
+        table.add({{{type, tile, with_weight},
+                    BackwardBlock<Size, group_rows, tiles, with_weight>::shared_bytes},
+                   depthwise_backward<T, Size, group_rows, tiles, with_weight>});
+      };
+      if constexpr (is_whole(tile)) {
+        add_one(std::false_type());
+        if constexpr (backward_with_weight(Size)) add_one(std::true_type());
+      }
+    });
   };
-  return with_whole_planes(type, p.shape, plan.tile, least,
-                           [&](auto element, auto group_rows, auto tiles) {
-                             if (p.input == nullptr)
-                               return launch(element, group_rows, tiles, std::false_type());
-                             if constexpr (backward_with_weight(Size))
-                               return launch(element, group_rows, tiles, std::true_type());
-                             else return cudaErrorInvalidValue;
-                           });
+  add(__half(), ElementType::half);
+  add(__nv_bfloat16(), ElementType::bfloat16);
 }
+
+COMPILE_FOR_SIZES(BackwardKernels)
 
 }  // namespace depthwise

@@ -1,11 +1,10 @@
-// Weight and bias gradient of channels-last tensors: the products of weight_gradient.cuh behind the
+// Weight and bias gradient of channels-last tensors: the products of weight_gradient.cu behind the
 // staging of staging_channels_last.cuh. A block owns some channels, one a warp, and a section of the
 // images; it works through a split of these with the sums in registers. A second kernel adds splits and
 // sections in order.
-#pragma once
 #include "core/staging_channels_last.cuh"
 #include "core/toeplitz.cuh"
-#include "host/launch.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 
@@ -22,21 +21,17 @@ struct ChannelsLastWeightGradientBlock {
   using Input = ChannelPlanes<GroupRows, 8 * Sums::input_chunks, channels>;
   using Gradient = ChannelPlanes<GroupRows, 8 * Tiles, channels>;
 
-  struct Both {
-    Staged input, gradient;
-  };
-  static constexpr Both staged(const Tiling& tiling) {
+  static constexpr StagedGradient staged(const Tiling& tiling) {
     const Tiling outputs{tiling.groups_log2, 1, 1, 1};
     return {Input::staged(tiling, Tiles, pad), Gradient::staged(outputs, Tiles, 0)};
   }
-  template <class T>
   static constexpr size_t shared_bytes(const Tiling& tiling) {
     using device::SharedMemory;
     const auto [input, gradient] = staged(tiling);
-    return SharedMemory::bytes<T>(Input::elements(input.pitch)) +
-           SharedMemory::bytes<T>(Gradient::elements(gradient.pitch)) +
-           SharedMemory::bytes<T>(Input::raw_elements(input.chunks)) +
-           SharedMemory::bytes<T>(Gradient::raw_elements(gradient_chunks)) +
+    return SharedMemory::bytes<__half>(Input::elements(input.pitch)) +
+           SharedMemory::bytes<__half>(Gradient::elements(gradient.pitch)) +
+           SharedMemory::bytes<__half>(Input::raw_elements(input.chunks)) +
+           SharedMemory::bytes<__half>(Gradient::raw_elements(gradient_chunks)) +
            SharedMemory::bytes<Chunk>(size_t(input.chunks)) +
            SharedMemory::bytes<Chunk>(size_t(gradient_chunks));
   }
@@ -48,10 +43,9 @@ template <class T, int Size, int GroupRows, int Tiles, int Channels>
 __global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::weight_gradient),
                                   compiled_tuning.channels_last_weight_gradient_blocks(Size, Tiles,
                                                                                        Channels))
-    depthwise_weight_gradient_channels_last(
-        ChannelsLastWeightGradientArguments p, Tiling tiling,
-        typename ChannelsLastWeightGradientBlock<Size, GroupRows, Tiles, Channels>::Both staged,
-        bool input_in_units, bool gradient_in_units) {
+    depthwise_weight_gradient_channels_last(ChannelsLastWeightGradientArguments p, Tiling tiling,
+                                            StagedGradient staged, bool input_in_units,
+                                            bool gradient_in_units) {
   using Block = ChannelsLastWeightGradientBlock<Size, GroupRows, Tiles, Channels>;
   using Input = typename Block::Input;
   using Gradient = typename Block::Gradient;
@@ -151,20 +145,20 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::weight_
 }
 
 template <int Size>
-cudaError_t launch_weight_gradient_channels_last(const ChannelsLastWeightGradientArguments& p,
-                                                 ElementType type, const Plan& plan,
-                                                 cudaStream_t stream) {
-  const int channels = p.shape.channels;
-  const bool input = in_units(uintptr_t(p.input), channels, p.input_strides);
-  const bool gradient = in_units(uintptr_t(p.output_gradient), channels, p.gradient_strides);
-  return with_channels_last<Size, Pass::weight_gradient>(
-      type, plan, [&](auto element, auto group_rows, auto tiles, auto block_channels) {
-        using T = decltype(element);
-        return launch_by_sections<
-            ChannelsLastWeightGradientBlock<Size, group_rows, tiles, block_channels>, T>(
-            depthwise_weight_gradient_channels_last<T, Size, group_rows, tiles, block_channels>,
-            plan, stream, p, input, gradient);
-      });
+void add_kernels(KernelTable<ChannelsLastWeightGradientKernels>& table) {
+  const auto add = [&](auto element, ElementType type) {
+    using T = decltype(element);
+    each_channels_last_tile<Size, Pass::weight_gradient>([&](auto group_rows, auto tiles,
+                                                             auto channels) {
+      using Block = ChannelsLastWeightGradientBlock<Size, group_rows, tiles, channels>;
+      table.add({channels_last_block<Block>({type, {group_rows, tiles}, channels}),
+                 depthwise_weight_gradient_channels_last<T, Size, group_rows, tiles, channels>});
+    });
+  };
+  add(__half(), ElementType::half);
+  add(__nv_bfloat16(), ElementType::bfloat16);
 }
+
+COMPILE_FOR_SIZES(ChannelsLastWeightGradientKernels)
 
 }  // namespace depthwise

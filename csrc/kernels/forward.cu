@@ -1,10 +1,9 @@
 // Forward pass and input gradient of contiguous planes. Output rows are M of the mma. Each warp owns a
 // channel and works through a split of its items with the bands in registers, without a barrier wider
 // than the warp.
-#pragma once
 #include "core/epilogue.cuh"
 #include "core/staging_contiguous.cuh"
-#include "host/launch.cuh"
+#include "host/launch.h"
 
 namespace depthwise {
 
@@ -27,10 +26,9 @@ struct ForwardBlock {
     const int filter = (Bands<__half, Size, Tiles>::scratch_elements + 7) / 8 * 8;
     return output > filter ? output : filter;
   }
-  template <class T>
   static constexpr size_t shared_bytes(int warps, int groups) {
-    return device::SharedMemory::bytes<T>(size_t(warps * input_elements(groups))) +
-           device::SharedMemory::bytes<T>(size_t(warps * output_elements(groups)));
+    return device::SharedMemory::bytes<__half>(size_t(warps * input_elements(groups))) +
+           device::SharedMemory::bytes<__half>(size_t(warps * output_elements(groups)));
   }
 };
 
@@ -157,52 +155,30 @@ __global__ void __launch_bounds__(32 * most_warps,
                                                     epilogue, false, nullptr);
 }
 
-// ---- launchers -----------------------------------------------------------------------------------
+// ---- the table -----------------------------------------------------------------------------------
 
 template <int Size>
-cudaError_t launch_forward(const ForwardArguments& p, ElementType type, const Plan& plan,
-                           cudaStream_t stream) {
-  const int width = p.shape.width;
-  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
-  const int output = alignment(uintptr_t(p.output), width, p.output_strides);
-  return with_planes(type, plan.tile, move_whole(p.shape, input, output),
-                     [&](auto element, auto group_rows, auto tiles, auto whole) {
-                       using T = decltype(element);
-                       return launch_by_channels<ForwardBlock<Size, group_rows, tiles>, T>(
-                           depthwise_forward<T, Size, group_rows, tiles, whole>, plan, stream, p,
-                           input, output);
-                     });
+void add_kernels(KernelTable<ForwardKernels>& table) {
+  const auto add = [&](auto element, ElementType type) {
+    using T = decltype(element);
+    each_tile([&](auto group_rows, auto tiles) {
+      constexpr TileShape tile{group_rows, tiles};
+      const auto shared_bytes = ForwardBlock<Size, group_rows, tiles>::shared_bytes;
+      table.add({{{type, tile, false}, shared_bytes},
+                 depthwise_forward<T, Size, group_rows, tiles, false>,
+                 depthwise_forward_fused<T, Size, group_rows, tiles, false>,
+                 nullptr});
+      if constexpr (is_whole(tile))
+        table.add({{{type, tile, true}, shared_bytes},
+                   depthwise_forward<T, Size, group_rows, tiles, true>,
+                   depthwise_forward_fused<T, Size, group_rows, tiles, true>,
+                   depthwise_forward_moments<T, Size, group_rows, tiles>});
+    });
+  };
+  add(__half(), ElementType::half);
+  add(__nv_bfloat16(), ElementType::bfloat16);
 }
 
-template <int Size>
-cudaError_t launch_fused_forward(const FusedForwardArguments& p, ElementType type, const Plan& plan,
-                                 cudaStream_t stream) {
-  const int width = p.shape.width;
-  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
-  // The tensor that is added has the output's strides, and moves in the same pieces.
-  const int output = alignment(uintptr_t(p.output) | uintptr_t(p.added), width, p.output_strides);
-  return with_planes(type, plan.tile, move_whole(p.shape, input, output),
-                     [&](auto element, auto group_rows, auto tiles, auto whole) {
-                       using T = decltype(element);
-                       return launch_by_channels<ForwardBlock<Size, group_rows, tiles>, T>(
-                           depthwise_forward_fused<T, Size, group_rows, tiles, whole>, plan, stream,
-                           p, input, output);
-                     });
-}
-
-template <int Size>
-cudaError_t launch_moments_forward(const MomentsForwardArguments& p, ElementType type,
-                                   const Plan& plan, cudaStream_t stream) {
-  const int width = p.shape.width;
-  const int input = alignment(uintptr_t(p.input), width, p.input_strides);
-  const int output = alignment(uintptr_t(p.output), width, p.output_strides);
-  return with_whole_planes(type, p.shape, plan.tile, std::min(input, output),
-                           [&](auto element, auto group_rows, auto tiles) {
-                             using T = decltype(element);
-                             return launch_by_channels<ForwardBlock<Size, group_rows, tiles>, T>(
-                                 depthwise_forward_moments<T, Size, group_rows, tiles>, plan,
-                                 stream, p, input, output);
-                           });
-}
+COMPILE_FOR_SIZES(ForwardKernels)
 
 }  // namespace depthwise
