@@ -4,19 +4,21 @@ Addresses are those of the device, 0 for a tensor that is not given. Every funct
 raises RuntimeError if CUDA refuses the launch; the other errors are ValueErrors of the planner.
 """
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 # Device, stream, element type; then of the GPU: the number of multiprocessors, the most dynamic
 # shared memory of a block in bytes, the compute capability as 80 for 8.0.
 _LaunchContext: TypeAlias = tuple[int, int, int, int, int, int]
 # Images, channels, height and width.
-_Sizes: TypeAlias = Sequence[int]
+_Sizes: TypeAlias = tuple[int, ...]
 # An address with the strides, in elements, of the dimensions that the kernels leave free: images
 # and channels; images, rows and pixels in channels_last; outer and channels of an elementwise pass.
-_Planes: TypeAlias = tuple[int, Sequence[int]]
-_Pixels: TypeAlias = tuple[int, Sequence[int]]
-_Values: TypeAlias = tuple[int, Sequence[int]]
+_Planes: TypeAlias = tuple[int, tuple[int, ...]]
+_Pixels: TypeAlias = tuple[int, tuple[int, ...]]
+_Values: TypeAlias = tuple[int, tuple[int, ...]]
+
+# Height, width, row dilation and column dilation.
+_Filter: TypeAlias = tuple[int, int, int, int]
 
 filter_sizes: list[int]
 # An element type and an activation are passed as their index in these.
@@ -69,6 +71,31 @@ def weight_gradient_channels_last(
     filter_size: int,
     input: _Pixels,
     output_gradient: _Pixels,
+    weight_sums: int,
+    bias_sums: int,
+    workspace: int,
+    /,
+) -> None: ...
+def forward_large(
+    context: _LaunchContext,
+    sizes: _Sizes,
+    filter: _Filter,
+    flipped: bool,
+    input: _Planes,
+    weight: int,
+    bias: int,
+    output: _Planes,
+    /,
+) -> None: ...
+def weight_gradient_large_splits(
+    context: _LaunchContext, sizes: _Sizes, filter: _Filter, /
+) -> int: ...
+def weight_gradient_large(
+    context: _LaunchContext,
+    sizes: _Sizes,
+    filter: _Filter,
+    input: _Planes,
+    output_gradient: _Planes,
     weight_sums: int,
     bias_sums: int,
     workspace: int,

@@ -29,6 +29,8 @@ _IDLE = (
     _key_set(torch._C.DispatchKey.BackendSelect, torch._C.DispatchKey.ADInplaceOrView),
 )
 
+_is_wrapper = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 def dispatcher_is_idle() -> bool:
     """Tell whether no compiler, tracer, mode, transform, autocast or profiler sees operators."""
@@ -45,17 +47,21 @@ def dispatcher_is_idle() -> bool:
 def is_plain(argument: Any) -> bool:
     """Tell whether an argument is a tensor of PyTorch's own class with its values in memory.
 
-    Subclasses have a say in what operators do to them, meta tensors have no values, and those with
-    a negative bit are negated by the dispatcher before a kernel reads them.
+    Subclasses have a say in what operators do to them, meta tensors have no values, the dispatcher
+    negates those with a negative bit before a kernel reads them, and those that have left a
+    transform of `torch.func` are wrappers around their values.
     """
     kind = type(argument)
-    return (kind is Tensor or kind is Parameter) and not (argument.is_neg() or argument.is_meta)
+    return (kind is Tensor or kind is Parameter) and not (
+        argument.is_neg() or argument.is_meta or _is_wrapper(argument)
+    )
 
 
 def takes(required: tuple[Any, ...], optional: tuple[Any, ...] = ()) -> bool:
     """Tell whether kernels may be called directly with these, of which some may be None."""
-    return (
-        dispatcher_is_idle()
-        and all([is_plain(each) for each in required])
-        and all([each is None or is_plain(each) for each in optional])
-    )
+    if not dispatcher_is_idle():
+        return False
+    for each in required:
+        if not is_plain(each):
+            return False
+    return all([each is None or is_plain(each) for each in optional])

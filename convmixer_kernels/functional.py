@@ -77,9 +77,7 @@ def depthwise_conv2d(
     if direct.takes((input, weight), (bias,)):
         known = dispatch.convolution_at_once(input, weight, bias, impl, dilation=steps)
         if known is not None and derivatives.wanted(tensors):
-            return ops.depthwise_conv2d.gradient.apply(
-                input, weight, bias, known, impl == "auto", steps
-            )
+            return ops.depthwise_conv2d.directly(input, weight, bias, known, impl == "auto", steps)
         if known is not None:
             return dispatch.backend(known).forward(input, weight, bias, steps)
     input, weight = arguments.convolution_operands(input, weight, bias)
@@ -166,7 +164,7 @@ def depthwise_conv2d_gelu_batch_norm(
             process_group=process_group,
         )
     if not training and _infers_directly((input, weight), (), tensors):
-        known = dispatch.convolution_at_once(input, weight, bias, impl, fused=True)
+        known = dispatch.convolution_at_once(input, weight, None, impl, fused=True)
         tables = _inference_tables(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
         )
@@ -178,7 +176,7 @@ def depthwise_conv2d_gelu_batch_norm(
         known = dispatch.convolution_at_once(input, weight, bias, impl, fused=True)
         per_channel = (gamma, beta, running_mean, running_var)
         if known is not None and _trains_at_once(input, per_channel, momentum, eps, activation):
-            output, *_ = ops.depthwise_conv2d_batch_norm_training.differentiable(
+            output = ops.depthwise_conv2d_batch_norm_training.directly(
                 *(input, weight, arguments.precise(bias, input), *per_channel, momentum),
                 *(_name(process_group), residual, activation, eps, known, impl == "auto"),
             )
@@ -274,7 +272,7 @@ def gelu_batch_norm(
             process_group=process_group,
         )
     if not training and _infers_directly((input,), (residual,), (*tensors, bias, residual)):
-        known = dispatch.image_at_once(input, bias, residual, impl)
+        known = dispatch.image_at_once(input, None, residual, impl)
         tables = _inference_tables(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
         )
@@ -286,7 +284,7 @@ def gelu_batch_norm(
         known = dispatch.image_at_once(input, bias, residual, impl)
         per_channel = (gamma, beta, running_mean, running_var)
         if known is not None and _trains_at_once(input, per_channel, momentum, eps, activation):
-            output, _ = ops.activated_batch_norm_training.differentiable(
+            output = ops.activated_batch_norm_training.directly(
                 *(input, arguments.precise(bias, input), residual, *per_channel, momentum),
                 *(_name(process_group), activation, eps, known, impl == "auto"),
             )
@@ -383,17 +381,18 @@ def _trains_at_once(
         per_channel: gamma, beta, running mean and running variance.
     """
     _, _, running_mean, running_var = per_channel
-    images, channels, height, width = input.shape
-    if (running_mean is None) != (running_var is None) or images * height * width == 1:
+    channels = input.shape[1]
+    if (running_mean is None) != (running_var is None) or input.numel() == channels:
         return False
     if not arguments.fits_batch_norm(momentum, eps, activation):
         return False
     device = input.device
     for each in per_channel:
         if each is not None and not (
-            dispatch.fits_channels(each, channels, device)
-            and each.dtype is torch.float32
+            each.dtype is torch.float32
+            and each.shape == (channels,)
             and each.is_contiguous()
+            and each.device == device
         ):
             return False
     return True

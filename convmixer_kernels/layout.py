@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,18 +16,13 @@ def is_planar(tensor: Tensor) -> bool:
     True for contiguous tensors, for CNHW (a logical NCHW tensor whose channels are outermost), for
     slices of images or channels of either, and for images expanded with stride 0.
     """
-    _, _, height, width = tensor.shape
-    _, _, row, pixel = tensor.stride()
-    return (width == 1 or pixel == 1) and (height == 1 or row == width)
+    return _has_planes(tensor.shape, tensor.stride())
 
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Tell whether the channels of a pixel are adjacent (and the tensor is not planar as well)."""
-    _, _, height, width = tensor.shape
-    _, channel, row, pixel = tensor.stride()
-    if channel != 1:
-        return False
-    return not ((width == 1 or pixel == 1) and (height == 1 or row == width))
+    strides = tensor.stride()
+    return strides[1] == 1 and not _has_planes(tensor.shape, strides)
 
 
 def is_channels_outermost(tensor: Tensor) -> bool:
@@ -62,15 +58,78 @@ def empty_like_input(tensor: Tensor) -> Tensor:
     use it, so that strides seen while tracing are those seen when running. The result is no view of
     another tensor: PyTorch refuses to change views that were made without gradients in place.
     """
-    images, channels, height, width = tensor.shape
-    image, channel, row, pixel = tensor.stride()
-    if (width == 1 or pixel == 1) and (height == 1 or row == width):
+    shape = tensor.shape
+    return tensor.new_empty_strided(shape, _output_strides(shape, tensor.stride()))
+
+
+class ImageLayout(NamedTuple):
+    """The properties of an image (N, C, H, W) that follow from its shape and strides.
+
+    Args:
+        output_strides: those of what `empty_like_input` returns.
+        pixel_step: the distance of pixels that lie at one distance from each other, as those of a
+            dense channels_last tensor do; None if they do not.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    is_planar: bool
+    is_channels_last: bool
+    output_strides: tuple[int, ...]
+    pixel_step: int | None
+
+    @staticmethod
+    def of(tensor: Tensor) -> ImageLayout:
+        return _image_layout(tensor.shape, tensor.stride())
+
+    def empty(self, like: Tensor) -> Tensor:
+        """Return `empty_like_input` of a tensor of this layout."""
+        return like.new_empty_strided(self.shape, self.output_strides)
+
+
+# A lookup takes as long as two of these properties.
+@functools.lru_cache(maxsize=4096)
+def _image_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> ImageLayout:
+    planar = _has_planes(shape, strides)
+    return ImageLayout(
+        shape,
+        strides,
+        planar,
+        strides[1] == 1 and not planar,
+        _output_strides(shape, strides),
+        _pixel_step(shape, strides),
+    )
+
+
+def _has_planes(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    _, _, height, width = shape
+    _, _, row, pixel = strides
+    return (width == 1 or pixel == 1) and (height == 1 or row == width)
+
+
+def _output_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    images, channels, height, width = shape
+    image, channel, _, _ = strides
+    plane = height * width
+    if _has_planes(shape, strides):
         if images > 1 and channels > 1 and 0 < image < channel:
-            plane = height * width
-            return tensor.new_empty_strided(tensor.shape, (plane, images * plane, width, 1))
+            return plane, images * plane, width, 1
     elif channel == 1:
-        return torch.empty_like(tensor, memory_format=torch.channels_last)
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return channels * plane, 1, channels * width, channels
+    return channels * plane, plane, width, 1
+
+
+def _pixel_step(shape: Sequence[int], strides: Sequence[int]) -> int | None:
+    images, channels, height, width = shape
+    image, channel, row, _ = strides
+    # The first dimension that has more than one gives the distance.
+    step = next((strides[i] for i in (3, 2, 0) if shape[i] > 1), channels)
+    even = (
+        (channels == 1 or channel == 1)
+        and (height == 1 or row == width * step)
+        and (images == 1 or image == height * width * step)
+    )
+    return step if even else None
 
 
 class GradientLayout(NamedTuple):

@@ -22,9 +22,13 @@ using namespace depthwise;
 
 // ---- arguments -----------------------------------------------------------------------------------
 
+// Integers that Python passes as a tuple.
+template <class Integer, size_t N>
+struct Integers : std::array<Integer, N> {};
+
 // Device, stream, element type, and the members of Chip.
-using LaunchContext = std::array<intptr_t, 6>;
-using Sizes = std::array<int, 4>;  // images, channels, height, width
+using LaunchContext = Integers<intptr_t, 6>;
+using Sizes = Integers<int, 4>;  // images, channels, height, width
 
 cudaStream_t stream_of(const LaunchContext& context) {
   return reinterpret_cast<cudaStream_t>(context[1]);
@@ -36,19 +40,21 @@ Chip chip_of(const LaunchContext& context) {
 
 Shape shape_of(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3]}; }
 
-// The address of a tensor, 0 for none, and its strides.
 template <class AnyStrides>
-using Tensor = std::pair<uintptr_t, std::array<ptrdiff_t, sizeof(AnyStrides) / sizeof(ptrdiff_t)>>;
+struct Tensor {
+  uintptr_t address;  // 0 for none
+  Integers<ptrdiff_t, sizeof(AnyStrides) / sizeof(ptrdiff_t)> strides;
+};
 
 template <class AnyStrides>
 void* data(const Tensor<AnyStrides>& tensor) {
-  if (tensor.first % 2 != 0)
+  if (tensor.address % 2 != 0)
     throw std::invalid_argument("a tensor of 16-bit elements begins at an odd address");
-  return reinterpret_cast<void*>(tensor.first);
+  return reinterpret_cast<void*>(tensor.address);
 }
 template <class AnyStrides>
 AnyStrides strides(const Tensor<AnyStrides>& tensor) {
-  return std::bit_cast<AnyStrides>(tensor.second);
+  return std::bit_cast<AnyStrides>(tensor.strides);
 }
 void* bytes(uintptr_t address) { return reinterpret_cast<void*>(address); }
 float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
@@ -294,11 +300,11 @@ void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int fi
         filter_size, {type_of(context), plan.tile, plan.channels});
     status =
         launch_by_sections(kernels, kernels.kernel, plan, stream, p,
-                           in_units(input.first, p.shape.channels, p.input_strides),
-                           in_units(output_gradient.first, p.shape.channels, p.gradient_strides));
+                           in_units(input.address, p.shape.channels, p.input_strides),
+                           in_units(output_gradient.address, p.shape.channels, p.gradient_strides));
   } else {
-    const int from = alignment(input.first, p.shape.width, p.input_strides);
-    const int other = alignment(output_gradient.first, p.shape.width, p.gradient_strides);
+    const int from = alignment(input.address, p.shape.width, p.input_strides);
+    const int other = alignment(output_gradient.address, p.shape.width, p.gradient_strides);
     const auto& kernels = find<WeightGradientKernels>(
         filter_size, {type_of(context), plan.tile, move_whole(p.shape, std::min(from, other))});
     status = launch_by_channels(kernels, kernels.kernel, plan, stream, p, from, other);
@@ -310,7 +316,7 @@ void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int fi
 // ---- filters of up to 31 x 31 --------------------------------------------------------------------
 
 // The height, width, row dilation and column dilation of a filter.
-using Filter = std::array<int, 4>;
+using Filter = Integers<int, 4>;
 
 LargeFilter filter_of(const Filter& sizes) {
   const LargeFilter filter{sizes[0], sizes[1], sizes[2], sizes[3]};
@@ -408,8 +414,8 @@ void backward_at(const LaunchContext& context, const Sizes& sizes, int filter_si
   results.set_targets(p);
   int least = 8;
   for (const auto& tensor : {input, value, output_gradient, input_gradient, value_gradient})
-    if (tensor.first)
-      least = std::min(least, alignment(tensor.first, p.shape.width, strides<Strides>(tensor)));
+    if (tensor.address)
+      least = std::min(least, alignment(tensor.address, p.shape.width, strides<Strides>(tensor)));
   const bool with_weight = p.input != nullptr;
   use_device(context);
   cudaError_t status = cudaErrorInvalidValue;
@@ -502,6 +508,45 @@ void normalisation_at(const LaunchContext& context, uintptr_t moments, int parts
 }
 
 }  // namespace
+
+// ---- conversion ----------------------------------------------------------------------------------
+
+// The casters of pybind11/stl.h go through the protocol of sequences, which takes three times as long.
+namespace pybind11::detail {
+
+template <class Integer, size_t N>
+struct type_caster<Integers<Integer, N>> {
+  using Tuple = Integers<Integer, N>;
+  PYBIND11_TYPE_CASTER(Tuple, const_name("tuple"));
+
+  bool load(handle source, bool convert) {
+    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != N) return false;
+    make_caster<Integer> integer;
+    for (size_t i = 0; i < N; i++) {
+      if (!integer.load(PyTuple_GET_ITEM(source.ptr(), i), convert)) return false;
+      value[i] = integer;
+    }
+    return true;
+  }
+};
+
+template <class AnyStrides>
+struct type_caster<Tensor<AnyStrides>> {
+  PYBIND11_TYPE_CASTER(Tensor<AnyStrides>, const_name("tuple"));
+
+  bool load(handle source, bool convert) {
+    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 2) return false;
+    make_caster<uintptr_t> address;
+    make_caster<decltype(value.strides)> strides;
+    if (!address.load(PyTuple_GET_ITEM(source.ptr(), 0), convert) ||
+        !strides.load(PyTuple_GET_ITEM(source.ptr(), 1), convert))
+      return false;
+    value = {address, strides};
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail
 
 PYBIND11_MODULE(_cuda, extension) {
   extension.doc() =

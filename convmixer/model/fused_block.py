@@ -43,6 +43,20 @@ class ActivatedNorm(NamedTuple):
     def next_batch(self) -> dict[str, Any]:
         """Count a batch like the module, and return the arguments of the fused operations."""
         norm = self.norm
+        arguments = {
+            "gamma": norm.weight,
+            "beta": norm.bias,
+            "eps": norm.eps,
+            "activation": self.activation,
+        }
+        running_mean = norm.running_mean
+        if not norm.training and running_mean is not None:
+            return {
+                **arguments,
+                "running_mean": running_mean,
+                "running_var": norm.running_var,
+                "training": False,
+            }
         momentum = 0.0 if norm.momentum is None else norm.momentum
         if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
@@ -50,23 +64,27 @@ class ActivatedNorm(NamedTuple):
                 momentum = 1.0 / float(norm.num_batches_tracked)
         tracked = not norm.training or norm.track_running_stats
         return {
-            "gamma": norm.weight,
-            "beta": norm.bias,
-            "running_mean": norm.running_mean if tracked else None,
+            **arguments,
+            "running_mean": running_mean if tracked else None,
             "running_var": norm.running_var if tracked else None,
-            "training": norm.training or norm.running_mean is None,
+            "training": True,
             "momentum": momentum,
-            "eps": norm.eps,
-            "activation": self.activation,
             "process_group": _process_group(norm),
         }
 
 
 class FusedBlock(NamedTuple):
-    """The parts of a block that the fused operations can compute."""
+    """The parts of a block that the fused operations can compute.
+
+    Args:
+        leading: the depthwise convolutions and activations before the last convolution.
+        weight, bias, impl: of the last convolution of the depthwise branch.
+    """
 
     leading: tuple[nn.Module, ...]
-    depthwise: DepthwiseConv2d
+    weight: Tensor
+    bias: Tensor | None
+    impl: str
     depthwise_norm: ActivatedNorm
     skip: bool
     pointwise: nn.Conv2d
@@ -80,28 +98,27 @@ class FusedBlock(NamedTuple):
             pointwise_product(spatial, self.pointwise.weight),
             bias=self.pointwise.bias,
             residual=spatial if self.pointwise_skip else None,
-            impl=self.depthwise.impl,
+            impl=self.impl,
             **self.pointwise_norm.next_batch(),
         )
 
     def _mix_positions(self, input: Tensor) -> Tensor:
-        weight, bias, impl = self.depthwise.weight, self.depthwise.bias, self.depthwise.impl
         if not self.leading:
             return depthwise_conv2d_gelu_batch_norm(
                 input,
-                weight,
-                bias,
+                self.weight,
+                self.bias,
                 residual=self.skip,
-                impl=impl,
+                impl=self.impl,
                 **self.depthwise_norm.next_batch(),
             )
         value = input
         for module in self.leading:
             value = module(value)
         return gelu_batch_norm(
-            depthwise_conv2d(value, weight, bias, impl=impl),
+            depthwise_conv2d(value, self.weight, self.bias, impl=self.impl),
             residual=input if self.skip else None,
-            impl=impl,
+            impl=self.impl,
             **self.depthwise_norm.next_batch(),
         )
 
@@ -131,13 +148,23 @@ def fused_block(
         depthwise_norm is None
         or pointwise_norm is None
         or not untouched(depthwise, DepthwiseConv2d)
-        or edited(depthwise, depthwise.weight)
         or not untouched(pointwise, nn.Conv2d)
         or not _mixes_channels_alone(pointwise)
     ):
         return None
+    weight = depthwise.weight
+    if edited(depthwise, weight):
+        return None
     return FusedBlock(
-        tuple(leading), depthwise, depthwise_norm, skip, pointwise, pointwise_norm, pointwise_skip
+        tuple(leading),
+        weight,
+        depthwise.bias,
+        depthwise.impl,
+        depthwise_norm,
+        skip,
+        pointwise,
+        pointwise_norm,
+        pointwise_skip,
     )
 
 

@@ -66,6 +66,10 @@ class Residual(nn.Module):
         return f"skip={self.skip}"
 
 
+# The names that `nn.Sequential` gives its first modules.
+_POSITIONS = tuple(str(position) for position in range(8))
+
+
 class Chain(nn.Sequential):
     """Modules in sequence, of which `run` computes the first `length` together.
 
@@ -87,11 +91,10 @@ class Chain(nn.Sequential):
         if isinstance(input, torch.fx.Proxy):
             return one_node(self, input)
         # The modules of a slice keep their names, so a slice is known by them.
-        names = [str(position) for position in range(self.length)]
-        if list(self._modules)[: self.length] != names:
+        if tuple(self._modules)[: self.length] != _POSITIONS[: self.length]:
             plain: Tensor = super().forward(input)
             return plain
-        modules = list(self)
+        modules = tuple(self._modules.values())
         output = self.run(input, *modules[: self.length])
         for module in modules[self.length :]:
             output = module(output)
@@ -121,7 +124,7 @@ class Block(Chain):
     def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
         residual, pointwise, activation, norm = modules
         fused = self._fused(*modules)
-        if fused is not None and runs_kernels(input, fused.depthwise.weight, fused.depthwise.impl):
+        if fused is not None and runs_kernels(input, fused.weight, fused.impl):
             return fused.forward(input)
         spatial: Tensor = residual(input)
         mixed: Tensor = norm(activation(pointwise(spatial)))

@@ -8,6 +8,7 @@ output, input gradient and weight gradient are one product each.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from convmixer_kernels import layout
@@ -29,7 +30,7 @@ def pointwise_product(features: Tensor, weight: Tensor) -> Tensor:
     matrix = in_order.flatten(1)
     if layout.is_channels_last(features):
         pixels = features.permute(0, 2, 3, 1).reshape(images * height * width, channels)
-        product = (pixels @ matrix.t()).view(images, height, width, len(matrix))
+        product = torch.mm(pixels, matrix.t()).view(images, height, width, len(matrix))
         return product.permute(0, 3, 1, 2)
     pixels = features.transpose(0, 1).reshape(channels, images * height * width)
-    return (matrix @ pixels).view(weight.shape[0], images, height, width).transpose(0, 1)
+    return torch.mm(matrix, pixels).view(weight.shape[0], images, height, width).transpose(0, 1)

@@ -20,13 +20,12 @@ from torch import Tensor
 from convmixer_kernels import derivatives, dispatch, layout
 from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import Backend, reference
-from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
+from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation, row
 from convmixer_kernels.ops.declaration import (
     differentiable_operator,
     empty_sums,
     nothing,
     operator,
-    run,
 )
 
 if TYPE_CHECKING:
@@ -80,15 +79,21 @@ class _Call(NamedTuple):
 
 def _keep(
     ctx: Any,
+    is_direct: bool,
     call: _Call,
     operands: Sequence[Tensor | None],
     beta: Tensor | None,
     results: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    """Keep what the backward pass reads; of `results` the first is differentiable."""
+) -> Any:
+    """Keep what the backward pass reads; of `results`, which it returns, the first has a gradient.
+
+    Direct callers get the first alone.
+    """
     ctx.call = call
     ctx.save_for_backward(*operands, *results[1:])
     ctx.beta_layout = None if beta is None else layout.GradientLayout.of(beta)
+    if is_direct:
+        return results[0]
     ctx.mark_non_differentiable(*results[1:])
     ctx.set_materialize_grads(False)
     return results
@@ -116,6 +121,8 @@ def _backward(
 
 def _of_parameter(parameter: Tensor | None, grad: Tensor | None) -> Tensor:
     assert parameter is not None and grad is not None
+    if grad.dtype is parameter.dtype and grad.stride() == parameter.stride():
+        return grad
     return layout.GradientLayout.of(parameter).arrange(grad)
 
 
@@ -128,7 +135,7 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> Gradients:
         grads = _backward(ctx, grad, _convolved_gradients, _convolved_gradients_of_pytorch)
-        return *grads, *[None] * (len(ctx.needs_input_grad) - len(grads))
+        return None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads))
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
@@ -137,31 +144,41 @@ class _Convolved(torch.autograd.Function):
 
 class _ConvolvedTraining(_Convolved):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        results = depthwise_conv2d_batch_norm_training.run(*arguments)
-        process_group, residual, *settings = arguments[8:]
-        return _keep_convolved(ctx, arguments, results, residual, process_group, True, *settings)
+    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
+        op = depthwise_conv2d_batch_norm_training
+        run = op.kernel if is_direct else op.run
+        results = run(*arguments)
+        process_group, residual, *rest = arguments[8:]
+        settings = (residual, process_group, True, *rest)
+        return _keep_convolved(ctx, is_direct, arguments, results, settings)
 
 
 class _ConvolvedFrozen(_Convolved):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        residual, *settings = arguments[8:]
-        results = depthwise_conv2d_batch_norm_frozen.run(*arguments[:7], True, residual, *settings)
-        return _keep_convolved(ctx, arguments, results, residual, None, False, *settings)
+    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
+        op = depthwise_conv2d_batch_norm_frozen
+        run = op.kernel if is_direct else op.run
+        residual, *rest = arguments[8:]
+        results = run(*arguments[:7], True, residual, *rest)
+        settings = (residual, None, False, *rest)
+        return _keep_convolved(ctx, is_direct, arguments, results, settings)
 
 
 def _keep_convolved(
-    ctx: Any, arguments: Sequence[Any], results: tuple[Tensor, ...], *settings: Any
-) -> tuple[Tensor, ...]:
+    ctx: Any,
+    is_direct: bool,
+    arguments: Sequence[Any],
+    results: tuple[Tensor, ...],
+    settings: tuple[Any, ...],
+) -> Any:
     call = _Call("depthwise_conv2d_gelu_batch_norm", *settings)
     input, weight, bias, gamma, beta = arguments[:5]
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    _, needs_input, needs_weight, *_ = ctx.needs_input_grad
     # Kernels read the input for the weight gradient alone. The input gradient depends on it through
     # the convolution, of which a second derivative has to know.
     if not needs_input and not needs_weight and not call.automatic:
         input = None
-    return _keep(ctx, call, (input, weight, bias, gamma), beta, results)
+    return _keep(ctx, is_direct, call, (input, weight, bias, gamma), beta, results)
 
 
 def _convolved_gradients(
@@ -175,20 +192,21 @@ def _convolved_gradients(
     grad: Tensor,
 ) -> Gradients:
     call: _Call = ctx.call
-    needed = ctx.needs_input_grad[:5]
-    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = run(
-        depthwise_conv2d_batch_norm_backward,
-        grad,
-        input,
-        weight,
-        value,
-        normalisation,
-        needed,
-        call.of_batch,
-        call.process_group,
-        call.residual,
-        call.activation,
-        call.impl,
+    needed = ctx.needs_input_grad[1:6]
+    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = (
+        depthwise_conv2d_batch_norm_backward.run(
+            grad,
+            input,
+            weight,
+            value,
+            normalisation,
+            needed,
+            call.of_batch,
+            call.process_group,
+            call.residual,
+            call.activation,
+            call.impl,
+        )
     )
     return (
         grad_input if needed[0] else None,
@@ -223,14 +241,14 @@ def _convolved_gradients_of_pytorch(
         return call.in_pytorch(value, None, added, gamma, beta, normalisation)
 
     operands = (input, weight, bias, gamma, _any_beta(ctx, normalisation))
-    return derivatives.of_pytorch(function, operands, ctx.needs_input_grad[:5], grad)
+    return derivatives.of_pytorch(function, operands, ctx.needs_input_grad[1:6], grad)
 
 
 def _any_beta(ctx: Any, normalisation: Tensor) -> Tensor | None:
     """Make a beta of any value, on which no gradient depends."""
-    return (
-        None if ctx.beta_layout is None else torch.zeros_like(Normalisation.of(normalisation).shift)
-    )
+    if ctx.beta_layout is None:
+        return None
+    return torch.zeros_like(row(normalisation, Normalisation, "shift"))
 
 
 def _convolved_training(
@@ -412,7 +430,7 @@ class _Alone(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> Gradients:
         grads = _backward(ctx, grad, _alone_gradients, _alone_gradients_of_pytorch)
-        return *grads, *[None] * (len(ctx.needs_input_grad) - len(grads))
+        return None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads))
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
@@ -421,24 +439,32 @@ class _Alone(torch.autograd.Function):
 
 class _AloneTraining(_Alone):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        results = activated_batch_norm_training.run(*arguments)
-        return _keep_alone(ctx, arguments, results, arguments[8], True, *arguments[9:])
+    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
+        op = activated_batch_norm_training
+        run = op.kernel if is_direct else op.run
+        settings = (False, arguments[8], True, *arguments[9:])
+        return _keep_alone(ctx, is_direct, arguments, run(*arguments), settings)
 
 
 class _AloneFrozen(_Alone):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        results = activated_batch_norm_frozen.run(*arguments)
-        return _keep_alone(ctx, arguments, results, None, False, *arguments[7:])
+    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
+        op = activated_batch_norm_frozen
+        run = op.kernel if is_direct else op.run
+        settings = (False, None, False, *arguments[7:])
+        return _keep_alone(ctx, is_direct, arguments, run(*arguments), settings)
 
 
 def _keep_alone(
-    ctx: Any, arguments: Sequence[Any], results: tuple[Tensor, ...], *settings: Any
-) -> tuple[Tensor, ...]:
+    ctx: Any,
+    is_direct: bool,
+    arguments: Sequence[Any],
+    results: tuple[Tensor, ...],
+    settings: tuple[Any, ...],
+) -> Any:
     value, bias, _, gamma, beta = arguments[:5]
-    call = _Call("gelu_batch_norm", False, *settings)
-    return _keep(ctx, call, (value, bias, gamma), beta, results)
+    call = _Call("gelu_batch_norm", *settings)
+    return _keep(ctx, is_direct, call, (value, bias, gamma), beta, results)
 
 
 def _alone_gradients(
@@ -450,12 +476,11 @@ def _alone_gradients(
     grad: Tensor,
 ) -> Gradients:
     call: _Call = ctx.call
-    needs_value, needs_bias, needs_residual, needs_gamma, needs_beta = ctx.needs_input_grad[:5]
+    needs_value, needs_bias, needs_residual, needs_gamma, needs_beta = ctx.needs_input_grad[1:6]
     needed = (needs_value, needs_bias, needs_gamma, needs_beta)
     grad_value = grad_bias = grad_gamma = grad_beta = None
     if any(needed):
-        grad_value, grad_bias, grad_gamma, grad_beta = run(
-            activated_batch_norm_backward,
+        grad_value, grad_bias, grad_gamma, grad_beta = activated_batch_norm_backward.run(
             grad,
             value,
             bias,
@@ -484,7 +509,7 @@ def _alone_gradients_of_pytorch(
     grad: Tensor,
 ) -> Gradients:
     call: _Call = ctx.call
-    needed = list(ctx.needs_input_grad[:5])
+    needed = list(ctx.needs_input_grad[1:6])
     needs_residual = needed.pop(2)
 
     def function(
@@ -688,13 +713,19 @@ def _affine_gradients(
         sums = normalisation.new_zeros((len(GradientSums._fields), value.shape[1]))
     else:
         sums = steps.gradient_sums(*tensors, activation)
-    of_grad, of_products = GradientSums.of(sums)
-    rstd = Normalisation.of(normalisation).rstd
-    grad_gamma = of_products * rstd if needs_affine[0] else nothing(sums)
-    grad_beta = of_grad.clone() if needs_affine[1] else nothing(sums)
+    grad_gamma = grad_beta = None
+    if needs_affine[0]:
+        rstd = row(normalisation, Normalisation, "rstd")
+        grad_gamma = row(sums, GradientSums, "products") * rstd
+    if needs_affine[1]:
+        grad_beta = row(sums, GradientSums, "grad").clone()
     if process_group is not None and of_batch and needs_value:
         dist.all_reduce(sums, group=_process_group(process_group))
-    return sums, grad_gamma, grad_beta
+    return (
+        sums,
+        nothing(sums) if grad_gamma is None else grad_gamma,
+        nothing(sums) if grad_beta is None else grad_beta,
+    )
 
 
 def _of_all_processes(moments: Tensor, process_group: ProcessGroup) -> Tensor:

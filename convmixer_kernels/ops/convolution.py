@@ -26,6 +26,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        is_direct: bool,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -33,7 +34,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         automatic: bool = False,
         dilation: Sequence[int] = (1, 1),
     ) -> Tensor:
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        _, needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         # The bias gradient rides along with the weight gradient, so it needs the input only there.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
         ctx.impl, ctx.automatic = impl, automatic
@@ -43,23 +44,26 @@ class _DepthwiseConv2d(torch.autograd.Function):
         ctx.bias_layout = None
         if bias is not None and needs_bias:
             ctx.bias_layout = layout.GradientLayout.of(bias)
-        output: Tensor = depthwise_conv2d.run(input, weight, bias, impl, automatic, dilation)
+        run = depthwise_conv2d.kernel if is_direct else depthwise_conv2d.run
+        output: Tensor = run(input, weight, bias, impl, automatic, dilation)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         if not derivatives.beyond_backward():
-            return (*_gradients(ctx, input, weight, grad_output), None, None, None)
+            return (None, *_gradients(ctx, input, weight, grad_output), None, None, None)
         if ctx.automatic:
-            return (*_gradients_of_pytorch(ctx, input, weight, grad_output), None, None, None)
+            grads = _gradients_of_pytorch(ctx, input, weight, grad_output)
+            return (None, *grads, None, None, None)
         call = f"depthwise_conv2d(impl={ctx.impl!r})"
         if derivatives.in_transform() or derivatives.in_forward_mode():
             raise derivatives.refusal(call)
         with torch.no_grad():
             grads = _gradients(ctx, input, weight, grad_output)
         sources = (grad_output, input, weight)
-        return (*derivatives.once(call, "impl='torch'", grads, sources), None, None, None)
+        grads = derivatives.once(call, "impl='torch'", grads, sources)
+        return (None, *grads, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
@@ -70,22 +74,19 @@ def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
     grad_output = layout.arranged(grad_output, ctx.channels_last)
-    is_direct = direct.takes((grad_output,), (input, weight))
-    filter: Filter = ctx.filter
-    kernels, impl = dispatch.kernel_backend(ctx.impl), ctx.impl
+    impl, filter = ctx.impl, ctx.filter
+    input_gradient: Any = depthwise_conv2d_input_gradient
+    weight_gradient: Any = depthwise_conv2d_weight_gradient
+    if direct.takes((grad_output,), (input, weight)):
+        input_gradient, weight_gradient = input_gradient.kernel, weight_gradient.kernel
     grad_input = grad_weight = grad_bias = bias_sums = None
-    if weight is not None and is_direct:
-        grad_input = kernels.input_gradient(grad_output, weight, filter.dilation)
-    elif weight is not None:
-        grad_input = depthwise_conv2d_input_gradient(grad_output, weight, impl, filter.dilation)
+    if weight is not None:
+        grad_input = input_gradient(grad_output, weight, impl, filter.dilation)
     if input is not None:
         with_bias = ctx.bias_layout is not None
-        if is_direct:
-            sums, bias_sums = kernels.weight_gradient(input, grad_output, filter, with_bias)
-        else:
-            sums, bias_sums = depthwise_conv2d_weight_gradient(
-                input, grad_output, filter.shape, with_bias, impl, filter.dilation
-            )
+        sums, bias_sums = weight_gradient(
+            input, grad_output, filter.shape, with_bias, impl, filter.dilation
+        )
         grad_weight = ctx.weight_layout.arrange(sums)
     elif ctx.bias_layout is not None:
         bias_sums = grad_output.sum((0, 2, 3), dtype=torch.float32)
@@ -109,7 +110,7 @@ def _gradients_of_pytorch(
         bias = zero.to(ctx.bias_layout.dtype).expand(channels)
     function = functools.partial(reference.forward, dilation=filter.dilation)
     return derivatives.of_pytorch(
-        function, (input, weight, bias), ctx.needs_input_grad[:3], grad_output
+        function, (input, weight, bias), ctx.needs_input_grad[1:4], grad_output
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,22 +16,39 @@ _library = torch.library.Library("convmixer_kernels", "DEF")
 _TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
 
 
-class _Kernel(NamedTuple):
-    """The function that runs for an operator, and how many tensors its arguments begin with."""
-
-    function: Callable[..., Any]
-    tensors: int
-
-
-_kernels: dict[Any, _Kernel] = {}
-
-
 class Operator:
-    """An operator with a gradient, called as a function of its arguments in their order."""
+    """An operator, called as a function of its arguments in their order."""
 
-    def __init__(self, overload: Any, gradient: type[torch.autograd.Function]) -> None:
+    def __init__(self, overload: Any, kernel: Callable[..., Any]) -> None:
         self.overload = overload
+        self.kernel = kernel
+        types = [str(argument.type) for argument in overload._schema.arguments]
+        # Tensors are the first arguments.
+        self._tensors = sum("Tensor" in each for each in types)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.overload(*arguments)
+
+    def run(self, *arguments: Any) -> Any:
+        """Return the results without a gradient, from the kernel where that is the same."""
+        if direct.takes((), arguments[: self._tensors]):
+            return self.kernel(*arguments)
+        return self._dispatched(*arguments)
+
+    def _dispatched(self, *arguments: Any) -> Any:
+        return self.overload(*arguments)
+
+
+class DifferentiableOperator(Operator):
+    """An operator with a gradient."""
+
+    def __init__(
+        self, overload: Any, kernel: Callable[..., Any], gradient: type[torch.autograd.Function]
+    ) -> None:
+        super().__init__(overload, kernel)
         self.gradient = gradient
+        # `Function.apply` without its questions about torch.func, which `direct.takes` answers.
+        self._apply = super(torch.autograd.Function, gradient).apply  # type: ignore[misc]
 
     def __call__(self, *arguments: Any) -> Any:
         # A tracer has to see the operator rather than what its gradient runs.
@@ -43,27 +60,22 @@ class Operator:
     def differentiable(self, *arguments: Any) -> Any:
         """Return the results with gradients; a graph that was saved calls the operator here."""
         if derivatives.wanted(arguments):
-            return self.gradient.apply(*arguments)
+            return self.gradient.apply(False, *arguments)
         return self.run(*arguments)
 
-    def run(self, *arguments: Any) -> Any:
-        """Return the results alone: no gradient is recorded."""
-        kernel = _kernels[self.overload]
-        if direct.takes((), arguments[: kernel.tensors]):
-            return kernel.function(*arguments)
+    def directly(self, *arguments: Any) -> Any:
+        """Return the first result, with its gradient if that is wanted; `direct.takes` holds."""
+        if derivatives.wanted(arguments):
+            return self._apply(True, *arguments)
+        results = self.kernel(*arguments)
+        return results[0] if isinstance(results, tuple) else results
+
+    def _dispatched(self, *arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*arguments)
 
 
-def run(overload: Any, *arguments: Any) -> Any:
-    """Run an operator that has no gradient, directly where that is the same."""
-    kernel = _kernels[overload]
-    if direct.takes((), arguments[: kernel.tensors]):
-        return kernel.function(*arguments)
-    return overload(*arguments)
-
-
-def operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
     """Declare an operator of this package that has no gradient, and return it.
 
     Args:
@@ -71,15 +83,7 @@ def operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) 
         kernel: takes real tensors.
         fake: takes tensors without data, returns such of the shapes, dtypes and strides of results.
     """
-    name = schema.partition("(")[0]
-    _library.define(schema, tags=_TAGS)
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"convmixer_kernels::{name}", fake, lib=_library)
-    # Looking it up costs over a microsecond a call.
-    overload = getattr(torch.ops.convmixer_kernels, name).default
-    types = [str(argument.type) for argument in overload._schema.arguments]
-    _kernels[overload] = _Kernel(kernel, sum("Tensor" in each for each in types))
-    return overload
+    return Operator(_declare(schema, kernel, fake), kernel)
 
 
 def differentiable_operator(
@@ -87,16 +91,27 @@ def differentiable_operator(
     kernel: Callable[..., Any],
     fake: Callable[..., Any],
     gradient: type[torch.autograd.Function],
-) -> Operator:
+) -> DifferentiableOperator:
     """Declare an operator with its gradient.
 
     Args:
         schema, kernel, fake: as in `operator`; no gradient is recorded in `kernel`.
-        gradient: its forward pass calls `Operator.run` and keeps what its backward pass reads.
+        gradient: its forward pass takes a flag before the arguments. Without it, it calls
+            `DifferentiableOperator.run`; with it, `direct.takes` holds, and it calls `kernel` and
+            returns the first result alone. It keeps what its backward pass reads.
     """
-    declared = Operator(operator(schema, kernel, fake), gradient)
+    declared = DifferentiableOperator(_declare(schema, kernel, fake), kernel, gradient)
     _library.impl(schema.partition("(")[0], declared.differentiable, "Autograd")
     return declared
+
+
+def _declare(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=_TAGS)
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"convmixer_kernels::{name}", fake, lib=_library)
+    # Looking it up costs over a microsecond a call.
+    return getattr(torch.ops.convmixer_kernels, name).default
 
 
 def nothing(like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convmixer_kernels import depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda
+from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.cuda import device as cuda_device
 from convmixer_kernels.filters import Filter
 from tests.helpers import emulated, oracle, strided
@@ -196,14 +197,16 @@ def test_what_lies_around_the_output_stays(
     input, weight, bias, grad_output = random_case((3, channels, *size, 7), FP16)
     input = channels_last(input)
     output = strided.slice_of_pixels(torch.zeros_like(input), before, after)
-    where = cuda_device.launch_context(input)
+    kernels, where = cuda_device.launcher(input)
     with cuda_device.current(where):
         source, target = (
-            cuda_device.located(tensor, 0, 2, 3, written=tensor is output)
+            cuda_device.located(
+                tensor, convolution.free_strides(tensor.stride(), True), tensor is output
+            )
             for tensor in (input, output)
         )
         addresses = (cuda_device.address(weight), cuda_device.address(bias))
-        cuda_device.module(input.device).forward_channels_last(
+        kernels.forward_channels_last(
             where, tuple(input.shape), 7, False, source, *addresses, target
         )
     exact = oracle.convolve(input, weight, bias, grad_output, torch.float64).output

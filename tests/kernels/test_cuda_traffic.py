@@ -27,7 +27,7 @@ def one_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gradient_bytes(input: Tensor, k: int) -> int:
     """Bytes of the gradients of filters and biases; of several shares, each is written and read."""
-    kernels, where = cuda_device.module(input.device), cuda_device.launch_context(input)
+    kernels, where = cuda_device.launcher(input)
     last = layout.is_channels_last(input)
     count = kernels.weight_gradient_splits_channels_last if last else kernels.weight_gradient_splits
     shares = count(where, tuple(input.shape), k)

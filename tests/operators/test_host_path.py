@@ -166,8 +166,8 @@ def no_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the long way")
 
-    for name in ("run", "differentiable"):
-        monkeypatch.setattr(declaration.Operator, name, fail)
+    for name in ("run", "differentiable", "directly"):
+        monkeypatch.setattr(declaration.DifferentiableOperator, name, fail)
 
 
 CALLS: dict[str, Callable[[Tensor, str], Tensor]] = {
@@ -202,6 +202,23 @@ def test_a_negative_bit_is_resolved_before_a_kernel_reads(call: str) -> None:
     input = image()
     expected = CALLS[call](-input, "cuda")
     assert torch.equal(CALLS[call](torch._neg_view(input), "cuda"), expected)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_tensor_that_has_left_a_transform_is_read(call: str, differentiable: bool) -> None:
+    """It is a wrapper without an address."""
+    left: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        left.append(2 * value)
+        return value.float().sum()
+
+    torch.func.grad(keep)(image())
+    # The wrapper requires a gradient, and running statistics are applied in two steps then.
+    ordinary = (2 * image()).requires_grad_()
+    with torch.set_grad_enabled(differentiable):
+        assert torch.equal(CALLS[call](left[0], "cuda"), CALLS[call](ordinary, "cuda"))
 
 
 # ---- tables of inference -------------------------------------------------------------------------

@@ -14,16 +14,9 @@ from torch import Tensor
 from convmixer_kernels import layout
 from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.cuda.convolution import ACTIVATIONS
-from convmixer_kernels.backends.cuda.device import (
-    Located,
-    address,
-    current,
-    launch_context,
-    launch_context_on,
-    located,
-    module,
-)
+from convmixer_kernels.backends.cuda.device import Located, address, current, launcher, located
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
+from convmixer_kernels.layout import ImageLayout
 
 # `ElementwisePass` of csrc/arguments.h has these numbers; a pass makes so many sums of a channel.
 _MOMENTS, _NORMALISE, _SUM_GRADIENTS, _VALUE_GRADIENT = range(4)
@@ -51,32 +44,35 @@ def forward_normalised(
 def forward_moments(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
-    if not _is_whole(input):
+    if not _are_whole(input):
         value = convolution.square_forward(input, weight, bias)
         return value, moments(value, None, activation)
-    value = layout.empty_like_input(input)
+    kernels, context = launcher(input)
+    image = ImageLayout.of(input)
+    value = image.empty(input)
     weight = weight.contiguous()
     if bias is not None:
         bias = convolution.precise(bias)
-    context, sizes, kernels = launch_context(input), input.shape, module(input.device)
-    splits = kernels.whole_plane_splits(context, sizes, weight.shape[-1], False)
+    kernel_size = weight.shape[-1]
+    splits = kernels.whole_plane_splits(context, image.shape, kernel_size, False)
     tables = input.new_empty(
-        (splits + 1, len(Moments._fields), input.shape[1]), dtype=torch.float32
+        (splits + 1, len(Moments._fields), image.shape[1]), dtype=torch.float32
     )
+    merged = tables[splits]
     with current(context):
         kernels.moments_forward(
             context,
-            sizes,
-            weight.shape[-1],
-            located(input, *convolution.PLANE_STRIDES),
+            image.shape,
+            kernel_size,
+            located(input, image.strides[:2]),
             address(weight),
             address(bias),
-            located(value, *convolution.PLANE_STRIDES, written=True),
+            located(value, image.output_strides[:2], written=True),
             ACTIVATIONS[activation],
-            address(tables[1:], written=True),
-            address(tables[0], written=True),
+            address(tables, written=True),
+            address(merged, written=True),
         )
-    return value, tables[0]
+    return value, merged
 
 
 def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -97,7 +93,7 @@ def batch_normalisation(
 ) -> Tensor:
     moments = moments.contiguous()
     buffers = (running_mean, running_var)
-    return _normalisation(moments, len(moments), gamma, beta, *buffers, momentum, eps)
+    return _normalisation(moments, moments.shape[0], gamma, beta, *buffers, momentum, eps)
 
 
 def running_normalisation(
@@ -117,7 +113,7 @@ def normalise(
     residual: Tensor | None,
     activation: str,
 ) -> Tensor:
-    output = layout.empty_like_input(value)
+    output = ImageLayout.of(value).empty(value)
     _elementwise_pass(_NORMALISE, value, residual, output, activation, bias, normalisation)
     return output
 
@@ -139,7 +135,7 @@ def value_gradient(
     activation: str,
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    output = layout.empty_like_input(value)
+    output = ImageLayout.of(value).empty(value)
     tables = (normalisation, sums.contiguous())
     summed = _elementwise_pass(
         _VALUE_GRADIENT, value, grad, output, activation, bias, *tables, with_sums=with_bias
@@ -159,15 +155,14 @@ def fused_backward(
     kernel_size: int,
     with_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if weight is not None and _is_whole(value):
+    if weight is not None:
         grad = layout.planar(grad)
         if input is not None:
             input = layout.planar(input)
-        if _is_whole(grad) and (input is None or _is_whole(input)):
-            weight = weight.contiguous()
+        if _are_whole(value, grad, input):
             tables = (normalisation, sums.contiguous())
             return _whole_backward(
-                input, value, grad, weight, *tables, activation, residual, with_bias
+                input, value, grad, weight.contiguous(), *tables, activation, residual, with_bias
             )
     grad_value, grad_bias = value_gradient(
         value, None, grad, normalisation, sums, activation, with_bias
@@ -183,16 +178,26 @@ def fused_backward(
     return grad_input, grad_weight, grad_bias
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    """Tell whether its planes are those that one item of a kernel covers, on 16-byte boundaries."""
-    _, _, height, width = tensor.shape
-    image, channel, _, _ = tensor.stride()
-    return (
-        module(tensor.device).whole_planes(height, width)
-        and layout.is_planar(tensor)
-        and tensor.data_ptr() % 16 == 0
-        and image % 8 == channel % 8 == 0
-    )
+def _are_whole(*tensors: Tensor | None) -> bool:
+    """Tell whether each plane is one that an item of a kernel covers, on 16-byte boundaries.
+
+    Args:
+        tensors: of one shape, the first not None.
+    """
+    first, *_ = tensors
+    assert first is not None
+    kernels, _ = launcher(first)
+    _, _, height, width = first.shape
+    if not kernels.whole_planes(height, width):
+        return False
+    for tensor in tensors:
+        if tensor is not None:
+            image = ImageLayout.of(tensor)
+            if not image.is_planar or tensor.data_ptr() % 16:
+                return False
+            if image.strides[0] % 8 or image.strides[1] % 8:
+                return False
+    return True
 
 
 def _whole_backward(
@@ -206,12 +211,14 @@ def _whole_backward(
     residual: bool,
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    channels, kernel_size = weight.shape[0], weight.shape[-1]
-    context, sizes, kernels = launch_context(value), value.shape, module(value.device)
+    channels, _, kernel_size, _ = weight.shape
+    image = ImageLayout.of(value)
+    sizes, written_strides = image.shape, image.output_strides[:2]
+    kernels, context = launcher(value)
     at_once = input is not None and kernels.backward_gives_weight_gradient(kernel_size)
-    grad_input = layout.empty_like_input(value)
+    grad_input = image.empty(value)
     # If registers do not hold both gradients, that of the weight comes from a pass of its own.
-    grad_value = layout.empty_like_input(value) if input is not None and not at_once else None
+    grad_value = image.empty(value) if input is not None and not at_once else None
     grad_weight = grad_bias = None
     if at_once:
         shape = (channels, 1, kernel_size, kernel_size)
@@ -228,16 +235,16 @@ def _whole_backward(
             context,
             sizes,
             kernel_size,
-            located(input if at_once else None, *convolution.PLANE_STRIDES),
-            located(value, *convolution.PLANE_STRIDES),
-            located(grad, *convolution.PLANE_STRIDES),
+            _planes(input if at_once else None),
+            located(value, image.strides[:2]),
+            _planes(grad),
             address(weight),
             address(normalisation),
             address(sums),
             ACTIVATIONS[activation],
             residual,
-            located(grad_input, *convolution.PLANE_STRIDES, written=True),
-            located(grad_value, *convolution.PLANE_STRIDES, written=True),
+            located(grad_input, written_strides, written=True),
+            _planes(grad_value, written=True),
             address(grad_weight, written=True),
             address(grad_bias, written=True),
             address(workspace, written=True),
@@ -268,31 +275,26 @@ def _elementwise_pass(
         sums: those of the gradient, read by the last pass.
         with_sums: whether sums are wanted of a pass that makes some.
     """
-    channels_last = layout.is_channels_last(output if output is not None else value)
-    if channels_last:
-        value, other = _even_pixels(value), None if other is None else _even_pixels(other)
-    else:
-        value, other = layout.planar(value), None if other is None else layout.planar(other)
-    context, sizes, kernels = launch_context(value), value.shape, module(value.device)
+    image = ImageLayout.of(value if output is None else output)
+    last = image.is_channels_last
+    value, other = _readable(value, last), None if other is None else _readable(other, last)
+    kernels, context = launcher(value)
     rows = _ROWS[which] if with_sums else 0
     merged = parts = None
     with current(context):
-        tensors = (
-            _steps(value, channels_last),
-            _steps(other, channels_last),
-            _steps(output, channels_last, written=True),
-        )
+        tensors = (_steps(value, last), _steps(other, last), _steps(output, last, written=True))
         if rows:
-            splits = kernels.elementwise_pass_splits(context, sizes, channels_last, *tensors)
-            shape = sizes[1:2] if rows == 1 else (rows, sizes[1])
+            splits = kernels.elementwise_pass_splits(context, image.shape, last, *tensors)
+            channels = image.shape[1]
+            shape = (channels,) if rows == 1 else (rows, channels)
             # Two tensors: the sums may live on as the gradient of a bias, their parts need not.
             merged = value.new_empty(shape, dtype=torch.float32)
             parts = merged.new_empty((splits, *shape))
         kernels.elementwise_pass(
             which,
             context,
-            sizes,
-            channels_last,
+            image.shape,
+            last,
             *tensors,
             ACTIVATIONS[activation],
             address(bias),
@@ -304,29 +306,31 @@ def _elementwise_pass(
     return merged
 
 
-def _even_pixels(tensor: Tensor) -> Tensor:
-    """Return `tensor` itself if its pixels lie at one distance from each other, else a copy."""
-    images, channels, height, width = tensor.shape
-    pixel = _pixel_stride(tensor)
-    even = (
-        (channels == 1 or tensor.stride(1) == 1)
-        and (height == 1 or tensor.stride(2) == width * pixel)
-        and (images == 1 or tensor.stride(0) == height * width * pixel)
-    )
-    return tensor if even else tensor.contiguous(memory_format=torch.channels_last)
+def _readable(tensor: Tensor, channels_last: bool) -> Tensor:
+    """Return `tensor` itself if a pass reads it as it is, else a copy.
 
-
-def _pixel_stride(tensor: Tensor) -> int:
-    """Return the distance of pixels in memory, by the first dimension that has more than one."""
-    return next((tensor.stride(i) for i in (3, 2, 0) if tensor.shape[i] > 1), tensor.shape[1])
+    A pass reads planes, or in channels_last pixels that lie at one distance from each other.
+    """
+    image = ImageLayout.of(tensor)
+    if not channels_last:
+        return tensor if image.is_planar else tensor.contiguous()
+    if image.pixel_step is not None:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _steps(tensor: Tensor | None, channels_last: bool, written: bool = False) -> Located:
-    if tensor is None:
-        return _NONE
-    if not channels_last:
-        return located(tensor, *convolution.PLANE_STRIDES, written=written)
-    return address(tensor, written), (_pixel_stride(tensor), 1)
+    """Return the address of a tensor with its strides from outer index and channel to the next."""
+    if tensor is None or not channels_last:
+        return _planes(tensor, written)
+    step = ImageLayout.of(tensor).pixel_step
+    assert step is not None
+    return located(tensor, (step, 1), written)
+
+
+def _planes(tensor: Tensor | None, written: bool = False) -> Located:
+    """Return the address of a tensor with its strides of images and channels; zeros for None."""
+    return _NONE if tensor is None else located(tensor, tensor.stride()[:2], written)
 
 
 def _normalisation(
@@ -344,7 +348,8 @@ def _normalisation(
     channels = source.shape[-1]
     table = source.new_empty((len(Normalisation._fields), channels))
     updated = moments is not None
-    context, kernels = launch_context_on(source.device), module(source.device)
+    # The kernel has no tensors of 16 bits, so any of their types will do.
+    kernels, context = launcher(source, torch.float16)
     with current(context):
         kernels.normalisation(
             context,

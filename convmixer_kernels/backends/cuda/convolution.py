@@ -5,22 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convmixer_kernels import activations, layout
+from convmixer_kernels import activations
 from convmixer_kernels.backends.cuda.device import (
     KERNEL_SIZES,
     address,
     current,
-    launch_context,
+    launcher,
     located,
-    module,
 )
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.layout import ImageLayout, planar
 
-# The dimensions whose strides the kernels take; the others are adjacent.
-PLANE_STRIDES: tuple[int, ...] = (0, 1)
-PIXEL_STRIDES: tuple[int, ...] = (0, 2, 3)
 # The numbers of the activations in csrc/arguments.h.
 ACTIVATIONS = {name: number for number, name in enumerate(activations.ACTIVATIONS)}
+
+
+def free_strides(strides: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Return the strides that kernels take; elements along the other dimensions are adjacent.
+
+    They are those of images and channels, or in channels_last those of images, rows and pixels.
+    """
+    return (strides[0], strides[2], strides[3]) if channels_last else strides[:2]
 
 
 def forward(
@@ -84,33 +89,34 @@ def square_forward(
     Returns:
         (N, C, H, W), laid out like `input`.
     """
-    output = layout.empty_like_input(input)
-    if input.numel() == 0:
+    image = ImageLayout.of(input)
+    output = image.empty(input)
+    if 0 in image.shape:
         return output
-    kernels = module(input.device)
-    if layout.is_channels_last(input):
-        strides = PIXEL_STRIDES
+    kernels, context = launcher(input)
+    last = image.is_channels_last
+    if last:
         plain, fused = kernels.forward_channels_last, kernels.fused_forward_channels_last
     else:
-        input = layout.planar(input)
-        strides = PLANE_STRIDES
         plain, fused = kernels.forward, kernels.fused_forward
+        if not image.is_planar:
+            input = input.contiguous()
+            image = ImageLayout.of(input)
     weight = weight.contiguous()
     if bias is not None:
         bias = precise(bias)
-    if addend is not None and addend.stride() != output.stride():
+    if addend is not None and addend.stride() != image.output_strides:
         addend = torch.empty_like(output).copy_(addend)
-    context = launch_context(input)
     with current(context):
         arguments = (
             context,
-            input.shape,
+            image.shape,
             weight.shape[-1],
             flipped,
-            located(input, *strides),
+            located(input, free_strides(image.strides, last)),
             address(weight),
             address(bias),
-            located(output, *strides, written=True),
+            located(output, free_strides(image.output_strides, last), written=True),
         )
         if normalisation is None and addend is None:
             plain(*arguments)
@@ -129,33 +135,32 @@ def square_weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Do what `weight_gradient` does for a square filter of `KERNEL_SIZES`."""
-    channels = input.shape[1]
+    image = ImageLayout.of(input)
+    images, channels, _, _ = image.shape
     grad_weight = input.new_empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
     grad_bias = grad_weight.new_empty(channels) if with_bias else None
-    if len(input) == 0:
+    if images == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
-    kernels = module(input.device)
-    if layout.is_channels_last(input):
-        input, grad_output = adjacent_channels(input), adjacent_channels(grad_output)
-        strides = PIXEL_STRIDES
+    kernels, context = launcher(input)
+    last = image.is_channels_last
+    if last:
+        grad_output = adjacent_channels(grad_output)
         run = kernels.weight_gradient_channels_last
         count_splits = kernels.weight_gradient_splits_channels_last
     else:
-        input, grad_output = layout.planar(input), layout.planar(grad_output)
-        strides = PLANE_STRIDES
+        input, grad_output = planar(input), planar(grad_output)
         run, count_splits = kernels.weight_gradient, kernels.weight_gradient_splits
-    context, sizes = launch_context(input), input.shape
-    splits = count_splits(context, sizes, kernel_size)
+    splits = count_splits(context, image.shape, kernel_size)
     workspace = None
     if splits > 1:
         workspace = grad_weight.new_empty(splits * channels * (kernel_size * kernel_size + 1))
     with current(context):
         run(
             context,
-            sizes,
+            image.shape,
             kernel_size,
-            located(input, *strides),
-            located(grad_output, *strides),
+            located(input, free_strides(input.stride(), last)),
+            located(grad_output, free_strides(grad_output.stride(), last)),
             address(grad_weight, written=True),
             address(grad_bias, written=True),
             address(workspace, written=True),
@@ -177,26 +182,27 @@ def _convolve(
     filter = Filter.of(weight, dilation)
     if _is_embedded(input, filter):
         return square_forward(input, filter.embed(weight), bias, flipped=flipped)
-    output = layout.empty_like_input(input)
-    if input.numel() == 0:
+    image = ImageLayout.of(input)
+    output = image.empty(input)
+    if 0 in image.shape:
         return output
-    # The kernel writes planes; channels_last takes a copy there and one back.
-    source = layout.planar(input)
-    target = output if layout.is_planar(output) else torch.empty_like(source)
+    # The kernel reads and writes planes; channels_last takes a copy there and one back.
+    source = planar(input)
+    target = torch.empty_like(source) if image.is_channels_last else output
     weight = weight.contiguous()
     if bias is not None:
         bias = precise(bias)
-    context = launch_context(source)
+    kernels, context = launcher(source)
     with current(context):
-        module(source.device).forward_large(
+        kernels.forward_large(
             context,
-            source.shape,
+            image.shape,
             filter,
             flipped,
-            located(source, *PLANE_STRIDES),
+            located(source, source.stride()[:2]),
             address(weight),
             address(bias),
-            located(target, *PLANE_STRIDES, written=True),
+            located(target, target.stride()[:2], written=True),
         )
     return output if target is output else output.copy_(target)
 
@@ -204,13 +210,14 @@ def _convolve(
 def _large_weight_gradient(
     input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    channels = input.shape[1]
+    sizes = tuple(input.shape)
+    channels = sizes[1]
     grad_weight = input.new_empty((channels, 1, *filter.shape), dtype=torch.float32)
     grad_bias = grad_weight.new_empty(channels) if with_bias else None
-    if len(input) == 0:
+    if sizes[0] == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
-    input, grad_output = layout.planar(input), layout.planar(grad_output)
-    kernels, context, sizes = module(input.device), launch_context(input), input.shape
+    kernels, context = launcher(input)
+    input, grad_output = planar(input), planar(grad_output)
     splits = kernels.weight_gradient_large_splits(context, sizes, filter)
     workspace = None
     if splits > 1:
@@ -220,8 +227,8 @@ def _large_weight_gradient(
             context,
             sizes,
             filter,
-            located(input, *PLANE_STRIDES),
-            located(grad_output, *PLANE_STRIDES),
+            located(input, input.stride()[:2]),
+            located(grad_output, grad_output.stride()[:2]),
             address(grad_weight, written=True),
             address(grad_bias, written=True),
             address(workspace, written=True),
@@ -231,7 +238,8 @@ def _large_weight_gradient(
 
 def _is_embedded(input: Tensor, filter: Filter) -> bool:
     """Tell whether a square kernel serves a filter: in channels_last, where it needs no copies."""
-    return filter.embedding_size in KERNEL_SIZES and layout.is_channels_last(input)
+    channels_last = ImageLayout.of(input).is_channels_last
+    return channels_last and filter.embedding_size in KERNEL_SIZES
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -78,29 +79,22 @@ def unsupported_filter(filter: Filter, fused: bool = False) -> str | None:
     return None
 
 
-def module(device: torch.device) -> ModuleType:
-    """Return the module whose functions launch kernels for tensors on `device`."""
-    found = _extension() if device.type == "cuda" else _emulated()
-    assert isinstance(found, ModuleType)  # dispatch has asked unavailable()
-    return found
+def launcher(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[ModuleType, LaunchContext]:
+    """Return the module that launches kernels for `tensor`, and where and on what they run.
 
+    They run on PyTorch's current stream.
 
-def launch_context(tensor: Tensor) -> LaunchContext:
-    """Return where and on what a kernel for `tensor` runs, with PyTorch's current stream."""
-    return _launch_context(tensor.get_device(), tensor.dtype)
-
-
-def launch_context_on(device: torch.device, dtype: torch.dtype = torch.float16) -> LaunchContext:
-    """Return where and on what a kernel for tensors of this device and dtype runs."""
-    return _launch_context(-1 if device.type == "cpu" else devices.index_of(device), dtype)
-
-
-def _launch_context(index: int, dtype: torch.dtype) -> LaunchContext:
+    Args:
+        dtype: that of the kernel, if it is not the dtype of `tensor`.
+    """
+    index = tensor.get_device()
+    kind = _TYPES[dtype or tensor.dtype]
+    # dispatch has asked unavailable(), so there is a module.
     if index < 0:
-        return (-1, 0, _TYPES[dtype], *EMULATED_CHIP)
+        return cast(ModuleType, _emulated()), (-1, 0, kind, *EMULATED_CHIP)
     # The public way to the stream makes an object of it, for several microseconds.
     stream = torch._C._cuda_getCurrentRawStream(index)
-    return (index, stream, _TYPES[dtype], *_chip(index))
+    return cast(ModuleType, _extension()), (index, stream, kind, *_chip(index))
 
 
 def current(context: LaunchContext) -> contextlib.AbstractContextManager[object]:
@@ -116,12 +110,11 @@ def current(context: LaunchContext) -> contextlib.AbstractContextManager[object]
 _ALREADY = contextlib.nullcontext()
 
 
-def located(tensor: Tensor | None, *dimensions: int, written: bool = False) -> Located:
-    """Return the address of a tensor and its strides along some dimensions; zeros for None."""
-    if tensor is None:
-        return 0, (0,) * len(dimensions)
-    strides = tensor.stride()
-    return address(tensor, written), tuple([strides[each] for each in dimensions])
+def located(tensor: Tensor, strides: tuple[int, ...], written: bool = False) -> Located:
+    """Return the address of a tensor that kernels read, or write as well, with its strides."""
+    if emulated_gpu.is_launching:
+        emulated_gpu.permit(tensor, written)
+    return tensor.data_ptr(), strides
 
 
 def address(tensor: Tensor | None, written: bool = False) -> int:
