@@ -1,8 +1,9 @@
 # On a fresh machine with Python 3.10 or newer, its headers and venv, make and g++, each of these is
 # enough by itself:
 #   make demo     trains on the digits that come with scikit-learn; make demo EPOCHS=2 is short
-#   make test     lints and runs every test
+#   make test     lints and runs the tests
 # And for work on the kernels:
+#   make test-all  make test, and the tests that repeat others at further sizes
 #   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, checks and measures for
 #                 MINUTES=8 what is worth most, whatever fails; make gpu-full does all for longer
 #   make compiled  thousands of cases, and planted faults, on what nvcc and Triton compile, without
@@ -26,7 +27,7 @@ BUILD_TOOLS := setup.py $(wildcard csrc/build_tools/*.py)
 CPP_FILES := $(shell find benchmarks csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 CUDA_SOURCES := $(filter-out benchmarks/% csrc/interpreter/% tests/%,$(CPP_FILES))
 
-.PHONY: demo test compiled gpu report wheel budget api models lint format clean
+.PHONY: demo test test-all compiled gpu report wheel budget api models lint format clean
 .PHONY: gpu-full gpu-present gpu-carry gpu-build gpu-test gpu-sanitize gpu-benchmark
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
@@ -34,6 +35,9 @@ demo: $(VENV)/$(if $(GPU),cuda,installed)
 	$(BIN)/convmixer train --recipe digits --out $$out $(if $(EPOCHS),--epochs $(EPOCHS))
 
 test: lint $(VENV)/cuda
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not repeats"
+
+test-all: lint $(VENV)/cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 compiled: $(VENV)/cuda

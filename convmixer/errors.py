@@ -18,6 +18,10 @@ class LostProcessError(RuntimeError):
     """Another process of the run has ended, and this one cannot go on without it."""
 
 
+class LostWorkerError(RuntimeError):
+    """A process that loads images has ended before its time."""
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss became infinite or not a number."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import BinaryIO
 
 _BEGINNING = 512
 """The kind of a file is told by this many bytes."""
+
+_TEMPORARY = ".tmp"
+_TEMPORARY_NAME = re.compile(rf"\..+\.[0-9a-f]{{32}}{re.escape(_TEMPORARY)}")
+"""The names of new files before they take the place of others."""
 
 PICKLED = "a pickled file"
 ZIP = "a zip archive"
@@ -71,6 +76,11 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def _temporary(path: Path) -> Path:
+    """Return the name of a new file beside `path` that is to take its place."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of `path` in one step when the block ends.
@@ -84,7 +94,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary(path)
     try:
         with naming(path):
             with open(temporary, "xb") as file:
@@ -101,3 +111,30 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def link_or_copy(path: Path, name: Path) -> None:
+    """Give a file a second name, which replaces a file of this name in one step.
+
+    Where the file system has no second names, the file is copied.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk; the error names it.
+    """
+    link = _temporary(name)
+    try:
+        os.link(path, link)
+        os.replace(link, name)
+    except OSError:
+        with path.open("rb") as source, replacing(name) as target:
+            shutil.copyfileobj(source, target)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the new files in a folder whose process was killed before they had their names.
+
+    No other process may be writing in the folder.
+    """
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        if _TEMPORARY_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Both switches must be set before the packages are first imported.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -24,6 +25,16 @@ os.environ.setdefault("CONVMIXER_KERNELS_EMULATE", "1")
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 pytest.register_assert_rewrite("tests.helpers")
+
+
+def pytest_collection_finish() -> None:
+    """Make the tests cheaper, now that all they import has been imported."""
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.helpers import triton_interpreter
+
+        triton_interpreter.patch_language_once_a_launch()
+    # Modules are not garbage: collections need not walk them.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

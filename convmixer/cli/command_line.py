@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from convmixer.cli.parser import build_parser
 from convmixer.errors import (
     LostProcessError,
+    LostWorkerError,
     ProcessError,
     TrainingDivergedError,
     TrainingInterruptedError,
@@ -70,7 +71,7 @@ def _run(words: Sequence[str]) -> int:
             "--gradient_checkpointing"
         )
         return 1
-    except (TrainingDivergedError, LostProcessError) as error:
+    except (TrainingDivergedError, LostProcessError, LostWorkerError) as error:
         report_once(f"{program}: {one_line(error)}")
         return 1
     except TrainingInterruptedError as interruption:

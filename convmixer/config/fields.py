@@ -10,7 +10,17 @@ from convmixer.config.setting_types import FieldInfo, parse_value, walk
 from convmixer.config.settings import Config, check
 from convmixer.errors import UsageError, closest
 
-CHANGEABLE_ON_RESUME = frozenset({"device", "data.folder", "data.workers", "log_interval"})
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "device",
+        "data.folder",
+        "data.workers",
+        "data.bad_images",
+        "log_interval",
+        "save_every",
+        "keep",
+    }
+)
 """Fields that do not change the result of a run, so that a resumed run may change them."""
 
 FIELDS: dict[str, FieldInfo] = {info.name: info for info in walk(Config)}
@@ -22,6 +32,7 @@ ELSEWHERE = {
     "aa": "augment.rand_augment",
     "autoaugment": "augment.rand_augment",
     "bs": "batch_size",
+    "checkpointhist": "keep",
     "clipgrad": "optimizer.clip_grad_norm",
     "croppct": "data.crop_fraction",
     "datadir": "data.folder",

@@ -111,6 +111,8 @@ def parse_value(info: FieldInfo, value: Any) -> Any:
     Raises:
         UsageError: the value has another type or is outside the accepted range.
     """
+    if isinstance(value, bool) and str(value).lower() in info.metadata["choices"]:
+        value = str(value).lower()
     try:
         if is_list(info.hint):
             parts = _split(value) if isinstance(value, str) else list(value)

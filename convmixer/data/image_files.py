@@ -41,6 +41,10 @@ _FULL_SCALES = (1.0, 255.0, 65535.0)
 _SUFFIXES_IN_NOTES = 3
 
 
+class UnreadableImageError(UsageError):
+    """An image file that cannot be read."""
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, its name beginning with a dot."""
     return name.startswith(".")
@@ -111,7 +115,7 @@ def read_image(path: str, mode: str) -> Image.Image:
         mode: "RGB" or "L", Pillow's names of colour and of grey.
 
     Raises:
-        UsageError: the file is gone, damaged or no image; the message names it.
+        UnreadableImageError: the file is gone, damaged or no image; the message names it.
     """
     try:
         with warnings.catch_warnings():
@@ -119,7 +123,7 @@ def read_image(path: str, mode: str) -> Image.Image:
             warnings.simplefilter("ignore")
             return _read(path, mode)
     except Exception as error:  # Decoders raise errors of any class on a damaged file.
-        raise UsageError(f"cannot read image {path}: {_reason(path, error)}") from None
+        raise UnreadableImageError(f"cannot read image {path}: {_reason(path, error)}") from None
 
 
 def _read(path: str, mode: str) -> Image.Image:

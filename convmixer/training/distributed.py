@@ -38,9 +38,15 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
+        (found,) = self.any_of_each(flag)
+        return found
+
+    def any_of_each(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any process."""
         if self.world == 1:
-            return flag
-        return bool(self.total(torch.tensor(float(flag))) > 0)
+            return list(flags)
+        counts = self.total(torch.tensor(flags, dtype=torch.float32))
+        return [count > 0 for count in counts.tolist()]
 
     def average_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over all processes."""

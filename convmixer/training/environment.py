@@ -55,6 +55,18 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def memory_format(config: Config, device: torch.device) -> torch.memory_format:
+    """Return the memory format of images and model; "auto" is resolved.
+
+    On a CPU a training step of ConvMixer takes PyTorch 1.03 to 2.2 times as long with contiguous
+    tensors as with channels_last ones: depthwise convolutions of 3 x 3 to 15 x 15 in float32.
+    """
+    wanted = config.channels_last == "true"
+    if config.channels_last == "auto":
+        wanted = device.type == "cpu"
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Let PyTorch use `count` threads inside the block; None leaves PyTorch's own choice."""
@@ -76,7 +88,7 @@ def depthwise_implementation(config: Config, device: torch.device) -> str:
     model = config.model
     dtype = AMP_DTYPES.get(effective_amp(config, device), torch.float32)
     side = config.data.image_size // model.patch_size
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    layout = memory_format(config, device)
     input = torch.empty(1, model.dim, side, side, dtype=dtype, device=device, memory_format=layout)
     weight = torch.empty(
         model.dim, 1, model.kernel_size, model.kernel_size, dtype=dtype, device=device
@@ -92,8 +104,7 @@ def build_model(config: Config, device: torch.device) -> ConvMixer:
     """
     try:
         model = ConvMixer(**dataclasses.asdict(config.model)).to(device)
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=memory_format(config, device))  # type: ignore[call-overload]
         size = config.data.image_size
         image = torch.zeros(1, config.model.in_chans, size, size, device=device)
         with torch.no_grad(), autocast(config, device):

@@ -13,7 +13,6 @@ from torch import Tensor
 from convmixer.config.fields import from_dict, override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import evaluation_transform
 from convmixer.data.sources import Split, load_split
 from convmixer.errors import UsageError
 from convmixer.model.checkpoints import load_checkpoint
@@ -22,7 +21,7 @@ from convmixer.terminal import few, printable
 from convmixer.training import plots
 from convmixer.training.distributed import Processes, running_processes
 from convmixer.training.environment import build_model, cpu_threads, device_name
-from convmixer.training.loaders import evaluation_loader, worker_count
+from convmixer.training.loaders import EvaluationLoader, worker_count
 from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
 from convmixer.training.run_folder import prepare_folder, weights_file, write_json
@@ -151,17 +150,14 @@ def evaluate(
             images, class_names, notes = _load_images(config, split, processes)
             if folder is not None:
                 prepare_folder(folder)
-        loader = evaluation_loader(
-            images,
-            evaluation_transform(config),
-            max(1, config.batch_size // processes.world),
-            workers=worker_count(config.data),
-            device=processes.device,
-            rank=processes.rank,
-            world=processes.world,
+        batch_size = max(1, config.batch_size // processes.world)
+        loader = EvaluationLoader(
+            images, config, batch_size, processes, workers=worker_count(config.data)
         )
         with processes.alone():
             scores = score(model, loader, config, processes)
+        found = processes.gather(loader.bad_images.unreported())
+        bad_images = [line for lines in found for line in lines]
         loss = scores.means.loss
         if not math.isfinite(loss):
             raise UsageError(f"{checkpoint}: the loss of this model is {loss}, no score")
@@ -170,6 +166,7 @@ def evaluate(
             "recipe": config.recipe,
             "split": split,
             "images": scores.means.images,
+            "bad_images": len(bad_images),
             **scores.means.columns(split),
             "parameters": sum(p.numel() for p in model.parameters()),
             "device": device_name(processes.device),
@@ -185,8 +182,8 @@ def evaluate(
         if folder is not None:
             write_json(folder / "evaluation.json", result)
         console = Console(silent=silent)
-        for note in notes:
-            console.line(note)
+        for line in (*notes, *(f"skipped: {line}" for line in bad_images)):
+            console.line(line)
         _report(result, config, confusion, class_names, console)
         if folder is not None and confusion is not None:
             _draw(folder / "confusion.png", result, confusion, class_names)

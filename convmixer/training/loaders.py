@@ -1,87 +1,203 @@
 """Batches in a reproducible order.
 
-Seed, epoch and index of an image determine the random state of its augmentation. Therefore the
-images of a run do not depend on the number of worker processes, and a run that continues in the
-middle of an epoch gets the batches of an uninterrupted run.
+Seed, epoch and index of an image determine the random numbers of its augmentation, and those of its
+batch. Therefore the images of a run do not depend on the number of worker processes, and a run that
+continues in the middle of an epoch gets the batches of an uninterrupted run.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from convmixer.config.settings import DataConfig
-from convmixer.data.augmentation import Transform
-from convmixer.data.sources import Images
+from convmixer.config.settings import Config, DataConfig
+from convmixer.data import batched_operations
+from convmixer.data.augmentation import (
+    NO_BOX,
+    Augmentation,
+    draw_erased_box,
+    evaluation_crop,
+)
+from convmixer.data.operations import Operation
+from convmixer.data.preparation import BatchPreparation, Normalization
+from convmixer.data.sources import Images, Indices
 from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
+from convmixer.training.bad_images import BadImages, ImageReader
+from convmixer.training.distributed import Processes
+from convmixer.training.resident import MOST_BYTES, resident_images
 from convmixer.training.run_state import seed_cpu
 
 Key = tuple[int, int]
 Batch = tuple[Tensor, Tensor]
-EvaluationLoader = DataLoader[tuple[Tensor, int]]
+"""Normalised images, float32 (N, C, H, W), and their targets (N, n_classes) or classes (N,)."""
 
 MOST_WORKERS = 8
 """The most processes that load images if the settings leave their number open."""
+IMAGES_AUGMENTED_TOGETHER = 1024
+"""Images that are augmented at once on the device, at least one batch."""
 
 
-def image_seed(seed: int, epoch: int, index: int) -> int:
-    """Return the seed of one augmented image, a hash of its arguments below 2**63."""
-    (word,) = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
-    return int(word) >> 1
+@functools.lru_cache(maxsize=2)
+def image_seeds(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """Return two seeds below 2**63 for each of `size` images in an epoch, int64 (size, 2).
+
+    The first is that of its augmentation, the second that of mixing and of the noise in it.
+    """
+    # The order of the images comes from the sequence (seed, epoch).
+    generator = np.random.default_rng([seed, epoch, 1])
+    return generator.integers(2**63, size=(size, 2), dtype=np.int64)
 
 
-class TrainingImages(Dataset[tuple[Tensor, int]]):
-    """Augmented images, addressed by (epoch, index)."""
+class TrainingBatch(NamedTuple):
+    """A batch as it comes from the processes that load images."""
 
-    def __init__(self, images: Images, transform: Transform, seed: int) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
+    content: Tensor
+    """Augmented images, uint8 (N, C, H, W), or what `batched_operations.apply` is to do."""
+    indices: Tensor
+    """The place of each image in the training images, int64 (N,)."""
+    labels: Tensor
+    """int64 (N,)."""
+    seeds: Tensor
+    """The second of `image_seeds`, int64 (N,)."""
+    boxes: Tensor
+    """The rectangle to erase in each image, or zeros: int64 (N, 4)."""
+    bad: list[str]
+    """Lines that name images which could not be read."""
+
+
+class _Sample(NamedTuple):
+    """An image of a `TrainingBatch`."""
+
+    content: Tensor | list[Operation]
+    image_index: int
+    label: int
+    seed: int
+    box: tuple[int, int, int, int]
+    bad: list[str]
+
+
+def _collate(samples: list[_Sample]) -> TrainingBatch:
+    contents, *numbers, bad = zip(*samples, strict=True)
+    indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
+    reasons = [reason for each in bad for reason in each]
+    drawn = isinstance(contents[0], list)
+    content = batched_operations.as_table(list(contents)) if drawn else default_collate(contents)
+    return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
+
+
+class _KeyedImages(Dataset[_Sample]):
+    """Training images, addressed by (epoch, index)."""
+
+    def __init__(self, labels: Indices, config: Config) -> None:
+        self._labels, self._config = labels, config
+        self.augmentation = Augmentation(config)
 
     def __len__(self) -> int:
-        return len(self.images.labels)
+        return len(self._labels)
 
-    def _augmented(self, key: Key) -> tuple[Tensor, int]:
+    def _content(self, index: int, seed: int) -> tuple[Tensor | list[Operation], int, list[str]]:
+        """Return the content of a sample, the index of the image, and lines on those skipped."""
+        raise NotImplementedError
+
+    def _sample(self, key: Key) -> _Sample:
         epoch, index = key
-        seed_cpu(image_seed(self.seed, epoch, index))
-        return self.transform(self.images.image(index)), int(self.images.labels[index])
+        config = self._config
+        seed, batch_seed = image_seeds(config.seed, epoch, len(self))[index].tolist()
+        content, index, bad = self._content(index, seed)
+        erasing = config.augment.random_erasing
+        box = draw_erased_box(erasing, config.data.image_size) if erasing else NO_BOX
+        return _Sample(content, index, int(self._labels[index]), batch_seed, box, bad)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key) -> _Sample:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, keys: list[Key]) -> list[_Sample]:
         python, numpy = random.getstate(), np.random.get_state()
         pytorch = torch.random.get_rng_state()
         try:
-            return [self._augmented(key) for key in keys]
+            return [self._sample(key) for key in keys]
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
             torch.random.set_rng_state(pytorch)
 
 
-class EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """Images prepared for evaluation, in order."""
+class AugmentedImages(_KeyedImages):
+    """Images that are read and augmented one by one.
 
-    def __init__(self, images: Images, transform: Transform) -> None:
+    An image that cannot be read is replaced by the next one that can, in the order of the source.
+    """
+
+    def __init__(self, images: Images, config: Config) -> None:
+        super().__init__(images.labels, config)
+        self._reader = ImageReader(images, config.data.bad_images)
+
+    def _content(self, index: int, seed: int) -> tuple[Tensor, int, list[str]]:
+        image, found, bad = self._reader.readable(index)
+        seed_cpu(seed)
+        return self.augmentation(image), found, bad
+
+
+class DrawnOperations(_KeyedImages):
+    """What is to be done to each of several images of one size."""
+
+    def __init__(self, labels: Indices, size: tuple[int, int], config: Config) -> None:
+        super().__init__(labels, config)
+        self._size = size
+
+    def _content(self, index: int, seed: int) -> tuple[list[Operation], int, list[str]]:
+        seed_cpu(seed)
+        return self.augmentation.draw(*self._size), index, []
+
+
+class EvaluationBatch(NamedTuple):
+    """A batch as it comes from the processes that load images."""
+
+    images: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor
+    """int64 (N,)."""
+    bad: list[str]
+    """Lines that name images which could not be read, and are left out."""
+
+
+class EvaluationImages(Dataset[tuple[Tensor | str, int]]):
+    """Images prepared for evaluation, in order; a line in place of one that cannot be read."""
+
+    def __init__(self, images: Images, config: Config) -> None:
         self.images = images
-        self.transform = transform
+        self._crop = evaluation_crop(config)
+        self._reader = ImageReader(images, config.data.bad_images)
 
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images.image(index)), int(self.images.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor | str, int]:
+        image = self._reader.read(index)
+        content = image if isinstance(image, str) else self._crop(image)
+        return content, int(self.images.labels[index])
+
+
+def _collate_evaluation(samples: list[tuple[Tensor | str, int]]) -> EvaluationBatch:
+    bad = [content for content, _ in samples if isinstance(content, str)]
+    read = [(content, label) for content, label in samples if not isinstance(content, str)]
+    if not read:
+        return EvaluationBatch(torch.empty(0), torch.empty(0, dtype=torch.int64), bad)
+    images, labels = default_collate(read)
+    return EvaluationBatch(images, labels, bad)
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -184,15 +300,47 @@ def _loader_options(workers: int, device: torch.device) -> dict[str, Any]:
 
 
 class TrainingLoader:
-    """The batches of every epoch."""
+    """The batches of every epoch, on the device of the model.
+
+    Args:
+        images: the training images.
+        config: the settings.
+        batches: the order of the images.
+        workers: number of processes that load images.
+        device: of the model.
+
+    Raises:
+        UsageError: settings and images do not fit together.
+    """
 
     def __init__(
-        self, images: TrainingImages, batches: EpochBatches, workers: int, device: torch.device
+        self,
+        images: Images,
+        config: Config,
+        batches: EpochBatches,
+        *,
+        workers: int,
+        device: torch.device,
     ) -> None:
-        self._batches = batches
-        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
-            images, batch_sampler=batches, **_loader_options(workers, device)
+        self.bad_images = BadImages(config.data.bad_images)
+        self.prepare = BatchPreparation(config, device)
+        self._batches, self._device = batches, device
+        self._resident = resident_images(images, config, device, self.bad_images)
+        dataset = (
+            AugmentedImages(images, config)
+            if self._resident is None
+            else DrawnOperations(self._resident.labels, self._resident.size, config)
         )
+        self._augmentation = dataset.augmentation
+        self._together = max(1, IMAGES_AUGMENTED_TOGETHER // batches.images_at_once)
+        self._loader: DataLoader[_Sample] = DataLoader(
+            dataset, batch_sampler=batches, collate_fn=_collate, **_loader_options(workers, device)
+        )
+
+    @property
+    def is_resident(self) -> bool:
+        """True if the images stay on the device and are augmented there."""
+        return self._resident is not None
 
     @property
     def steps(self) -> int:
@@ -200,22 +348,98 @@ class TrainingLoader:
         return self._batches.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Iterate over (images, labels), a pair an accumulation step, from `first_step` on."""
+        """Iterate over (images, targets), a pair an accumulation step, from `first_step` on."""
         self._batches.epoch, self._batches.first_step = epoch, first_step
-        return iter(self._loader)
+        loaded = iter(self._loader)
+        if self._resident is None:
+            return map(self._transferred, loaded)
+        return itertools.chain.from_iterable(map(self._augmented, _groups(loaded, self._together)))
+
+    def _transferred(self, batch: TrainingBatch) -> Batch:
+        self.bad_images.add(batch.bad)
+        return self._prepared(batch, batch.content.to(self._device, non_blocking=True))
+
+    def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
+        """Augment several batches at once: operations on few images cost little but their start."""
+        assert self._resident is not None
+        indices = torch.cat([batch.indices for batch in batches])
+        most = max(batch.content.shape[1] for batch in batches)
+        tables = torch.cat(
+            [F.pad(batch.content, (0, 0, 0, most - batch.content.shape[1])) for batch in batches]
+        )
+        images = batched_operations.apply(
+            self._resident.pixels[indices.to(self._device, non_blocking=True)],
+            tables,
+            self._augmentation.size,
+            self._augmentation.fill,
+        )
+        return map(self._prepared, batches, images.split(len(batches[0].labels)))
+
+    def _prepared(self, batch: TrainingBatch, images: Tensor) -> Batch:
+        labels = batch.labels.to(self._device, non_blocking=True)
+        return self.prepare(images, labels, batch.seeds, batch.boxes)
 
 
-def evaluation_loader(
-    images: Images,
-    transform: Transform,
-    batch_size: int,
-    *,
-    workers: int,
-    device: torch.device,
-    rank: int = 0,
-    world: int = 1,
-) -> EvaluationLoader:
-    """Return a loader over every `world`-th image from `rank` on, in order."""
-    indices: NDArray[np.int64] = np.arange(rank, len(images.labels), world)
-    part = EvaluationImages(images.select(indices), transform)
-    return DataLoader(part, batch_size, **_loader_options(workers, device))
+def _groups(batches: Iterator[TrainingBatch], size: int) -> Iterator[list[TrainingBatch]]:
+    """Yield lists of `size` batches; the last one may be shorter."""
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+class EvaluationLoader:
+    """Every `world`-th image from `rank` on, in order, on the device of the model.
+
+    Images that cannot be read are left out. Small images are prepared once and stay on the device.
+
+    Args:
+        images: the images.
+        config: the settings.
+        batch_size: images of a batch.
+        processes: this process among those that share the images.
+        workers: number of processes that load images.
+
+    Raises:
+        UsageError: settings and images do not fit together.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        config: Config,
+        batch_size: int,
+        processes: Processes,
+        *,
+        workers: int,
+    ) -> None:
+        self.bad_images = BadImages(config.data.bad_images)
+        self._device = processes.device
+        self._normalize = Normalization(config.data, processes.device)
+        size = len(images.labels) * config.model.in_chans * config.data.image_size**2
+        wanted = config.data.device_resident
+        self._keeps = wanted == "true" or (wanted == "auto" and size <= MOST_BYTES)
+        self._kept: list[Batch] | None = None
+        indices: NDArray[np.int64] = np.arange(processes.rank, len(images.labels), processes.world)
+        self._loader: DataLoader[Any] = DataLoader(
+            EvaluationImages(images.select(indices), config),
+            batch_size,
+            collate_fn=_collate_evaluation,
+            **_loader_options(workers, processes.device),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over (images, classes)."""
+        if self._kept is not None:
+            batches: Iterable[Batch] = self._kept
+        elif self._keeps:
+            batches = self._kept = list(self._loaded())
+        else:
+            batches = self._loaded()
+        return ((self._normalize(images), labels) for images, labels in batches)
+
+    def _loaded(self) -> Iterator[Batch]:
+        """Iterate over images, uint8 (N, C, H, W), and classes."""
+        for batch in self._loader:
+            self.bad_images.add(batch.bad)
+            if len(batch.labels):
+                labels = batch.labels.to(self._device, non_blocking=True)
+                yield batch.images.to(self._device, non_blocking=True), labels

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import json
+import os
+import platform
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from convmixer.config.recipes import load_yaml, to_yaml
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError
-from convmixer.files import replacing
+from convmixer.files import link_or_copy, remove_temporary_files, replacing
 from convmixer.training.metrics import EPOCH_COLUMNS
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks.
+    fcntl = None  # type: ignore[assignment]
 
 COLUMNS = ("epoch", "learning_rate", *EPOCH_COLUMNS, "images_per_second", "seconds")
 """The columns of `metrics.csv`."""
@@ -24,6 +33,12 @@ SUMMARY_NUMBERS = ("test_accuracy", "parameters", "epochs", "seed")
 SUMMARY_TEXTS = ("recipe", "data", "torch", "images_per_second")
 """The other entries of a summary that are read again."""
 
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""The errors of file systems without locks."""
+_WITHOUT_LOCKS = (
+    "this file system has no locks, so nothing keeps a second process from training here"
+)
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
@@ -32,8 +47,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a dictionary as JSON in one step."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    """Write a dictionary as JSON in one step.
+
+    Raises:
+        ValueError: a number is not finite, for which JSON has no form.
+    """
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -58,6 +77,27 @@ def prepare_folder(path: Path) -> None:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from None
 
 
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file for this process, and return whether its file system has locks.
+
+    The lock is the process's own: it ends with the process, however that ends, and processes that
+    load images do not inherit it. It also ends when this process closes the file, even if it has
+    the file open a second time.
+
+    Raises:
+        BlockingIOError, PermissionError: another process holds the lock.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
 class RunFolder:
     """The files of a run, or of the runs of several seeds in folders of their own."""
 
@@ -70,6 +110,8 @@ class RunFolder:
         self.log = path / "train.log"
         self.last = path / "last.pt"
         self.best = path / "best.pt"
+        self.checkpoints = path / "checkpoints"
+        self.lock = path / ".lock"
 
     @property
     def holds_run(self) -> bool:
@@ -104,6 +146,47 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume --out {self.path}, "
                 "or name another folder with --out"
             )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[str | None]:
+        """Keep other processes from running here, and remove what a killed one left half written.
+
+        The folder is created if it does not exist.
+
+        Yields:
+            a line for the reader if the file system has no locks, else None.
+
+        Raises:
+            UsageError: another process runs here, or the folder cannot be written to.
+        """
+        prepare_folder(self.path)
+        with self.lock.open("a+", encoding="utf-8") as file:
+            try:
+                has_locks = _lock(file)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UsageError(f"{self.path} is in use by {holder}, which trains there") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            for folder in (self.path, self.checkpoints):
+                remove_temporary_files(folder)
+            yield None if has_locks else f"{self.path}: {_WITHOUT_LOCKS}"
+
+    def keep_last(self, step: int, count: int) -> None:
+        """Keep `last.pt` among the latest `count` states, as `checkpoints/step-N.pt`.
+
+        Args:
+            step: number of optimizer steps of the run before this state.
+            count: number of states to keep; older ones are removed.
+        """
+        self.checkpoints.mkdir(exist_ok=True)
+        kept = self.checkpoints / f"step-{step:08}.pt"
+        link_or_copy(self.last, kept)
+        written = {path: path.stat().st_mtime_ns for path in self.checkpoints.glob("step-*.pt")}
+        for path in sorted(written, key=lambda path: written[path])[:-count]:
+            path.unlink()
 
     def create(self, config: Config) -> None:
         """Start a run here.

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from convmixer.errors import TrainingInterruptedError, UsageError
+from convmixer.errors import LostWorkerError, TrainingInterruptedError, UsageError, one_line
 from convmixer.model.checkpoints import read_file
 from convmixer.torchrun import is_first_process
 from convmixer.training.distributed import Processes
+
+_LOST_WORKER = "DataLoader worker (pid"
+"""The beginning of PyTorch's message on a process that loads images and is gone."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -41,45 +44,46 @@ def seed_cpu(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed Python, NumPy and PyTorch, with another seed for each rank."""
-    seed_cpu(seed + rank)
-    torch.cuda.manual_seed_all(seed + rank)
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch."""
+    seed_cpu(seed)
+    torch.cuda.manual_seed_all(seed)
 
 
-def random_states(device: torch.device) -> dict[str, Any]:
-    """Return the state of every random number generator, as plain values and tensors."""
-    version, python_words, gauss_next = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=True)
-    return {
-        "python": {"version": version, "words": list(python_words), "gauss_next": gauss_next},
-        "numpy": {
-            "words": torch.from_numpy(np.asarray(numpy_state[1], dtype=np.int64)),
-            "position": int(numpy_state[2]),
-            "has_gauss": int(numpy_state[3]),
-            "cached_gaussian": float(numpy_state[4]),
-        },
-        "torch": torch.random.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
+@contextlib.contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Turn PyTorch's error about a process that loads images and is gone into one of this package.
+
+    Raises:
+        LostWorkerError: such a process was killed or has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(_LOST_WORKER):
+            raise
+        raise LostWorkerError(
+            f"a process that loads images is gone ({one_line(error)}); if memory is short, lower "
+            "--workers"
+        ) from error
 
 
-def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Set every random number generator to its state in `random_states`."""
-    python, numpy_state = states["python"], states["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss_next"]))
-    np.random.set_state(
-        (
-            "MT19937",
-            numpy_state["words"].numpy().astype(np.uint32),
-            numpy_state["position"],
-            numpy_state["has_gauss"],
-            numpy_state["cached_gaussian"],
-        )
-    )
-    torch.random.set_rng_state(states["torch"])
-    if device.type == "cuda" and states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"], device)
+@contextlib.contextmanager
+def lost_workers_met_in_loading() -> Iterator[None]:
+    """Let the loss of a process that loads images be met only where its images are taken.
+
+    PyTorch raises the error from a handler of SIGCHLD, which interrupts the main thread anywhere,
+    as between the changes of two weights. Without the handler, a loader that waits for images looks
+    every five seconds for processes that are gone.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield  # There is no handler.
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 class StopRequest:
@@ -108,9 +112,14 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    @property
+    def requested(self) -> bool:
+        """True if this process was asked to stop."""
+        return self._signal_number is not None
+
     def wanted(self, processes: Processes) -> bool:
         """Return whether any process was asked to stop; all processes have to call this."""
-        return processes.any(self._signal_number is not None)
+        return processes.any(self.requested)
 
     def interruption(self, where: str) -> TrainingInterruptedError:
         """Return the error that ends the command."""

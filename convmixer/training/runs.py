@@ -56,6 +56,8 @@ def train(
         UsageError: settings, images or folder cannot work.
         TrainingInterruptedError: SIGINT or SIGTERM has ended the run, which has been saved.
         TrainingDivergedError: the loss is no longer finite.
+        LostWorkerError: a process that loads images is gone; the run has been saved.
+        OSError: a file cannot be written, as on a full disk; the error names it.
     """
     folder = RunFolder(Path(out))
     if resume:
@@ -74,7 +76,7 @@ def train(
         stop = stop or stack.enter_context(StopRequest())
         stack.enter_context(cpu_threads(config.threads))
         processes = stack.enter_context(running_processes(config.device))
-        return _run(config, folder, processes, stop, resume=resume, silent=silent)
+        return _run(config, folder, processes, stop, stack, resume=resume, silent=silent)
 
 
 def _run(
@@ -82,11 +84,16 @@ def _run(
     folder: RunFolder,
     processes: Processes,
     stop: StopRequest,
+    stack: contextlib.ExitStack,
     *,
     resume: bool,
     silent: bool,
 ) -> dict[str, Any]:
     console = Console(folder.log, silent=silent or not processes.is_main)
+    if resume:
+        # A second process is refused before it reads anything.
+        with processes.together():
+            _lock(folder, processes, console, stack)
     # The images may have to be downloaded.
     with processes.together(), processes.main_first():
         splits = load_splits(config.data, config.model.in_chans)
@@ -95,24 +102,26 @@ def _run(
     with processes.together():
         if config.initial_checkpoint and not continued:
             trainer.stepper.start_from(Path(config.initial_checkpoint))
-        if processes.is_main and not resume:
-            folder.create(config)
+        if not resume:
+            # Mistakes that were met up to here leave no folder behind.
+            _lock(folder, processes, console, stack)
+            if processes.is_main:
+                folder.create(config)
         if continued:
             trainer.continue_from(folder.last)
-            console.line(f"continuing {folder.path} at epoch {trainer.epoch + 1}")
+            console.line(f"continuing {folder.path} before {trainer.position}")
         for line in (run_line(config, splits, trainer.parameters, processes.device), *splits.notes):
             console.line(line)
     try:
-        with processes.alone():
-            trainer.run(stop)
+        trainer.run(stop)
     except TrainingInterruptedError:
         if processes.is_main:
             plots.save_curves(folder.curves, config, trainer.history, None)
         raise
-    processes.barrier()
     with processes.alone():
         load_checkpoint(trainer.stepper.evaluated, folder.best)
         scores = trainer.test()
+        trainer.report_bad_images()
     summary = _summary(trainer, scores)
     if processes.is_main:
         write_json(folder.summary, summary)
@@ -123,6 +132,16 @@ def _run(
     return summary
 
 
+def _lock(
+    folder: RunFolder, processes: Processes, console: Console, stack: contextlib.ExitStack
+) -> None:
+    """Let the main process hold the folder until the end of `stack`."""
+    if processes.is_main:
+        note = stack.enter_context(folder.locked())
+        if note is not None:
+            console.line(note)
+
+
 def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
     """Return the contents of `summary.json`."""
     config, processes = trainer.config, trainer.processes
@@ -131,6 +150,7 @@ def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:
         "data": config.data.source,
         **scores.means.columns("test"),
         "test_images": scores.means.images,
+        "bad_images": trainer.bad_images,
         "tested_epoch": trainer.best_epoch,
         "selection": (
             "best epoch on validation images" if config.select == "best" else "last epoch"
@@ -174,8 +194,13 @@ def train_seeds(
     else:
         group.check_free()
     summaries, histories = [], {}
-    with StopRequest() as stop, running_processes(config.device) as processes:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        processes = stack.enter_context(running_processes(config.device))
         console = Console(silent=silent or not processes.is_main)
+        if resume:
+            with processes.together():
+                _lock(group, processes, console, stack)
         for seed in range(config.seed, config.seed + seeds):
             run = group.of_seed(seed)
             if stop.wanted(processes):

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmixer.config.settings import Config
+from convmixer.errors import UsageError
 from convmixer.training.distributed import Processes
-from convmixer.training.environment import autocast
+from convmixer.training.environment import autocast, memory_format
 from convmixer.training.loaders import Batch
 from convmixer.training.metrics import (
     ACCURACY,
@@ -22,6 +23,7 @@ from convmixer.training.metrics import (
     no_sums,
     sums_of_batch,
 )
+from convmixer.training.run_state import lost_workers_named
 
 Views = Callable[[Tensor], list[Tensor]]
 
@@ -63,6 +65,7 @@ def augmented_views(flip: bool) -> Views:
 
 
 @torch.no_grad()
+@lost_workers_named()
 def score(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -73,6 +76,10 @@ def score(
     """Evaluate `model` over the images of all processes, in evaluation mode, without smoothing.
 
     Several `views` of an image count by the mean of their probabilities.
+
+    Raises:
+        LostWorkerError: a process that loads images is gone.
+        UsageError: there are no images.
     """
     n_classes, device = config.model.n_classes, processes.device
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
@@ -82,8 +89,7 @@ def score(
     for images, labels in batches:
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(config, device))
         with autocast(config, device):
             outputs = [model(view) for view in views(images)]
         log_probabilities = (
@@ -96,4 +102,7 @@ def score(
         loss = F.nll_loss(log_probabilities, labels, reduction="sum")
         sums += sums_of_batch(loss, Predictions(log_probabilities, labels), METRICS)
     model.train(was_training)
-    return Scores(means(processes.total(sums), METRICS), processes.total(confusion).cpu())
+    sums = processes.total(sums)
+    if sums[0] == 0:
+        raise UsageError("there is no image to evaluate on that can be read")
+    return Scores(means(sums, METRICS), processes.total(confusion).cpu())

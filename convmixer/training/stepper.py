@@ -1,33 +1,46 @@
-"""One optimizer step: mixing, forward, backward, clipping, AdamW, moving average."""
+"""One optimizer step: forward, backward, clipping, AdamW, moving average."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import batch_mixing, soft_targets
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.training.distributed import Processes
-from convmixer.training.environment import autocast, build_model, effective_amp
+from convmixer.training.environment import autocast, build_model, effective_amp, memory_format
 from convmixer.training.loaders import Batch
 from convmixer.training.metrics import EPOCH_METRICS, Predictions, no_sums, sums_of_batch
 from convmixer.training.optimizer import ExponentialMovingAverage, build_optimizer
+from convmixer.training.run_state import seed_everything
 
 
 def shares_statistics(config: Config, processes: Processes) -> bool:
     """Return whether BatchNorm normalises over the images of all processes in every step."""
     on_gpus = processes.world > 1 and processes.device.type == "cuda"
     return on_gpus and config.sync_batch_norm
+
+
+def part_seed(seed: int, step: int, part: int) -> int:
+    """Return the seed of what is drawn for one part of a batch, a hash below 2**63.
+
+    Args:
+        seed: seed of the run.
+        step: number of the optimizer step in the whole run, from 0.
+        part: number of the part in the batch, over accumulation and processes.
+    """
+    # The fourth number tells the parts of a batch from images, whose seeds are of three numbers.
+    (word,) = np.random.SeedSequence((seed, step, part, 1)).generate_state(1, np.uint64)
+    return int(word) >> 1
 
 
 class Stepper:
@@ -53,7 +66,8 @@ class Stepper:
             self.parallel = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")
-        self.mixing = batch_mixing(config)
+        self.parts = config.accumulation_steps
+        """Parts of a batch that this process computes one after another."""
         self.sums = no_sums(EPOCH_METRICS, device)
         """The sums of the epoch so far in this process; see `convmixer.training.metrics`."""
 
@@ -73,26 +87,24 @@ class Stepper:
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
 
-    def step(self, batches: Iterator[Batch], rate: float, number: int) -> float:
+    def step(self, batch: Iterable[Batch], rate: float, number: int) -> None:
         """Take one step of the optimizer.
 
+        What is drawn at random depends on the seed, the step and the part of the batch, so that a
+        run goes on alike after an interruption, and on another number of processes.
+
         Args:
-            batches: an iterator over (images, labels), a pair for each accumulation step.
+            batch: the (images, targets) of each of the `parts` of this process.
             rate: learning rate.
             number: number of the step in the whole run, from 0.
-
-        Returns:
-            the seconds spent waiting for images.
         """
-        config, waited = self.config, 0.0
+        config, processes = self.config, self.processes
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for part in range(1, config.accumulation_steps + 1):
-            started = time.perf_counter()
-            images, labels = next(batches)
-            waited += time.perf_counter() - started
-            with self._gradient_exchange(part == config.accumulation_steps):
-                self._accumulate(images, labels)
+        for part, (images, targets) in enumerate(batch):
+            seed_everything(part_seed(config.seed, number, part * processes.world + processes.rank))
+            with self._gradient_exchange(part == self.parts - 1):
+                self._accumulate(images, targets)
         self.scaler.unscale_(self.optimizer)
         if config.optimizer.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_grad_norm)
@@ -101,7 +113,6 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, number)
-        return waited
 
     def _gradient_exchange(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which the processes exchange gradients only if `wanted`."""
@@ -109,57 +120,87 @@ class Stepper:
             return contextlib.nullcontext()
         return self.parallel.no_sync()
 
-    def _accumulate(self, images: Tensor, labels: Tensor) -> None:
+    def _accumulate(self, images: Tensor, targets: Tensor) -> None:
         """Add the gradients of one part of a batch, and its sums."""
         config, device = self.config, self.processes.device
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        if self.mixing is not None:
-            images, targets = self.mixing(images, labels)
-        else:
-            targets = soft_targets(labels, config.model.n_classes, config.label_smoothing)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(config, device))
         with autocast(config, device):
             outputs = self.parallel(images)
         loss = F.cross_entropy(outputs.float(), targets)
-        self.scaler.scale(loss / config.accumulation_steps).backward()
+        self.scaler.scale(loss / self.parts).backward()
         with torch.no_grad():
             predictions = Predictions(outputs.float(), targets.argmax(1))
-            self.sums += sums_of_batch(loss * len(labels), predictions, EPOCH_METRICS)
+            self.sums += sums_of_batch(loss * len(targets), predictions, EPOCH_METRICS)
+
+    @property
+    def _has_own_statistics(self) -> bool:
+        """True if the running statistics of BatchNorm differ between the processes."""
+        return self.processes.world > 1 and not shares_statistics(self.config, self.processes)
+
+    def _models(self) -> dict[str, nn.Module]:
+        """Return the model and its average by the names of their weights in a state."""
+        models = {"state_dict": self.model}
+        return models if self.average is None else models | {"state_dict_ema": self.average.module}
 
     def average_statistics(self) -> None:
         """Average the running statistics of BatchNorm over the processes if they differ.
 
-        All processes have to call this before the model is evaluated or saved.
+        All processes have to call this before the model is evaluated.
         """
-        if shares_statistics(self.config, self.processes):
-            return
-        models = [self.model] if self.average is None else [self.model, self.average.module]
-        buffers = (buffer for model in models for buffer in model.buffers())
-        self.processes.average_(buffer for buffer in buffers if buffer.is_floating_point())
+        if self._has_own_statistics:
+            for model in self._models().values():
+                self.processes.average_(_statistics(model).values())
 
     def is_finite(self) -> bool:
-        """Return whether all weights and statistics of the model and its average are finite."""
-        models = {self.model, self.evaluated}
-        tensors = [tensor for model in models for tensor in model.state_dict().values()]
-        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+        """Return whether weights, statistics and optimizer state are finite in all processes.
+
+        All processes have to call this.
+        """
+        tensors = [t for model in self._models().values() for t in model.state_dict().values()]
+        tensors += [
+            value
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        finite = torch.stack([t.isfinite().all().to(self.processes.device) for t in tensors]).all()
+        return not self.processes.any(not finite)
 
     def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, scaler and sums; all processes have to call this."""
+        """Return weights, optimizer, scaler and sums; all processes have to call this.
+
+        The tensors are those of the run, which later steps change. Where each process has running
+        statistics of its own, the weights hold their mean, and `statistics` those of each process.
+        """
+        models = self._models()
+        weights = {name: model.state_dict() for name, model in models.items()}
+        own = None
+        if self._has_own_statistics:
+            parts = {name: _statistics(model) for name, model in models.items()}
+            own = self.processes.gather(
+                {name: {key: t.cpu() for key, t in part.items()} for name, part in parts.items()}
+            )
+            for name, part in parts.items():
+                means = {key: tensor.clone() for key, tensor in part.items()}
+                self.processes.average_(means.values())
+                weights[name].update(means)
         return {
-            "state_dict": self.model.state_dict(),
-            "state_dict_ema": None if self.average is None else self.average.module.state_dict(),
+            "state_dict": weights["state_dict"],
+            "state_dict_ema": weights.get("state_dict_ema"),
+            "statistics": own,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch_sums": self.processes.total(self.sums).cpu(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken."""
-        self.model.load_state_dict(state["state_dict"])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["state_dict_ema"])
+        """Continue where `state` was taken, with the same number of processes or another."""
+        for name, model in self._models().items():
+            model.load_state_dict(state[name])
+        own = state.get("statistics")
+        if self._has_own_statistics and own is not None and len(own) == self.processes.world:
+            for name, model in self._models().items():
+                model.load_state_dict(own[self.processes.rank][name], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # The state of a run on a CPU is empty.
             self.scaler.load_state_dict(state["scaler"])
@@ -168,3 +209,8 @@ class Stepper:
             # A metric that was declared after the state was saved has no value for its epoch.
             self.sums.fill_(math.nan if saved[0] else 0.0)
             self.sums[: len(saved)] = saved
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of a model by name."""
+    return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}

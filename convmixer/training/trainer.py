@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from convmixer.config.fields import check_same_run, from_dict, to_dict
+from convmixer.config.save_interval import SaveInterval, parse_save_interval
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import evaluation_transform, training_transform
 from convmixer.data.sources import Images, Splits
-from convmixer.errors import TrainingDivergedError, UsageError, one_line
-from convmixer.model.checkpoints import save_checkpoint
+from convmixer.errors import LostWorkerError, TrainingDivergedError, UsageError, one_line
 from convmixer.terminal import few
+from convmixer.training.checkpoint_writer import CheckpointWriter
 from convmixer.training.distributed import Processes
+from convmixer.training.fingerprint import check_same_images, fingerprint
 from convmixer.training.loaders import (
+    Batch,
     EpochBatches,
     EvaluationLoader,
-    TrainingImages,
     TrainingLoader,
-    evaluation_loader,
     worker_count,
 )
 from convmixer.training.metrics import EPOCH_COLUMNS, EPOCH_METRICS, Means, means
@@ -36,21 +38,23 @@ from convmixer.training.reporting import (
 from convmixer.training.run_folder import RunFolder
 from convmixer.training.run_state import (
     StopRequest,
-    random_states,
+    lost_workers_met_in_loading,
+    lost_workers_named,
     read_checkpoint,
-    restore_random_states,
     seed_everything,
 )
 from convmixer.training.scoring import Scores, score
 from convmixer.training.stepper import Stepper, shares_statistics
 
-STATE = frozenset(
+NEEDED_STATE = frozenset(
     {
-        "state_dict", "state_dict_ema", "optimizer", "scaler", "epoch_sums", "random", "epoch",
-        "step", "epoch_seconds", "history", "best_accuracy", "best_epoch", "throughput", "config",
+        "state_dict", "state_dict_ema", "optimizer", "scaler", "epoch_sums", "epoch", "step",
+        "epoch_seconds", "history", "best_accuracy", "best_epoch", "throughput", "config",
     }
 )  # fmt: skip
-"""The entries of `last.pt`."""
+"""The entries of `last.pt` that a continuation needs."""
+STATE = NEEDED_STATE | {"statistics", "parts", "images"}
+"""The entries of `last.pt`; earlier versions wrote those of `NEEDED_STATE` alone."""
 
 
 def check_values_per_channel(config: Config, images_at_once: int, world: int) -> None:
@@ -102,13 +106,15 @@ class Trainer:
             self._check_splits()
         seed_everything(config.seed)
         self.stepper = Stepper(config, processes)
+        self.writer = CheckpointWriter(folder, config.keep)
+        self.parts = config.accumulation_steps * processes.world
+        """Parts of a batch over accumulation and processes, with which the run was started."""
         self.loader = self._training_loader()
         self.test_loader = self._evaluation_loader(splits.test)
         self.validation_loader = (
             None if splits.validation is None else self._evaluation_loader(splits.validation)
         )
-        seed_everything(config.seed, processes.rank)
-
+        self.images = fingerprint(splits) if processes.is_main else None
         self.epoch = 0
         self.step = 0
         self.epoch_seconds = 0.0
@@ -116,6 +122,14 @@ class Trainer:
         self.best_accuracy = -1.0
         self.best_epoch = 0
         self.throughput = Throughput(processes.device)
+        self._save_interval = SaveInterval()
+        if config.save_every is not None:
+            self._save_interval = parse_save_interval(config.save_every)
+        self._saved_place: tuple[int, int] | None = None
+        self._saved_time = time.perf_counter()
+        self._has_written_best = False
+        self.bad_images = 0
+        """Images that this and the other processes could not read since they were started."""
 
     def _check_splits(self) -> None:
         config, splits = self.config, self.splits
@@ -134,30 +148,31 @@ class Trainer:
             len(self.splits.train.labels),
             config.batch_size,
             seed=config.seed,
-            parts=config.accumulation_steps,
+            parts=self.stepper.parts,
             rank=processes.rank,
             world=processes.world,
         )
-        if self.stepper.mixing is not None and batches.images_at_once % 2:
+        if not shares_statistics(config, processes):
+            check_values_per_channel(config, batches.images_at_once, processes.world)
+        loader = TrainingLoader(
+            self.splits.train,
+            config,
+            batches,
+            workers=worker_count(config.data),
+            device=processes.device,
+        )
+        if loader.prepare.mixes and batches.images_at_once % 2:
             raise UsageError(
                 "mixup and CutMix mix the images of a batch in pairs: with "
                 f"{batches.images_at_once} images at a time, choose an even batch_size"
             )
-        if not shares_statistics(config, processes):
-            check_values_per_channel(config, batches.images_at_once, processes.world)
-        images = TrainingImages(self.splits.train, training_transform(config), config.seed)
-        return TrainingLoader(images, batches, worker_count(config.data), processes.device)
+        return loader
 
     def _evaluation_loader(self, images: Images) -> EvaluationLoader:
         config, processes = self.config, self.processes
-        return evaluation_loader(
-            images,
-            evaluation_transform(config),
-            max(1, config.batch_size // (processes.world * config.accumulation_steps)),
-            workers=worker_count(config.data),
-            device=processes.device,
-            rank=processes.rank,
-            world=processes.world,
+        batch_size = max(1, config.batch_size // (processes.world * config.accumulation_steps))
+        return EvaluationLoader(
+            images, config, batch_size, processes, workers=worker_count(config.data)
         )
 
     def _scores(self, loader: EvaluationLoader) -> Scores:
@@ -173,10 +188,20 @@ class Trainer:
         """Return the scores of the evaluated model on the test images."""
         return self._scores(self.test_loader)
 
+    def report_bad_images(self) -> None:
+        """Print the new images that could not be read; all processes have to call this."""
+        loaders = (self.loader, self.validation_loader, self.test_loader)
+        new = [
+            line for each in loaders if each is not None for line in each.bad_images.unreported()
+        ]
+        for lines in self.processes.gather(new):
+            self.bad_images += len(lines)
+            for line in lines:
+                self.console.line(f"skipped: {line}")
+
     def state(self) -> dict[str, Any]:
         """Return the state for an exact continuation; all processes have to call this."""
         return self.stepper.state() | {
-            "random": self.processes.gather(random_states(self.processes.device)),
             "epoch": self.epoch,
             "step": self.step,
             "epoch_seconds": self.epoch_seconds,
@@ -184,6 +209,8 @@ class Trainer:
             "best_accuracy": self.best_accuracy,
             "best_epoch": self.best_epoch,
             "throughput": self.throughput.state(),
+            "parts": self.parts,
+            "images": self.images,
             "config": to_dict(self.config),
         }
 
@@ -194,7 +221,7 @@ class Trainer:
             UsageError: the file is damaged, or is not the state of this run.
         """
         state = read_checkpoint(path)
-        if missing := sorted(STATE - state.keys()):
+        if missing := sorted(NEEDED_STATE - state.keys()):
             raise UsageError(
                 f"{path} is not the saved state of a run, for it lacks {few(missing)}; weights "
                 "alone start another run with --initial_checkpoint"
@@ -210,45 +237,93 @@ class Trainer:
         """Continue from a state of `state`.
 
         Raises:
-            UsageError: the run had other settings, images or processes.
+            UsageError: the run had other settings or images, or does not fit as many processes.
         """
         check_same_run(from_dict(state["config"]), self.config, "this state")
+        if self.images is not None and state.get("images") is not None:
+            check_same_images(state["images"], self.images)
         if state["step"] > self.loader.steps:
             raise UsageError(
                 f"the run stopped after step {state['step']} of an epoch, which now has "
                 f"{self.loader.steps}: the images are not those of the run"
             )
-        processes = self.processes
-        if len(state["random"]) != processes.world:
-            raise UsageError(
-                f"the run had {len(state['random'])} processes and cannot continue exactly with "
-                f"{processes.world}"
-            )
+        self._take_parts(state.get("parts", self.parts))
         self.stepper.load_state(state)
         self.epoch, self.step = state["epoch"], state["step"]
         self.epoch_seconds = state["epoch_seconds"]
         self.history = state["history"]
         self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
         self.throughput.load_state(state["throughput"])
-        restore_random_states(state["random"][processes.rank], processes.device)
+        self._saved_place = self._place
 
-    def _save_last(self) -> None:
+    def _take_parts(self, parts: int) -> None:
+        """Divide batches as the run was started, if that many parts fit the processes.
+
+        Then the same images are normalised and mixed together on any number of processes.
+        """
+        world, before = self.processes.world, self.parts
+        self.parts = parts
+        if parts != before and parts % world == 0:
+            self.stepper.parts = parts // world
+            self.loader = self._training_loader()
+        elif parts != before:
+            size = self.config.batch_size
+            self.console.line(
+                f"{world} processes take a batch in {before} parts of {size // before} images, and "
+                f"no longer in {parts} of {size // parts}: what is computed over a part changes, "
+                "the statistics of BatchNorm and mixing"
+            )
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.epoch, self.step
+
+    @property
+    def _is_saved(self) -> bool:
+        """True if what is written, or being written, is the state of now."""
+        return self._saved_place == self._place
+
+    def _save(self, best: dict[str, Any] | None = None) -> None:
+        """Copy the state and let it be written; all processes have to call this.
+
+        Args:
+            best: what `best.pt` is to hold beside the weights, which are those of now; None leaves
+                the file as it is.
+
+        Raises:
+            TrainingDivergedError: weights are not finite; all processes raise.
+            OSError: the writing of the state before failed.
+        """
+        if not self.stepper.is_finite():
+            raise TrainingDivergedError(f"weights became infinite or nan {self._remedy()}")
         state = self.state()
-        if self.processes.is_main:
-            save_checkpoint(state, self.folder.last)
+        self._saved_place, self._saved_time = self._place, time.perf_counter()
+        if not self.processes.is_main:
+            return
+        files = {self.folder.last: state}
+        if best is not None:
+            averaged = state["state_dict_ema"]
+            weights = state["state_dict"] if averaged is None else averaged
+            # The best weights come first, so that last.pt never names an epoch that best.pt lacks.
+            files = {self.folder.best: {"state_dict": weights} | best} | files
+        with self.processes.alone():
+            self.writer.write(files, self.epoch * self.loader.steps + self.step)
+
+    def _wait_until_saved(self) -> None:
+        with self.processes.alone():
+            self.writer.wait()
         self.processes.barrier()
 
-    def _save_best(self, accuracy: float | None) -> None:
+    def _best(self, accuracy: float | None) -> dict[str, Any]:
+        """Return what `best.pt` holds beside the weights; from now on this epoch is the best."""
         self.best_epoch = self.epoch
-        if self.processes.is_main:
-            state = {
-                "state_dict": self.stepper.evaluated.state_dict(),
-                "epoch": self.epoch,
-                "validation_accuracy": accuracy,
-                "class_names": list(self.splits.class_names),
-                "config": to_dict(self.config),
-            }
-            save_checkpoint(state, self.folder.best)
+        self._has_written_best = True
+        return {
+            "epoch": self.epoch,
+            "validation_accuracy": accuracy,
+            "class_names": list(self.splits.class_names),
+            "config": to_dict(self.config),
+        }
 
     def run(self, stop: StopRequest) -> None:
         """Train until the last epoch.
@@ -256,56 +331,149 @@ class Trainer:
         Raises:
             TrainingInterruptedError: a stop request has ended the run, which has been saved.
             TrainingDivergedError: the loss is no longer finite.
+            LostWorkerError: a process that loads images is gone; the run has been saved.
+            UsageError: an image cannot be read; the run has been saved.
+            OSError: the run cannot be saved.
         """
-        while self.epoch < self.config.epochs:
-            self._train_epoch(stop)
-            if self.step == self.loader.steps:
-                self._finish_epoch()
-            if stop.wanted(self.processes):
-                self._save_last()
-                raise stop.interruption(f"before {self._position()}; saved {self.folder.last}")
-        if self.config.select == "last":
-            self._save_best(self.history[-1].get("validation_accuracy"))
+        with self.writer, lost_workers_named():
+            while self.epoch < self.config.epochs:
+                if self.step < self.loader.steps:
+                    self._train_epoch(stop)
+                if self.step == self.loader.steps:
+                    self._finish_epoch()
+                if stop.wanted(self.processes):
+                    if not self._is_saved:
+                        self._save()
+                    self._wait_until_saved()
+                    raise stop.interruption(f"before {self.position}; saved {self.folder.last}")
+            if self.config.select == "last" and not self._has_written_best:
+                self._save(self._best(self.history[-1].get("validation_accuracy")))
+            self._wait_until_saved()
 
     def _train_epoch(self, stop: StopRequest) -> None:
-        """Train until the end of the epoch or a stop request."""
+        """Train until the end of the epoch or a stop request.
+
+        Raises:
+            LostWorkerError, UsageError: images could not be loaded; the run has been saved.
+        """
         config, steps = self.config, self.loader.steps
         batches = self.loader.epoch(self.epoch, self.step)
         clock = IntervalClock()
+        failure, failed = None, False
         self.stepper.parallel.train()
-        self.throughput.start()
-        started = time.perf_counter()
         title = f"epoch {self.epoch + 1}/{config.epochs}"
-        with self.console.bar(steps, self.step, title) as bar:
-            while self.step < steps and not stop.wanted(self.processes):
+        with (
+            self.console.bar(steps, self.step, title) as bar,
+            lost_workers_met_in_loading(),
+            self._counted(),
+        ):
+            while self.step < steps:
+                started = time.perf_counter()
+                batch, failure = self._load(batches)
+                waited = time.perf_counter() - started
+                stopped, failed, due = self.processes.any_of_each(
+                    stop.requested, failure is not None, self._save_is_due()
+                )
+                if stopped or failed:
+                    break
+                if due:
+                    with self._uncounted():
+                        self._save()
                 rate = learning_rate(config, self.epoch, self.step, steps)
                 done = self.epoch * steps + self.step
-                clock.count(config.batch_size, self.stepper.step(batches, rate, done))
+                self.stepper.step(batch, rate, done)
                 self.step += 1
                 self.throughput.step(config.batch_size)
+                clock.count(config.batch_size, waited)
                 bar.update()
                 if config.log_interval and (done + 1) % config.log_interval == 0:
                     self._log_interval(clock, rate)
+        if self.step == steps:
+            self.stepper.average_statistics()
+        elif failed:
+            self._end_unloaded(failure)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the time of the block as training."""
+        self._start_counting()
+        yield
+        self._stop_counting()
+
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Leave the time of a block inside `_counted` out."""
+        self._stop_counting()
+        yield
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self.throughput.start()
+        self._started = time.perf_counter()
+
+    def _stop_counting(self) -> None:
         synchronize(self.processes.device)
         self.throughput.stop()
-        self.epoch_seconds += time.perf_counter() - started
-        self.stepper.average_statistics()
-        if not self.stepper.is_finite():
-            raise TrainingDivergedError(f"weights became infinite or nan {self._remedy()}")
+        self.epoch_seconds += time.perf_counter() - self._started
 
-    def _position(self) -> str:
+    def _load(self, batches: Iterator[Batch]) -> tuple[list[Batch], Exception | None]:
+        """Return the parts of the next batch, or the error that keeps them away."""
+        try:
+            with lost_workers_named():
+                return [next(batches) for _ in range(self.stepper.parts)], None
+        except Exception as error:  # Decoders raise errors of any class.
+            return [], error
+
+    def _end_unloaded(self, failure: Exception | None) -> None:
+        """Save the run, whose next images could not be loaded, and end it in all processes alike.
+
+        Args:
+            failure: the error of this process, None if another has met it.
+        """
+        self._save()
+        self._wait_until_saved()
+        met = self.processes.gather(
+            None if failure is None else (isinstance(failure, LostWorkerError), one_line(failure))
+        )
+        if failure is not None and not isinstance(failure, (LostWorkerError, UsageError, OSError)):
+            raise failure
+        lost_worker, reason = next(each for each in met if each is not None)
+        kind = LostWorkerError if lost_worker else UsageError
+        raise kind(
+            f"{reason}; stopped before {self.position}, saved {self.folder.last}: go on with "
+            f"--resume --out {self.folder.path}"
+        ) from failure
+
+    def _save_is_due(self) -> bool:
+        """Return whether the time or the number of steps of `save_every` is over."""
+        if self._is_saved:
+            return False
+        interval = self._save_interval
+        if interval.steps is not None:
+            return (self.epoch * self.loader.steps + self.step) % interval.steps == 0
+        passed = time.perf_counter() - self._saved_time
+        return interval.seconds is not None and passed >= interval.seconds
+
+    @property
+    def position(self) -> str:
+        """What the run does next, in words."""
         if self.epoch == self.config.epochs:
             return "the final test"
+        if self.step == self.loader.steps:
+            return f"the evaluation of epoch {self.epoch + 1}"
         return f"epoch {self.epoch + 1}, step {self.step + 1} of {self.loader.steps}"
 
     def _finish_epoch(self) -> None:
-        """Evaluate, keep the best weights, write metrics and checkpoint."""
-        trained = self._epoch_means()
+        """Save, evaluate, write metrics, and save again, now with the results."""
+        config, trained = self.config, self._epoch_means()
         measured = trained.columns("train")
-        if self.validation_loader is not None:
-            measured |= self._scores(self.validation_loader).means.columns("validation")
-        if self.config.monitor_test:
-            measured |= self.test().means.columns("test")
+        if (self.validation_loader is not None or config.monitor_test) and not self._is_saved:
+            self._save()
+        with self.processes.alone():
+            if self.validation_loader is not None:
+                measured |= self._scores(self.validation_loader).means.columns("validation")
+            if config.monitor_test:
+                measured |= self.test().means.columns("test")
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "learning_rate": self.stepper.optimizer.param_groups[0]["lr"],
@@ -318,13 +486,18 @@ class Trainer:
         self.stepper.sums.zero_()
         # Of equal epochs the later one is kept: the schedule brought it closer to convergence.
         accuracy = row.get("validation_accuracy", -math.inf)
-        if self.config.select == "best" and accuracy >= self.best_accuracy:
+        best = None
+        if config.select == "best" and accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
-            self._save_best(accuracy)
+            best = self._best(accuracy)
+        elif config.select == "last" and self.epoch == config.epochs:
+            best = self._best(row.get("validation_accuracy"))
         if self.processes.is_main:
-            self.folder.write_metrics(self.history)
-        self._save_last()
-        self.console.line(epoch_line(row, self.config.epochs))
+            with self.processes.alone():
+                self.folder.write_metrics(self.history)
+        self._save(best)
+        self.report_bad_images()
+        self.console.line(epoch_line(row, config.epochs))
 
     def _log_interval(self, clock: IntervalClock, rate: float) -> None:
         now, waiting = clock.rates()

@@ -49,8 +49,11 @@ Block::Block(Launch& launch_of_block) : launch(launch_of_block) {
 void Block::reset(Size3 index, uint64_t block_number) {
   at = index;
   number = block_number;
-  clock = synced = 1;
-  shared.reset(launch.shared_bytes, launch.settings.find_races);
+  synced = ++clock;
+  for (const Warp& warp : warps)
+    for (const CopyQueue& queue : warp.copies)
+      if (queue.in_flight()) shared.forget_copies();
+  shared.reset(launch.shared_bytes, launch.settings.find_races, clock);
   for (size_t i = 0; i + sizeof(unwritten) <= registers_.size(); i += sizeof(unwritten))
     std::memcpy(&registers_[i], &unwritten, sizeof(unwritten));
   for (Warp& warp : warps) {

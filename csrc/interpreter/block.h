@@ -40,8 +40,8 @@ struct Block {
   uint64_t number = 0;  // of the blocks before it
   SharedMemory shared;
   std::vector<Warp> warps;
-  uint32_t clock = 1;   // advances at every barrier
-  uint32_t synced = 1;  // the time of the last barrier of the block
+  uint32_t clock = 0;   // advances at every barrier, and when a block begins
+  uint32_t synced = 0;  // the time of the last barrier of the block, or of its beginning
 
   explicit Block(Launch& launch);
   Block(const Block&) = delete;

@@ -11,39 +11,46 @@ uint32_t warp_of(uint64_t thread) { return static_cast<uint32_t>(thread) / 32; }
 
 }  // namespace
 
-void SharedMemory::reset(uint32_t bytes, bool keep_history) {
+void SharedMemory::reset(uint32_t bytes, bool keep_history, uint32_t now) {
   data_.assign(bytes, 0xff);
-  touches_.assign(keep_history ? (bytes + 1) / 2 : 0, Touch{});
+  touches_.resize(keep_history ? (bytes + 1) / 2 : 0);
+  begin_ = at_time(now);
+}
+
+void SharedMemory::forget_copies() {
+  for (Touch& touch : touches_)
+    if (touch.write >= copying) touch = {};
 }
 
 // In most cases a barrier lies between an access and all earlier ones to its bytes. This is the
 // quick test for it; what fails it is looked at closely.
 class SharedMemory::Order {
  public:
-  explicit Order(const Accessor& by)
-      : block_synced_(at_time(by.block_synced)),
+  Order(const Accessor& by, uint64_t begin)
+      : begin_(begin),
+        block_synced_(at_time(by.block_synced)),
         warp_synced_(at_time(by.warp_synced)),
         warp_(by.thread & warp_mask) {}
 
   bool follows(uint64_t access) const {
     return (access < block_synced_) | ((access < warp_synced_) & ((access & warp_mask) == warp_));
   }
-  // 0, which is no write, becomes the largest number.
+  // A write of an earlier block becomes a number above all times.
   bool follows_write(uint64_t write) const {
-    return (write - 1 < block_synced_ - 1) |
-           ((write - 1 < warp_synced_ - 1) & ((write & warp_mask) == warp_));
+    return (write - begin_ < block_synced_ - begin_) |
+           ((write - begin_ < warp_synced_ - begin_) & ((write & warp_mask) == warp_));
   }
 
  private:
   static constexpr uint64_t warp_mask = several_warps | (who_mask & ~uint64_t{31});
-  uint64_t block_synced_, warp_synced_, warp_;
+  uint64_t begin_, block_synced_, warp_synced_, warp_;
 };
 
 uint32_t SharedMemory::note_read(uint64_t address, uint32_t bytes, const Accessor& by) {
   if (touches_.empty()) return no_hazard;
   const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
   const uint64_t self = at_time(by.now) | by.thread | (by.whole_warp ? several_lanes : 0);
-  const Order order(by);
+  const Order order(by, begin_);
   bool quiet = true;
   for (size_t i = first; i <= last; ++i)
     quiet &= order.follows_write(touches_[i].write) &
@@ -59,7 +66,7 @@ uint32_t SharedMemory::note_read_slowly(size_t first, size_t last, const Accesso
   for (size_t i = first; i <= last; ++i) {
     Touch& touch = touches_[i];
     const uint64_t writer = touch.write & who_mask;
-    if (touch.write == 0) {
+    if (touch.write < begin_) {
       hazards |= uninitialised;
     } else if (touch.write >= copying) {
       hazards |= read_under_copy;
@@ -88,12 +95,12 @@ uint32_t SharedMemory::write_hazards(const Touch& touch, const Accessor& by) con
   const uint64_t writer = touch.write & who_mask, reader = touch.read & who_mask;
   if (touch.write >= copying) {
     hazards |= write_under_copy;
-  } else if (touch.write != 0 &&
+  } else if (touch.write >= begin_ &&
              (writer != by.thread || by.whole_warp || (touch.write & several_lanes))) {
     const uint32_t synced = warp_of(writer) == warp ? by.warp_synced : by.block_synced;
     if (time_of(touch.write) >= synced) hazards |= write_after_write;
   }
-  if (touch.read != 0) {
+  if (touch.read >= begin_) {
     const bool same_warp = warp_of(reader) == warp && !(touch.read & several_warps);
     const bool same_thread =
         same_warp && reader == by.thread && !(touch.read & several_lanes) && !by.whole_warp;
@@ -107,7 +114,7 @@ uint32_t SharedMemory::note_write(uint64_t address, uint32_t bytes, const Access
   if (touches_.empty()) return no_hazard;
   const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
   const uint64_t self = at_time(by.now) | by.thread | (by.whole_warp ? several_lanes : 0);
-  const Order order(by);
+  const Order order(by, begin_);
   uint32_t hazards = no_hazard;
   for (size_t i = first; i <= last; ++i) {
     Touch& touch = touches_[i];
@@ -121,7 +128,7 @@ uint32_t SharedMemory::note_write(uint64_t address, uint32_t bytes, const Access
 uint32_t SharedMemory::begin_copy(uint64_t address, uint32_t bytes, const Accessor& by) {
   if (touches_.empty()) return no_hazard;
   const size_t first = (address - base) / 2, last = (address - base + bytes - 1) / 2;
-  const Order order(by);
+  const Order order(by, begin_);
   uint32_t hazards = no_hazard;
   for (size_t i = first; i <= last; ++i) {
     if (!(order.follows(touches_[i].write) & order.follows(touches_[i].read)))

@@ -17,7 +17,7 @@ enum Hazard : uint32_t {
   write_under_copy = 32
 };
 
-// Who accesses shared memory. Times come from a clock of the block that advances at each barrier:
+// Who accesses shared memory. Times come from a clock that advances at each barrier and block:
 // an access is ordered after what happened before `warp_synced` within the warp and before
 // `block_synced` anywhere.
 struct Accessor {
@@ -33,8 +33,12 @@ class SharedMemory {
   // The first address of the window. On sm_90 the system has the first KB of a block to itself.
   static constexpr uint32_t base = 1024;
 
-  // Every byte becomes 0xff, which is NaN in every format, and nobody has touched it.
-  void reset(uint32_t bytes, bool keep_history);
+  // Every byte becomes 0xff, which is NaN in every format, and nobody has touched it since `now`, at
+  // which a block begins.
+  void reset(uint32_t bytes, bool keep_history, uint32_t now);
+
+  // Copies that are in flight will never land.
+  void forget_copies();
 
   uint32_t bytes() const { return static_cast<uint32_t>(data_.size()); }
   bool holds(uint64_t address, uint32_t bytes) const {
@@ -52,7 +56,7 @@ class SharedMemory {
 
  private:
   // The last accesses to two bytes: a time in the upper half and a thread in the lower, as 64 bits
-  // for quick comparison. 0 is never. A reader may also stand for several lanes or warps.
+  // for quick comparison. What is before `begin_` is never. A reader may also stand for several lanes or warps.
   struct Touch {
     uint64_t write = 0;
     uint64_t read = 0;
@@ -66,7 +70,8 @@ class SharedMemory {
   uint32_t write_hazards(const Touch& touch, const Accessor& by) const;
 
   std::vector<uint8_t> data_;
-  std::vector<Touch> touches_;  // empty if no history is kept
+  std::vector<Touch> touches_;  // empty if no history is kept; with those of earlier blocks
+  uint64_t begin_ = 0;          // of this block
 };
 
 }  // namespace ptx

@@ -5,6 +5,8 @@ Without a GPU "cuda" runs on an emulated one and "triton" interpreted.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -52,11 +54,15 @@ SHAPES = [
 def cases() -> Iterator[object]:
     for impl in KERNELS:
         for index, shape in enumerate(SHAPES):
-            dtypes = dtypes_of(impl)
-            if impl == "triton" and DEVICE == "cpu" and index % 3:
-                continue  # interpreted, the full list of shapes is in test_triton.py
-            for dtype in dtypes:
-                yield pytest.param(impl, shape, dtype, id=f"{impl}-{label(shape)}-{str(dtype)[6:]}")
+            marks = []
+            if impl == "triton" and DEVICE == "cpu":
+                if index % 3:
+                    continue  # interpreted, the full list of shapes is in test_triton.py
+                if math.prod(shape[:4]) > 1000:
+                    marks = [pytest.mark.repeats]
+            for dtype in dtypes_of(impl):
+                name = f"{impl}-{label(shape)}-{str(dtype)[6:]}"
+                yield pytest.param(impl, shape, dtype, id=name, marks=marks)
 
 
 @pytest.mark.parametrize(("impl", "shape", "dtype"), list(cases()))
@@ -82,9 +88,16 @@ LAYOUTS = {
 both_layouts = pytest.mark.parametrize("layout", [Tensor.contiguous, strided.channels_last])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("impl", KERNELS)
-@pytest.mark.parametrize("shape", [(3, 5, 12, 16, 9), (2, 3, 7, 9, 11)], ids=["even", "odd"])
+def layout_cases() -> Iterator[object]:
+    for name, shape in (("even", (3, 5, 12, 16, 9)), ("odd", (2, 3, 7, 9, 11))):
+        for impl, layout in itertools.product(KERNELS, LAYOUTS):
+            # Interpreted, all layouts of more shapes are in test_triton.py.
+            repeats = impl == "triton" and DEVICE == "cpu" and name == "even"
+            marks = [pytest.mark.repeats] if repeats else []
+            yield pytest.param(impl, layout, shape, id=f"{name}-{impl}-{layout}", marks=marks)
+
+
+@pytest.mark.parametrize(("impl", "layout", "shape"), list(layout_cases()))
 def test_layouts(impl: str, layout: str, shape: tuple[int, int, int, int, int]) -> None:
     input, weight, bias, grad_output = random_case(shape, FP16)
     arranged = LAYOUTS[layout](input)
@@ -193,6 +206,8 @@ def test_more_planes_than_a_grid_dimension(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", KERNELS)
 def test_weight_gradient_is_the_same_every_time(impl: str) -> None:
+    if impl == "triton" and DEVICE == "cpu":
+        pytest.skip("the interpreter runs one program after another")
     input, weight, bias, grad_output = random_case((9, 2, 14, 14, 9), FP16)
     first = run(impl, input, weight, bias, grad_output)
     for _ in range(3):

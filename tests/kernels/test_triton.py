@@ -122,8 +122,15 @@ def test_float16(shape: tuple[int, ...]) -> None:
     check(random_case(shape, FP16))
 
 
+def float32_shapes() -> Iterator[object]:
+    """Yield every other shape of each kernel size for `make test`, and all for `make test-all`."""
+    for index, shape in enumerate(sorted(FP32_SHAPES, key=lambda shape: shape[-1])):
+        repeats = DEVICE == "cpu" and index % 2 == 1
+        yield pytest.param(shape, id=label(shape), marks=[pytest.mark.repeats] if repeats else [])
+
+
 @needs_kernels
-@pytest.mark.parametrize("shape", FP32_SHAPES, ids=label)
+@pytest.mark.parametrize("shape", list(float32_shapes()))
 def test_float32(shape: tuple[int, ...]) -> None:
     check(random_case(shape, FP32))
 

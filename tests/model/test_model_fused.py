@@ -481,8 +481,13 @@ def test_gradient_checkpointing_updates_statistics_once(
             assert torch.equal(actual[result], tensor), result
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@every_implementation
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [
+        *(("steps", False), ("cuda", False), ("cuda", True)),
+        pytest.param("steps", True, marks=pytest.mark.repeats),
+    ],
+)
 def test_compiles_as_a_whole(name: str, checkpointing: bool, use: Use) -> None:
     torch._dynamo.reset()
     model = small(use(name))
@@ -522,7 +527,7 @@ def test_features_are_not_copied(channels_last: bool) -> None:
     assert copies_of(7 * 6 * 5 * 11, train).count("aten::clone") in allowed
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", ["cuda", pytest.param("triton", marks=pytest.mark.repeats)])
 def test_ten_steps_follow_float32(name: str) -> None:
     """Loss of training in half precision on kernels, beside unfused training in float32."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -561,9 +562,15 @@ def test_fake_results_have_the_strides_of_real_ones(
             assert all(ours == wanted for size, ours, wanted in strides if size > 1), operator
 
 
-@pytest.mark.parametrize("training", [True, False])
-@both_functions
-@pytorch_too
+def compiled_cases() -> Iterator[object]:
+    for name, k, training in itertools.product(
+        ("torch", "steps", "cuda"), (5, None), (True, False)
+    ):
+        repeats = name != "cuda" and not training
+        yield pytest.param(name, k, training, marks=[pytest.mark.repeats] if repeats else [])
+
+
+@pytest.mark.parametrize(("name", "k", "training"), list(compiled_cases()))
 def test_compiles_without_graph_breaks(name: str, k: int | None, training: bool, use: Use) -> None:
     impl = use(name)
 

@@ -309,6 +309,7 @@ class TestWrongResults:
         (ways.Way("torch", "contiguous", True, keep_layout=True), "torch.compile, layout kept"),
         (ways.Way("cuda", "channels_last"), "cuda, channels_last"),
         (ways.Way("cuda", "contiguous", compiled=True), "cuda, torch.compile"),
+        (ways.Way("cuda", "channels_last", graphed=True), "cuda, CUDA graph, channels_last"),
     ],
 )
 def test_ways_have_names(way: ways.Way, name: str) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -13,30 +14,32 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
+from convmixer import evaluate, train
 from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe
-from convmixer.data.augmentation import (
-    batch_mixing,
-    evaluation_transform,
-    soft_targets,
-    training_transform,
-)
+from convmixer.config.settings import Config
+from convmixer.data.augmentation import as_tensor
 from convmixer.data.sources import ArrayImages, load_split, load_splits, stratified_split
-from convmixer.errors import UsageError
+from convmixer.errors import UsageError, one_line
+from convmixer.training import loaders, plots, resident
+from convmixer.training.bad_images import BadImages
+from convmixer.training.distributed import Processes
 from convmixer.training.loaders import (
     EpochBatches,
-    TrainingImages,
+    EvaluationLoader,
     TrainingLoader,
     _loader_options,
-    evaluation_loader,
-    image_seed,
+    image_seeds,
 )
-from tests.helpers.training import tiny_config, write_cifar_batches, write_image_folder
+from convmixer.training.resident import resident_images
+from convmixer.training.scoring import score
+from tests.helpers.training import (
+    tiny_config,
+    tiny_images_config,
+    write_cifar_batches,
+    write_image_folder,
+)
 
 CPU = torch.device("cpu")
 
@@ -255,209 +258,6 @@ def test_damaged_image_is_named(tmp_path):
         splits.train.image(1)
 
 
-# Augmentation and evaluation
-
-
-def _picture(size: int = 32) -> Image.Image:
-    pixels = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def _plain_cifar(**changes):
-    named = {name.replace("__", "."): value for name, value in changes.items()}
-    plain = {
-        "augment.scale": [1, 1],
-        "augment.ratio": [1, 1],
-        "augment.flip": 0,
-        "augment.rand_augment": None,
-        "augment.random_erasing": 0,
-    }
-    return override(load_recipe("cifar10"), plain | named)
-
-
-def _normalised(image: Image.Image) -> torch.Tensor:
-    data = load_recipe("cifar10").data
-    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).double() / 255
-    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (data.mean, data.std))
-    return (pixels - mean) / std
-
-
-def test_evaluation_normalises_and_crops_the_centre():
-    image = _picture(40)
-    config = override(load_recipe("cifar10"), {"data.crop_fraction": 0.8})
-    prepared = evaluation_transform(config)(image)
-    expected = _normalised(image)[:, 4:36, 4:36]
-    torch.testing.assert_close(prepared.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_evaluation_resizes_before_the_crop():
-    config = override(load_recipe("imagenet"), {"data.crop_fraction": 0.5})
-    assert evaluation_transform(config)(_picture(600)).shape == (3, 224, 224)
-
-
-def test_training_without_augmentation_is_the_image():
-    image = _picture()
-    prepared = training_transform(_plain_cifar())(image)
-    torch.testing.assert_close(prepared.double(), _normalised(image), atol=1e-5, rtol=1e-5)
-
-
-def test_flip_mirrors_the_image():
-    image = _picture()
-    prepared = training_transform(_plain_cifar(augment__flip=1.0))(image)
-    torch.testing.assert_close(prepared.double(), _normalised(image).flip(2), atol=1e-5, rtol=1e-5)
-
-
-def test_padded_crop_moves_the_image():
-    image = _picture()
-    transform = training_transform(_plain_cifar(augment__crop_padding=2))
-    expected = torch.nn.functional.pad(_normalised(image), (2, 2, 2, 2), value=float("nan"))
-    positions = set()
-    for _ in range(60):
-        prepared = transform(image).double()
-        for top in range(5):
-            for left in range(5):
-                window = expected[:, top : top + 32, left : left + 32]
-                inside = ~window.isnan()
-                if torch.allclose(prepared[inside], window[inside], atol=1e-5):
-                    positions.add((top, left))
-    assert len(positions) > 10
-
-
-def test_random_scale_enlarges_a_part():
-    image = _picture()
-    transform = training_transform(_plain_cifar(augment__scale=[0.25, 0.25]))
-    assert (
-        transform(image).std() < 0.95 * _normalised(image).std()
-    )  # interpolated noise is smoother
-
-
-def test_random_erasing_replaces_a_rectangle():
-    image = _picture()
-    config = _plain_cifar(augment__random_erasing=1.0, augment__erasing_mode="const")
-    prepared = training_transform(config)(image)
-    erased = (prepared == 0).all(0)
-    assert 0.01 < erased.float().mean() < 0.45
-    rows, columns = erased.any(1), erased.any(0)
-    assert erased.sum() == rows.sum() * columns.sum()
-
-
-@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "torchvision-n1-m8"])
-def test_rand_augment_in_both_forms_changes_images(policy):
-    image = _picture()
-    transform = training_transform(_plain_cifar(augment__rand_augment=policy))
-    plain = _normalised(image).float()
-    assert any((transform(image) - plain).abs().max() > 0.1 for _ in range(20))
-
-
-def test_rand_augment_takes_grey_images():
-    config = tiny_config(augment__rand_augment="rand-m9-n4-mstd0.5-inc1-p1.0")
-    images = load_splits(config.data, channels=1).train
-    transform = training_transform(config)
-    assert all(transform(images.image(index)).shape == (1, 8, 8) for index in range(60))
-
-
-def test_the_strongest_posterize_leaves_black():
-    transform = training_transform(_plain_cifar(augment__rand_augment="rand-m10-n1-inc1-p1.0"))
-    image, black = _picture(), _normalised(Image.new("RGB", (32, 32))).float()
-    assert any(torch.allclose(transform(image), black, atol=1e-5) for _ in range(200))
-
-
-@pytest.mark.parametrize(
-    "policy", ["rand-x9", "torchvision-n1-q8", "torchvision-n1-m31", "torchvision-n1-m", "auto"]
-)
-def test_unknown_rand_augment_is_refused(policy):
-    with pytest.raises(UsageError, match="rand_augment"):
-        training_transform(_plain_cifar(augment__rand_augment=policy))
-
-
-def _step(transform, kind: type):
-    """The one step of this kind in a composed transform."""
-    (found,) = [step for step in transform.transforms if isinstance(step, kind)]
-    return found
-
-
-@pytest.mark.parametrize("policy", ["torchvision-n3-m30", "torchvision-n3-m12"])
-def test_rand_augment_of_torchvision_has_its_operations_and_magnitude(policy):
-    transform = training_transform(_plain_cifar(augment__rand_augment=policy))
-    step = _step(transform, transforms.RandAugment)
-    assert step.num_ops == 3 and step.magnitude == int(policy[-2:])
-
-
-@pytest.mark.parametrize(("mode", "per_pixel", "colour"), [
-    ("pixel", True, False), ("rand", False, True), ("const", False, False)
-])  # fmt: skip
-def test_random_erasing_has_the_mode_and_probability_of_the_settings(mode, per_pixel, colour):
-    config = _plain_cifar(augment__random_erasing=0.3, augment__erasing_mode=mode)
-    step = _step(training_transform(config), RandomErasing)
-    assert (step.per_pixel, step.rand_color) == (per_pixel, colour) and step.probability == 0.3
-
-
-@pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest"])
-def test_the_random_crop_has_the_interpolation_of_the_settings(name):
-    transform = training_transform(_plain_cifar(augment__train_interpolation=name))
-    step = _step(transform, RandomResizedCropAndInterpolation)
-    assert step.interpolation == InterpolationMode(name)
-
-
-def test_colors_are_jittered_in_three_ways():
-    transform = training_transform(_plain_cifar(augment__color_jitter=0.25))
-    step = _step(transform, transforms.ColorJitter)
-    assert tuple(step.brightness) == tuple(step.contrast) == tuple(step.saturation) == (0.75, 1.25)
-    assert step.hue is None
-
-
-@pytest.mark.parametrize(("name", "method"), [
-    ("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)
-])  # fmt: skip
-def test_evaluation_resizes_with_the_interpolation_of_the_settings(name, method):
-    image = _picture(50)
-    changes = {"data.crop_fraction": 0.9, "data.interpolation": name}
-    prepared = evaluation_transform(override(load_recipe("cifar10"), changes))(image)
-    resized = image.resize((35, 35), method)  # 32 / 0.9 = 35.6, rounded down
-    # The crop starts at pixel round(1.5) = 2.
-    expected = _normalised(resized)[:, 2:34, 2:34]
-    torch.testing.assert_close(prepared.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_mixing_takes_its_strengths_and_probabilities_from_the_settings():
-    changes = {"mixup": 0.3, "cutmix": 0.7, "mix_probability": 0.8, "switch_probability": 0.6}
-    named = {f"augment__{name}": value for name, value in changes.items()}
-    mixing = batch_mixing(tiny_config(**named, label_smoothing=0.2))
-    strengths = (mixing.mixup_alpha, mixing.cutmix_alpha, mixing.mix_prob, mixing.switch_prob)
-    assert strengths == (0.3, 0.7, 0.8, 0.6)
-    assert mixing.label_smoothing == 0.2 and mixing.num_classes == 10
-
-
-def test_color_jitter_changes_brightness():
-    image = _picture()
-    transform = training_transform(_plain_cifar(augment__color_jitter=0.5))
-    means = [float(transform(image).mean()) for _ in range(10)]
-    assert np.ptp(means) > 0.1
-
-
-def test_soft_targets_are_smoothed_as_cross_entropy_smooths():
-    labels = torch.tensor([2, 0, 1])
-    logits = torch.randn(3, 4, dtype=torch.float64)
-    targets = soft_targets(labels, 4, 0.2)
-    ours = torch.nn.functional.cross_entropy(logits, targets.double())
-    theirs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
-    torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-7)
-
-
-def test_mixing_mixes_images_and_smooths_targets():
-    config = tiny_config(augment__mixup=1.0, augment__cutmix=0.0, label_smoothing=0.1)
-    np.random.seed(0)
-    images = torch.randn(4, 1, 8, 8)
-    mixed, targets = batch_mixing(config)(images.clone(), torch.tensor([0, 1, 2, 3]))
-    share = (float(targets[0, 0]) - 0.01) / 0.9  # of its own label, smoothing apart
-    torch.testing.assert_close(mixed[0], share * images[0] + (1 - share) * images[3])
-    torch.testing.assert_close(targets.sum(1), torch.ones(4))
-
-
-def test_no_mixing_without_mixup_and_cutmix():
-    assert batch_mixing(tiny_config(augment__mixup=0, augment__cutmix=0)) is None
-
-
 # Order of batches
 
 
@@ -515,48 +315,75 @@ def test_impossible_batches_are_refused(size, arguments, message):
         EpochBatches(size, 12, seed=0, **arguments)
 
 
-def _loader(workers: int, seed: int = 0) -> TrainingLoader:
-    config = tiny_config()
+def _loader(workers: int = 0, **changes) -> TrainingLoader:
+    config = tiny_config(**changes)
     images = load_splits(config.data, channels=1).train.select(np.arange(32))
-    return TrainingLoader(
-        TrainingImages(images, training_transform(config), seed),
-        EpochBatches(32, 8, seed=seed),
-        workers,
-        CPU,
+    batches = EpochBatches(32, 8, seed=config.seed)
+    return TrainingLoader(images, config, batches, workers=workers, device=CPU)
+
+
+RESIDENT = pytest.mark.parametrize("resident", ["true", "false"])
+
+
+@RESIDENT
+def test_images_do_not_depend_on_the_number_of_workers(resident):
+    here, there = (
+        list(_loader(workers, data__device_resident=resident).epoch(1)) for workers in (0, 2)
     )
-
-
-def test_images_do_not_depend_on_the_number_of_workers():
-    here, there = list(_loader(0).epoch(1)), list(_loader(2).epoch(1))
     assert len(here) == 4
-    for (images, labels), (other_images, other_labels) in zip(here, there, strict=True):
-        assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
+    for (images, targets), (other_images, other_targets) in zip(here, there, strict=True):
+        assert torch.equal(images, other_images) and torch.equal(targets, other_targets)
 
 
-def test_images_continue_in_the_middle_of_an_epoch():
-    loader = _loader(0)
-    whole, rest = list(loader.epoch(1)), list(loader.epoch(1, first_step=2))
-    assert len(rest) == 2
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], rest, strict=True))
+@RESIDENT
+def test_images_continue_in_the_middle_of_an_epoch(resident):
+    loader = _loader(data__device_resident=resident)
+    whole, rest = list(loader.epoch(1)), list(loader.epoch(1, first_step=3))
+    assert len(rest) == 1
+    assert all(map(torch.equal, whole[3], rest[0]))
+
+
+@RESIDENT
+def test_images_do_not_depend_on_how_many_are_augmented_together(resident, monkeypatch):
+    whole = list(_loader(data__device_resident=resident).epoch(1))
+    monkeypatch.setattr(loaders, "IMAGES_AUGMENTED_TOGETHER", 16)
+    parts = list(_loader(data__device_resident=resident).epoch(1))
+    assert all(map(torch.equal, itertools.chain(*whole), itertools.chain(*parts)))
+
+
+@RESIDENT
+def test_processes_and_accumulation_have_the_images_of_one_process(resident):
+    config = tiny_config(data__device_resident=resident, augment__mix_images=2)
+    images = load_splits(config.data, channels=1).train.select(np.arange(32))
+
+    def epoch(**shares):
+        batches = EpochBatches(32, 16, seed=0, **shares)
+        return list(TrainingLoader(images, config, batches, workers=0, device=CPU).epoch(2))
+
+    one = epoch()
+    four = [epoch(parts=2, rank=rank, world=2) for rank in range(2)]
+    for step in range(2):
+        parts = [four[rank][2 * step + part] for part in range(2) for rank in range(2)]
+        assert all(map(torch.equal, one[step], map(torch.cat, zip(*parts, strict=True))))
 
 
 def test_epochs_and_seeds_augment_differently():
-    samples = _loader(0)._loader.dataset
-    others = _loader(0, seed=1)._loader.dataset
-    first = samples[(0, 5)][0]
-    assert torch.equal(first, samples[(0, 5)][0])
-    assert not torch.equal(first, samples[(1, 5)][0]) and not torch.equal(first, others[(0, 5)][0])
+    def image(loader: TrainingLoader, epoch: int) -> torch.Tensor:
+        return loader._loader.dataset[(epoch, 5)].content
+
+    first, others = (_loader(seed=seed, data__device_resident="false") for seed in (0, 1))
+    assert torch.equal(image(first, 0), image(first, 0))
+    assert not torch.equal(image(first, 0), image(first, 1))
+    assert not torch.equal(image(first, 0), image(others, 0))
 
 
 def test_no_two_images_share_a_seed():
-    # Among them those whose sums of seed, epoch and index agree, however these are weighted.
-    near = itertools.product(range(3), range(3), range(200))
-    far = itertools.product(range(2), range(3), range(1_000_000, 1_000_100))
-    keys = [*near, *far]
-    seeds = {image_seed(*key) for key in keys}
-    assert len(seeds) == len({seed % 2**32 for seed in seeds}) == len(keys)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert image_seed(0, 0, 1_000_003) != image_seed(0, 1, 0)
+    seeds = np.concatenate(
+        [image_seeds(*key, 500) for key in itertools.product(range(3), range(3))]
+    )
+    assert seeds.shape == (4500, 2) and seeds.min() >= 0
+    assert len(set(seeds.flatten().tolist())) == 9000
+    assert not np.array_equal(image_seeds(0, 1, 500), image_seeds(1, 0, 500))
 
 
 class _Processes(torch.utils.data.Dataset):
@@ -579,27 +406,156 @@ def test_loading_leaves_the_random_state_of_the_program_alone():
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    list(_loader(0).epoch(0))
+    list(_loader().epoch(0))
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
-def test_evaluation_shards_are_the_whole_once():
+@RESIDENT
+def test_evaluation_shards_are_the_whole_once(resident):
     pixels = np.arange(7, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
     images = ArrayImages(pixels, np.arange(7), "L")
-    transform = evaluation_transform(tiny_config())
+    config = tiny_config(data__device_resident=resident)
     seen = []
     for rank in range(3):
-        loader = evaluation_loader(images, transform, 2, workers=0, device=CPU, rank=rank, world=3)
-        seen += [int(label) for _, labels in loader for label in labels]
+        loader = EvaluationLoader(images, config, 2, Processes(CPU, rank, 3), workers=0)
+        first, again = list(loader), list(loader)
+        assert all(map(torch.equal, itertools.chain(*first), itertools.chain(*again)))
+        seen += [int(label) for _, labels in first for label in labels]
     assert sorted(seen) == list(range(7))
 
 
-def test_a_damaged_image_in_a_worker_process_is_named(tmp_path: Path):
-    write_image_folder(tmp_path, {"train": 2, "test": 2})
-    (tmp_path / "train" / "class1" / "0.png").write_bytes(b"no image")
-    config = override(load_recipe("imagenet"), {"data.folder": str(tmp_path), "image_size": 16})
+# Images on the device
+
+
+def _resident(images, config: Config) -> bool:
+    found = resident_images(images, config, CPU, BadImages(config.data.bad_images))
+    if found is not None:
+        assert found.pixels.dtype == torch.uint8 and len(found.pixels) == len(images.labels)
+        assert found.pixels.shape[1] == config.model.in_chans
+        assert np.array_equal(found.labels, images.labels)
+        assert torch.equal(found.pixels[3], as_tensor(images.image(3)))
+    return found is not None
+
+
+def test_images_stay_on_the_device_where_their_policy_allows_it():
+    images = load_splits(tiny_config().data, channels=1).train
+    blur = {"augment__rand_augment": "rand-m5-t3a"}
+    assert _resident(images, tiny_config())
+    assert not _resident(images, tiny_config(data__device_resident="false"))
+    assert not _resident(images, tiny_config(**blur))
+    with pytest.raises(UsageError, match=r"device_resident: .* rand-m5-t3a blurs"):
+        _resident(images, tiny_config(data__device_resident="true", **blur))
+
+
+def test_large_images_stay_on_the_device_only_where_asked_to(monkeypatch):
+    images = load_splits(tiny_config().data, channels=1).train
+    monkeypatch.setattr(resident, "MOST_BYTES", images.pixels.nbytes - 1)
+    assert not _resident(images, tiny_config())
+    assert _resident(images, tiny_config(data__device_resident="true"))
+
+
+def test_images_in_files_stay_on_the_device_if_they_have_one_size(tmp_path):
+    write_image_folder(tmp_path, {"train": 3, "test": 1})
+    config = tiny_images_config(tmp_path)
     images = load_splits(config.data, channels=3).train
-    samples = TrainingImages(images, training_transform(config), seed=0)
-    loader = TrainingLoader(samples, EpochBatches(4, 4, seed=0), 1, CPU)
-    with pytest.raises(UsageError, match="cannot read image"):
-        list(loader.epoch(0))
+    assert _resident(images, config)
+    Image.new("RGB", (9, 7)).save(tmp_path / "train" / "class1" / "1.png")
+    assert not _resident(images, config)
+    with pytest.raises(UsageError, match="one size, and here are 10 x 12 and 9 x 7 pixels"):
+        _resident(images, override(config, {"data.device_resident": True}))
+
+
+# Images that cannot be read
+
+
+def _damage(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"no image")
+
+
+def _training_loader(config, workers: int = 0) -> TrainingLoader:
+    images = load_splits(config.data, channels=3).train
+    batches = EpochBatches(len(images.labels), 2, seed=0)
+    return TrainingLoader(images, config, batches, workers=workers, device=CPU)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Path:
+    write_image_folder(tmp_path, {"train": 4, "test": 4})
+    _damage(tmp_path, "train/class0/1.png", "train/class1/3.png", "test/class1/0.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("workers", "resident"), [(0, "false"), (2, "false"), (0, "true")])
+def test_an_image_that_cannot_be_read_is_replaced_by_the_next(damaged, workers, resident):
+    changes = {"augment__mixup": 0, "augment__cutmix": 0, "data__device_resident": resident}
+    config = tiny_images_config(damaged, **changes)
+    loader = _training_loader(config, workers)
+    found = [list(loader.epoch(epoch)) for epoch in (0, 1)]
+    assert len(found[0]) == 4
+    assert sorted(map(_file, loader.bad_images.unreported())) == ["class0/1.png", "class1/3.png"]
+    assert loader.bad_images.unreported() == []
+    # The last image of all is followed by the first.
+    labels = torch.cat([targets for _, targets in found[1]]).argmax(1)
+    assert torch.bincount(labels).tolist() == [5, 3]
+    rest = list(_training_loader(config).epoch(1, first_step=2))
+    assert all(map(torch.equal, itertools.chain(*found[1][2:]), itertools.chain(*rest)))
+
+
+def _file(line: str) -> str:
+    return "/".join(line.removeprefix("cannot read image ").split(": ")[0].split("/")[-2:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_cannot_be_read_are_left_out_of_an_evaluation(damaged, workers):
+    config = tiny_images_config(damaged)
+    images = load_splits(config.data, channels=3).test
+    loader = EvaluationLoader(images, config, 4, Processes(CPU), workers=workers)
+    assert [labels.tolist() for _, labels in loader] == [[0, 0, 0, 0], [1, 1, 1]]
+    assert list(map(_file, loader.bad_images.unreported())) == ["class1/0.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2, None])
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (0, r"cannot read image \S+\.png: it is a text file$"),
+        (1, "; data.bad_images 1 allows fewer than these 2"),
+    ],
+)
+def test_more_images_that_cannot_be_read_than_allowed_end_the_epoch(
+    damaged, workers, limit, message
+):
+    changes = {
+        "data__bad_images": limit,
+        "data__device_resident": "true" if workers is None else "false",
+    }
+    config = tiny_images_config(damaged, **changes)
+    with pytest.raises(UsageError) as caught:
+        list(_training_loader(config, workers or 0).epoch(0))
+    assert re.search(message, one_line(caught.value))
+
+
+def test_images_none_of_which_can_be_read_are_refused(tmp_path):
+    write_image_folder(tmp_path, {"train": 1, "test": 1})
+    _damage(tmp_path, *(f"{split}/class{c}/0.png" for split in ("train", "test") for c in (0, 1)))
+    config = tiny_images_config(tmp_path)
+    with pytest.raises(UsageError, match="none of the 2 training images can be read: cannot read"):
+        list(_training_loader(config).epoch(0))
+    images = load_splits(config.data, channels=3).test
+    loader = EvaluationLoader(images, config, 2, Processes(CPU), workers=0)
+    model = torch.nn.Flatten()
+    with pytest.raises(UsageError, match="no image to evaluate on"):
+        score(model, loader, config, Processes(CPU))
+
+
+def test_runs_and_evaluations_say_which_images_were_skipped(damaged, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plots, "save_curves", lambda *_: None)
+    summary = train(tiny_images_config(damaged), tmp_path / "run")
+    assert summary["bad_images"] == 3 and summary["test_images"] == 7
+    lines = capsys.readouterr().out.splitlines()
+    skipped = [line.removeprefix("skipped: ") for line in lines if line.startswith("skipped: ")]
+    assert sorted(map(_file, skipped)) == ["class0/1.png", "class1/0.png", "class1/3.png"]
+    scores = evaluate(tmp_path / "run")
+    assert (scores["bad_images"], scores["images"]) == (1, 7)
+    assert re.search(r"^skipped: cannot read image \S+class1/0\.png", capsys.readouterr().out, re.M)

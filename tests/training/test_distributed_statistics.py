@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convmixer import ConvMixer
 from convmixer.model import layers
-from tests.helpers import fused_cases
+from tests.helpers import fused_cases, triton_interpreter
 from tests.helpers.depthwise_cases import KERNELS
 from tests.helpers.fused_cases import Arguments, dtypes_of, random_arguments
 
@@ -73,6 +73,7 @@ def step(model: nn.Module, images: Tensor, gradient: Tensor) -> dict[str, Tensor
 
 
 def work(rank: int, folder: str) -> None:
+    triton_interpreter.patch_language_once_a_launch()
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convmixer import ConvMixer
 from convmixer.training import stepper
 from convmixer.training.distributed import Processes
+from convmixer.training.environment import memory_format
 from convmixer.training.optimizer import build_optimizer
 from convmixer.training.scoring import score
 from convmixer.training.stepper import Stepper, shares_statistics
@@ -20,7 +21,6 @@ from tests.helpers.training import assert_same_state, tiny_config
 
 CPU = torch.device("cpu")
 COLOUR = {"model__in_chans": 3, "data__mean": [0.5] * 3, "data__std": [0.2] * 3}
-UNMIXED = {"augment__mixup": 0, "augment__cutmix": 0}
 
 
 def _stepper(**changes) -> Stepper:
@@ -30,8 +30,8 @@ def _stepper(**changes) -> Stepper:
 
 def _batch(channels: int = 1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(10, (16,), generator=generator)
-    return torch.randn(16, channels, 8, 8, generator=generator), labels
+    targets = F.one_hot(torch.randint(10, (16,), generator=generator), 10).float()
+    return torch.randn(16, channels, 8, 8, generator=generator), targets
 
 
 def _step(stepper: Stepper, number: int = 0, **batch) -> None:
@@ -64,26 +64,17 @@ def scaled(monkeypatch):
     return {"amp": "fp16"}
 
 
-def test_mixed_images_and_targets_are_what_is_trained_on(monkeypatch):
-    targets = torch.randn(16, 10, generator=torch.Generator().manual_seed(5)).softmax(1)
-    monkeypatch.setattr(stepper, "batch_mixing", lambda _: lambda x, _: (2 * x.flip(0), targets))
-    mixed = _stepper(model__norm="layer")
-    inputs = _inputs(mixed.model)
+def test_loss_and_hits_are_those_of_soft_targets():
+    soft = torch.randn(16, 10, generator=torch.Generator().manual_seed(5)).softmax(1)
+    plain = _stepper(model__norm="layer")
+    inputs = _inputs(plain.model)
     images, _ = _batch()
-    logits = mixed.model(2 * images.flip(0)).detach()
-    _step(mixed)
-    assert torch.equal(inputs[1], 2 * images.flip(0))
-    count, loss, right = mixed.sums.tolist()
-    assert count == 16 and right == (logits.argmax(1) == targets.argmax(1)).sum()
-    assert loss == pytest.approx(16 * float(F.cross_entropy(logits, targets)), rel=1e-5)
-
-
-def test_targets_are_smoothed_without_mixing():
-    plain = _stepper(**UNMIXED, model__norm="layer", label_smoothing=0.3)
-    images, labels = _batch()
-    expected = F.cross_entropy(plain.model(images), labels, label_smoothing=0.3)
-    _step(plain)
-    assert float(plain.sums[1]) == pytest.approx(16 * expected.item(), rel=1e-5)
+    logits = plain.model(images).detach()
+    plain.step(iter([(images, soft)]), rate=0.01, number=0)
+    assert torch.equal(inputs[1], images)
+    count, loss, right = plain.sums.tolist()
+    assert count == 16 and right == (logits.argmax(1) == soft.argmax(1)).sum()
+    assert loss == pytest.approx(16 * float(F.cross_entropy(logits, soft)), rel=1e-5)
 
 
 @pytest.mark.parametrize(("images", "expected"), [(0.0, [0.0, 0.0]), (16.0, [3.0, math.nan])])
@@ -106,8 +97,8 @@ def test_scaled_gradients_are_clipped_at_their_true_size(scaled):
 
 def test_the_scale_is_continued(scaled):
     first, second = _stepper(**scaled), _stepper(**scaled)
-    images, labels = _batch()
-    first.step(iter([(images * float("inf"), labels)]), rate=0.01, number=0)
+    images, targets = _batch()
+    first.step(iter([(images * float("inf"), targets)]), rate=0.01, number=0)
     _step(first, number=1)
     assert first.scaler.get_scale() < second.scaler.get_scale()
     second.load_state(first.state())
@@ -136,14 +127,19 @@ def test_the_average_takes_in_the_weights_after_the_step(number):
         torch.testing.assert_close(average, expected.detach(), atol=1e-6, rtol=1e-5)
 
 
-def test_images_take_the_memory_format_of_the_model():
-    config = tiny_config(channels_last=True, **COLOUR)
+@pytest.mark.parametrize("wanted", ["auto", "true", "false"])
+def test_images_take_the_memory_format_of_the_model(wanted):
+    config = tiny_config(channels_last=wanted, **COLOUR)
     stepper = Stepper(config, Processes(CPU))
     inputs = _inputs(stepper.model)
     _step(stepper, channels=3)
-    score(stepper.model, [_batch(channels=3)], config, Processes(CPU))
-    assert len(inputs) == 2
-    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in inputs)
+    images, targets = _batch(channels=3)
+    score(stepper.model, [(images, targets.argmax(1))], config, Processes(CPU))
+    last, plain = torch.channels_last, torch.contiguous_format
+    formats = [each.is_contiguous(memory_format=last) for each in inputs]
+    assert formats == [wanted != "false"] * 2
+    on_gpu = memory_format(config, torch.device("cuda"))
+    assert on_gpu == (last if wanted == "true" else plain)
 
 
 def test_scoring_evaluates_and_returns_to_training():
@@ -151,9 +147,11 @@ def test_scoring_evaluates_and_returns_to_training():
     model = Stepper(config, Processes(CPU)).model
     modes: list[bool] = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    score(model, [_batch()], config, Processes(CPU))
+    images, targets = _batch()
+    batch = images, targets.argmax(1)
+    score(model, [batch], config, Processes(CPU))
     assert modes == [False] and model.training
-    score(model.eval(), [_batch()], config, Processes(CPU))
+    score(model.eval(), [batch], config, Processes(CPU))
     assert not model.training
 
 

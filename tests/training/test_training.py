@@ -24,7 +24,8 @@ from convmixer import ConvMixer, load_checkpoint
 from convmixer.cli import main
 from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe, load_yaml
-from convmixer.data.augmentation import evaluation_transform
+from convmixer.data.augmentation import evaluation_crop
+from convmixer.data.preparation import Normalization
 from convmixer.data.sources import load_splits
 from convmixer.errors import TrainingDivergedError, TrainingInterruptedError, UsageError
 from convmixer.files import replacing
@@ -44,10 +45,7 @@ from convmixer.training.reporting import WARMUP_STEPS, Console, Throughput
 from convmixer.training.run_folder import COLUMNS, RunFolder
 from convmixer.training.run_state import (
     StopRequest,
-    random_states,
     read_checkpoint,
-    restore_random_states,
-    seed_everything,
 )
 from convmixer.training.runs import summarize_seeds, train, train_seeds
 from convmixer.training.scoring import augmented_views, score
@@ -167,7 +165,8 @@ def _stepper(**changes) -> Stepper:
 def _batch(images: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(10, (images,), generator=generator)
-    return torch.randn(images, 1, 8, 8, generator=generator), labels
+    targets = torch.nn.functional.one_hot(labels, 10).float()
+    return torch.randn(images, 1, 8, 8, generator=generator), targets
 
 
 PLAIN = {"augment__mixup": 0, "augment__cutmix": 0, "model__norm": "layer", "label_smoothing": 0}
@@ -179,7 +178,7 @@ def _gradient(optimizer: torch.optim.Optimizer) -> torch.Tensor:
 
 
 def test_accumulation_equals_one_large_batch():
-    images, labels = _batch()
+    images, targets = _batch()
     gradients = []
     for parts in (1, 2):
         changes = {"accumulation_steps": parts, "optimizer__clip_grad_norm": 0}
@@ -187,7 +186,7 @@ def test_accumulation_equals_one_large_batch():
         stepper.optimizer.register_step_pre_hook(
             lambda optimizer, *_: gradients.append(_gradient(optimizer))
         )
-        pairs = zip(images.chunk(parts), labels.chunk(parts), strict=True)
+        pairs = zip(images.chunk(parts), targets.chunk(parts), strict=True)
         stepper.step(iter(pairs), rate=0.01, number=0)
         assert stepper.sums[0] == 16
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
@@ -196,10 +195,11 @@ def test_accumulation_equals_one_large_batch():
 def test_a_step_uses_the_given_learning_rate_and_counts_loss_and_hits():
     stepper = _stepper(**PLAIN)
     before = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
-    images, labels = _batch()
+    images, targets = _batch()
+    labels = targets.argmax(1)
     with torch.no_grad():
         logits = stepper.model(images)
-    stepper.step(iter([(images, labels)]), rate=0.0, number=0)
+    stepper.step(iter([(images, targets)]), rate=0.0, number=0)
     assert_same_state(dict(stepper.model.state_dict()), before)
     count, loss, right = stepper.sums.tolist()
     assert count == 16 and right == (logits.argmax(1) == labels).sum()
@@ -248,7 +248,8 @@ def test_scores_count_top1_top5_loss_and_confusion():
     logits = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(40) % 10
     model = torch.nn.Flatten()
-    batches = [(logits[:24, None], labels[:24]), (logits[24:, None], labels[24:])]
+    images = logits[:, None, None]
+    batches = [(images[:24], labels[:24]), (images[24:], labels[24:])]
     scores = score(model, batches, tiny_config(), Processes(CPU))
     ranked = logits.argsort(1, descending=True)
     assert scores.means.images == 40
@@ -275,8 +276,9 @@ def test_views_are_averaged_as_probabilities():
     logits = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     model = torch.nn.Flatten()
     config = tiny_config(model__n_classes=2)
-    batches = [(logits[:1, None], torch.tensor([0]))]
-    views = [logits[:1, None], logits[1:, None]]
+    images = logits[:, None, None]
+    batches = [(images[:1], torch.tensor([0]))]
+    views = [images[:1], images[1:]]
     scores = score(model, batches, config, Processes(CPU), lambda _: views)
     mean = torch.stack([row.softmax(0) for row in logits]).mean(0)
     assert scores.means.loss == pytest.approx(-math.log(mean[0]), rel=1e-5)
@@ -300,7 +302,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     out, summary = finished
     names = {path.name for path in out.iterdir()}
     assert names == {
-        "config.yaml", "metrics.csv", "summary.json", "curves.png", "last.pt", "best.pt"
+        "config.yaml", "metrics.csv", "summary.json", "curves.png", "last.pt", "best.pt",
+        ".lock",
     }  # fmt: skip
     assert load_yaml(out / "config.yaml") == _exact_config()
     assert RunFolder(out).load_summary() == summary
@@ -370,16 +373,6 @@ def test_different_seeds_give_different_weights(finished, tmp_path):
     first = read_checkpoint(finished[0] / "last.pt")["state_dict"]
     second = read_checkpoint(tmp_path / "run" / "last.pt")["state_dict"]
     assert not torch.equal(first["head.weight"], second["head.weight"])
-
-
-def test_random_states_survive_saving():
-    seed_everything(5)
-    random.gauss(0, 1), np.random.randn()
-    states = random_states(CPU)
-    expected = random.gauss(0, 1), np.random.randn(), torch.rand(1).item()
-    random.random(), np.random.rand(), torch.rand(1)
-    restore_random_states(states, CPU)
-    assert (random.gauss(0, 1), np.random.randn(), torch.rand(1).item()) == expected
 
 
 def test_resuming_a_finished_run_leaves_it_alone(finished, monkeypatch, capsys):
@@ -539,14 +532,6 @@ def test_a_full_disk_names_the_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_continued_run_needs_the_same_number_of_processes(finished, tmp_path):
-    trainer = _trainer(tmp_path)
-    state = read_checkpoint(finished[0] / "last.pt")
-    state["random"] = state["random"] * 2
-    with pytest.raises(UsageError, match="2 processes and cannot continue exactly with 1"):
-        trainer.load_state(state)
-
-
 def _trainer(out, **changes) -> Trainer:
     config = _exact_config(**changes)
     splits = load_splits(config.data, 1)
@@ -555,7 +540,11 @@ def _trainer(out, **changes) -> Trainer:
 
 def test_only_training_images_are_augmented(tmp_path):
     trainer = _trainer(tmp_path)
-    prepare = evaluation_transform(trainer.config)
+    crop, normalize = evaluation_crop(trainer.config), Normalization(trainer.config.data, CPU)
+
+    def prepare(image):
+        return normalize(crop(image))
+
     for loader, images in (
         (trainer.validation_loader, trainer.splits.validation),
         (trainer.test_loader, trainer.splits.test),
