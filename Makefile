@@ -11,7 +11,7 @@
 #   make report   tables and pictures from stored results: make report RESULTS=build/visit/visit.jsonl
 #   make wheel    a wheel for this Python with the kernels of every architecture, in dist
 #   make budget   registers, spills and instructions of every kernel, against benchmarks/budget.csv
-#   make api      docs/api.md, from the docstrings
+#   make api      docs/api.md, from the docstrings; make models: docs/models.md, from networks
 #   make lint, make format, make clean
 
 SHELL := /bin/bash
@@ -27,7 +27,7 @@ BUILD_TOOLS := setup.py $(wildcard csrc/build_tools/*.py)
 CPP_FILES := $(shell find benchmarks csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 CUDA_SOURCES := $(filter-out benchmarks/% csrc/interpreter/% tests/%,$(CPP_FILES))
 
-.PHONY: demo test test-all compiled gpu report wheel budget api lint format clean
+.PHONY: demo test test-all compiled gpu report wheel budget api models lint format clean
 .PHONY: gpu-full gpu-present gpu-carry gpu-build gpu-test gpu-sanitize gpu-benchmark
 
 demo: $(VENV)/$(if $(GPU),cuda,installed)
@@ -111,6 +111,9 @@ budget: $(VENV)/installed
 
 api: $(VENV)/installed
 	$(BIN)/python docs/make_api.py
+
+models: $(VENV)/installed
+	$(BIN)/python docs/make_models.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(PYTHON_FOLDERS)

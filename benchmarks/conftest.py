@@ -110,7 +110,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     elif {"network", "way"} <= wanted:
         training = "training" in metafunc.function.__name__
         numbers = selection.training_tables if training else selection.tables
-        listed = networks.networks(numbers) if numbers else networks.cpu_networks()
+        listed = networks.cpu_networks()
+        if numbers:
+            listed = networks.networks(numbers) + networks.other_networks()
         if training:
             listed = [network for network in listed if network.has_depthwise]
         found = [
@@ -288,7 +290,7 @@ def pytest_terminal_summary(
 
 
 def _no_gpu() -> str:
-    count = len(networks.networks(shapes.FULL.tables))
+    count = len(networks.networks(shapes.FULL.tables) + networks.other_networks())
     why = (
         "PyTorch finds no CUDA device"
         if torch.version.cuda

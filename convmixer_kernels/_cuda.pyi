@@ -17,6 +17,9 @@ _Planes: TypeAlias = tuple[int, tuple[int, ...]]
 _Pixels: TypeAlias = tuple[int, tuple[int, ...]]
 _Values: TypeAlias = tuple[int, tuple[int, ...]]
 
+# Height, width, row dilation and column dilation.
+_Filter: TypeAlias = tuple[int, int, int, int]
+
 filter_sizes: list[int]
 # An element type and an activation are passed as their index in these.
 element_types: list[str]
@@ -68,6 +71,31 @@ def weight_gradient_channels_last(
     filter_size: int,
     input: _Pixels,
     output_gradient: _Pixels,
+    weight_sums: int,
+    bias_sums: int,
+    workspace: int,
+    /,
+) -> None: ...
+def forward_large(
+    context: _LaunchContext,
+    sizes: _Sizes,
+    filter: _Filter,
+    flipped: bool,
+    input: _Planes,
+    weight: int,
+    bias: int,
+    output: _Planes,
+    /,
+) -> None: ...
+def weight_gradient_large_splits(
+    context: _LaunchContext, sizes: _Sizes, filter: _Filter, /
+) -> int: ...
+def weight_gradient_large(
+    context: _LaunchContext,
+    sizes: _Sizes,
+    filter: _Filter,
+    input: _Planes,
+    output_gradient: _Planes,
     weight_sums: int,
     bias_sums: int,
     workspace: int,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels.activations import ACTIVATIONS
+from convmixer_kernels.filters import pair
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -46,26 +47,41 @@ def check_image(input: Tensor) -> None:
         raise ValueError(f"input: got dtype {input.dtype}, expected a floating dtype")
 
 
-def check_convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Check an image, a square filter for each of its channels, and a bias."""
+def check_convolution(
+    input: Tensor, weight: Tensor, bias: Tensor | None, square: bool = False
+) -> None:
+    """Check an image, a filter for each of its channels, and a bias."""
     check_tensor("input", input)
     check_tensor("weight", weight)
     shape, filters = input.shape, weight.shape
     if len(shape) != 4:
         raise ValueError(f"input: got shape {tuple(shape)}, expected (N, C, H, W)")
     channels = shape[1]
-    if len(filters) != 4 or filters[1] != 1 or filters[2] != filters[3]:
-        raise ValueError(f"weight: got shape {tuple(filters)}, expected ({channels}, 1, k, k)")
+    if len(filters) != 4 or filters[1] != 1 or (square and filters[2] != filters[3]):
+        expected = "k, k" if square else "height, width"
+        raise ValueError(
+            f"weight: got shape {tuple(filters)}, expected ({channels}, 1, {expected})"
+        )
     if filters[0] != channels:
         raise ValueError(
             f"weight: got {filters[0]} filters, expected one for each of the "
             f"{channels} channels of input"
         )
-    if filters[2] == 0:
+    if 0 in filters:
         raise ValueError("weight: got kernel size 0, expected at least 1")
     check_image(input)
     check_per_channel("bias", bias, input)
     _check_device("weight", weight, input)
+
+
+def check_dilation(dilation: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the dilations of rows and columns, checked."""
+    steps = pair(dilation)
+    if len(steps) != 2 or not all(isinstance(step, int) and step >= 1 for step in steps):
+        raise ValueError(
+            f"dilation: got {dilation!r}, expected an integer of at least 1 or a pair of them"
+        )
+    return steps[0], steps[1]
 
 
 def check_per_channel(name: str, tensor: Tensor | None, input: Tensor) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from convmixer_kernels import dispatch
+from convmixer_kernels.filters import Filter, pair
 from convmixer_kernels.modules import DepthwiseConv2d, why_ineligible
 
 
@@ -42,11 +43,11 @@ def _line(done: str, names: list[str] | tuple[str, ...], reason: str = "") -> st
 def convert_depthwise(module: nn.Module, impl: str = "auto") -> Conversion:
     """Replace, in place, every depthwise convolution inside `module` that the kernels can serve.
 
-    Eligible is an `nn.Conv2d` with as many groups as input and output channels, stride 1, dilation
-    1, 'same' zero padding, and square filters of a size for which `impl` has a kernel (any size for
-    ``"torch"``). A subclass is eligible that computes what `nn.Conv2d` does. The replacement shares
-    parameters and hooks, so state dicts, optimizers and results stay what they were. A
-    `DepthwiseConv2d` found in `module` is given `impl`.
+    Eligible is an `nn.Conv2d` with as many groups as input and output channels, stride 1, 'same'
+    zero padding, and filters for which `impl` has a kernel (any for ``"torch"``). A subclass is
+    eligible that computes what `nn.Conv2d` does. The replacement shares parameters and hooks, so
+    state dicts, optimizers and results stay what they were. A `DepthwiseConv2d` found in `module`
+    is given `impl`.
 
     A model that merges its branches for inference (`reparameterize` of RepVGG, RepLKNet, MobileOne
     and others) builds its convolutions anew then: convert it afterwards.
@@ -66,14 +67,13 @@ def convert_depthwise(module: nn.Module, impl: str = "auto") -> Conversion:
     """
     dispatch.check_name(impl)
     _check_model(module, "DepthwiseConv2d.from_conv2d(module)")
-    sizes = dispatch.kernel_sizes(impl)
     converted: list[str] = []
     left: dict[str, str] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
         if not isinstance(layer, nn.Conv2d):
             continue
-        if reason := why_ineligible(layer) or _size_reason(layer, sizes):
+        if reason := why_ineligible(layer) or _filter_reason(layer, impl):
             left[name] = reason
             continue
         converted.append(name)
@@ -122,11 +122,10 @@ def _check_model(module: nn.Module, remedy: str) -> None:
         )
 
 
-def _size_reason(layer: nn.Conv2d, sizes: tuple[int, ...] | None) -> str | None:
-    size = layer.kernel_size[0]
-    if sizes is None or size in sizes:
-        return None
-    return f"no kernel for filters of size {size}, only for {', '.join(map(str, sizes))}"
+def _filter_reason(layer: nn.Conv2d, impl: str) -> str | None:
+    filter = Filter.of(layer.weight, pair(layer.dilation))
+    reason = dispatch.unsupported_filter(filter, impl)
+    return reason and f"no kernel for its filters: {reason}"
 
 
 def _replace(module: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:

@@ -20,6 +20,7 @@ from convmixer_kernels import (
     preference,
 )
 from convmixer_kernels.backends import Backend, KernelBackend
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.preference import IMPLEMENTATIONS, Plane, Preference, Problem
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -43,12 +44,13 @@ def check_name(impl: str) -> None:
         raise ValueError(f"impl: got {impl!r}, expected one of {accepted}")
 
 
-def kernel_sizes(impl: str) -> tuple[int, ...] | None:
-    """Return the filter sizes for which `impl` has kernels; None if it needs none."""
+def unsupported_filter(filter: Filter, impl: str) -> str | None:
+    """Say why `impl` has no kernel for a filter; None if it has one or needs none."""
     if impl == "torch":
         return None
-    names = ("cuda", "triton") if impl == "auto" else (impl,)
-    return tuple(sorted({size for name in names for size in kernel_backend(name).KERNEL_SIZES}))
+    names = ("triton", "cuda") if impl == "auto" else (impl,)
+    reasons = [kernel_backend(name).unsupported_filter(filter) for name in names]
+    return None if None in reasons else reasons[-1]
 
 
 def available_impls(device: torch.device | str | None = None) -> dict[str, str | None]:
@@ -63,7 +65,13 @@ def available_impls(device: torch.device | str | None = None) -> dict[str, str |
     return {name: backend(name).unavailable(torch.device(device)) for name in IMPLEMENTATIONS}
 
 
-def resolve(input: Tensor, weight: Tensor | None, impl: str, fused: bool = False) -> str:
+def resolve(
+    input: Tensor,
+    weight: Tensor | None,
+    impl: str,
+    fused: bool = False,
+    dilation: tuple[int, int] = (1, 1),
+) -> str:
     """Choose the implementation that runs `input` and `weight` under `impl`.
 
     Args:
@@ -73,11 +81,14 @@ def resolve(input: Tensor, weight: Tensor | None, impl: str, fused: bool = False
     Raises:
         RuntimeError: an explicit `impl` is not available for the device of `input`, or it is asked
             for a derivative or a transform that only PyTorch computes.
-        ValueError: `impl` is no implementation, or it cannot take this dtype or kernel size.
+        ValueError: `impl` is no implementation, or it cannot take this dtype or filter.
     """
-    # Under torch.compile, index() makes a size that may be dynamic a constant.
-    kernel_size = None if weight is None else operator.index(weight.shape[-1])
-    what = (input.device, input.dtype, kernel_size, fused)
+    filter = None
+    if weight is not None:
+        # Under torch.compile, index() makes a size that may be dynamic a constant.
+        height, width = weight.shape[2:]
+        filter = (operator.index(height), operator.index(width), *dilation)
+    what = (input.device, input.dtype, filter, fused)
     name, refusal, available = _resolve(impl, *what)
     if name is refusal is None:
         # The plane is read only if it decides: a compiler makes a graph for each.
@@ -121,7 +132,12 @@ def _plane(input: Tensor) -> Plane:
 
 
 def convolution_at_once(
-    input: Tensor, weight: Tensor, bias: Tensor | None, impl: str, fused: bool = False
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    impl: str,
+    fused: bool = False,
+    dilation: tuple[int, int] = (1, 1),
 ) -> str | None:
     """Return what `resolve` does for a convolution, or None where there is more to be said.
 
@@ -129,15 +145,17 @@ def convolution_at_once(
     depends on the plane of the image. `direct.takes` has to hold.
     """
     shape, filters = input.shape, weight.shape
-    if len(shape) != 4 or len(filters) != 4 or 0 in shape:
+    if len(shape) != 4 or len(filters) != 4 or 0 in shape or 0 in filters:
         return None
-    channels, size = shape[1], filters[3]
+    channels, (_, _, height, width) = shape[1], filters
     dtype, device = input.dtype, input.device
-    if filters != (channels, 1, size, size) or weight.dtype is not dtype or weight.device != device:
+    if filters[:2] != (channels, 1) or (fused and height != width):
+        return None
+    if weight.dtype is not dtype or weight.device != device:
         return None
     if bias is not None and not fits_channels(bias, channels, device):
         return None
-    return at_once(impl, device, dtype, size, fused)
+    return at_once(impl, device, dtype, (height, width, *dilation), fused)
 
 
 def image_at_once(
@@ -162,13 +180,17 @@ def fits_channels(tensor: Tensor, channels: int, device: torch.device) -> bool:
 
 
 def at_once(
-    impl: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None, fused: bool
+    impl: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    filter: tuple[int, int, int, int] | None,
+    fused: bool,
 ) -> str | None:
     """Return the implementation with kernels that these alone decide for, None if there is none.
 
     `direct.dispatcher_is_idle` has to hold.
     """
-    name = _resolve_once(impl, device, dtype, kernel_size, fused, None).name
+    name = _resolve_once(impl, device, dtype, filter, fused, None).name
     return None if name == "torch" else name
 
 
@@ -178,13 +200,13 @@ def _resolve(
     impl: str,
     device: torch.device,
     dtype: torch.dtype,
-    kernel_size: int | None,
+    filter: tuple[int, int, int, int] | None,
     fused: bool,
     *plane: Any,
 ) -> tuple[str | None, str | None, bool]:
     # PyTorch 2.13 loses what is in a named tuple when it traces, so none comes in or goes out.
     given = Plane(*plane) if plane else None
-    name, refusal, available = _resolve_once(impl, device, dtype, kernel_size, fused, given)
+    name, refusal, available = _resolve_once(impl, device, dtype, filter, fused, given)
     return name, refusal, available
 
 
@@ -207,16 +229,17 @@ def _resolve_once(
     impl: str,
     device: torch.device,
     dtype: torch.dtype,
-    kernel_size: int | None,
+    sizes: tuple[int, int, int, int] | None,
     fused: bool,
     plane: Plane | None,
 ) -> Resolution:
     check_name(impl)
-    what = (device, dtype, kernel_size)
+    filter = None if sizes is None else Filter(*sizes)
+    what = (device, dtype, filter, fused)
     if impl == "auto":
         first = {
             next(name for name in preferred.order if _barred(name, *what) is None)
-            for preferred in _preferences(device, Problem(kernel_size, dtype, plane, fused))
+            for preferred in _preferences(device, _problem(filter, dtype, plane, fused))
         }
         return Resolution(first.pop() if len(first) == 1 else None)
     # Tensors on the meta device have no data: shapes are all that is computed.
@@ -225,6 +248,14 @@ def _resolve_once(
     if reason := backend(impl).unsupported(*what):
         return Resolution(None, f"impl={impl!r} cannot serve this input: {reason}")
     return Resolution(impl)
+
+
+def _problem(
+    filter: Filter | None, dtype: torch.dtype, plane: Plane | None, fused: bool = False
+) -> Problem:
+    if filter is None:
+        return Problem(None, dtype, plane, fused)
+    return Problem(filter.size, dtype, plane, fused, filter.taps)
 
 
 def _architecture(device: torch.device) -> architectures.Architecture | None:
@@ -243,22 +274,24 @@ def _preferences(device: torch.device, problem: Problem) -> tuple[Preference, ..
 
 
 def _barred(
-    name: str, device: torch.device, dtype: torch.dtype, kernel_size: int | None
+    name: str, device: torch.device, dtype: torch.dtype, filter: Filter | None, fused: bool = False
 ) -> str | None:
     """Say why "auto" cannot choose an implementation, wherever in its order that stands."""
     if name != "torch" and device.type == "cpu":
         return "on the CPU its kernels are emulated for tests, only an explicit impl asks for that"
     module = backend(name)
-    return module.unavailable(device) or module.unsupported(device, dtype, kernel_size)
+    return module.unavailable(device) or module.unsupported(device, dtype, filter, fused)
 
 
-def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
+def explain(
+    input: Tensor, weight: Tensor, impl: str = "auto", *, dilation: int | tuple[int, int] = 1
+) -> str:
     """Say which implementation `depthwise_conv2d` would run, and why not the others.
 
     Args:
         input: (N, C, H, W), any dtype; under autocast it counts as cast.
-        weight: (C, 1, k, k).
-        impl: as in `depthwise_conv2d`.
+        weight: (C, 1, h, w).
+        impl, dilation: as in `depthwise_conv2d`.
 
     Returns:
         A line for the choice, then one for each implementation that was passed over: it cannot
@@ -269,22 +302,21 @@ def explain(input: Tensor, weight: Tensor, impl: str = "auto") -> str:
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
     input, weight = arguments.convolution_operands(input, weight, None)
-    chosen = resolve(input, weight, impl)
-    kernel_size = weight.shape[-1]
+    steps = arguments.check_dilation(dilation)
+    chosen = resolve(input, weight, impl, dilation=steps)
+    filter = Filter.of(weight, steps)
     shape = "x".join(str(size) for size in input.shape)
     dtype = str(input.dtype).removeprefix("torch.")
-    line = f"{chosen}: runs {shape} {dtype} on {input.device}, kernel size {kernel_size}"
+    line = f"{chosen}: runs {shape} {dtype} on {input.device}, kernel size {filter}"
     if impl != "auto":
         return f"{line} (asked for by name)"
     device = input.device
-    (preferred,) = _preferences(device, Problem(kernel_size, input.dtype, _plane(input)))
+    (preferred,) = _preferences(device, _problem(filter, input.dtype, _plane(input)))
     before = preferred.order[: preferred.order.index(chosen)]
     usually_before = IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]
     lines = [line]
     for name in IMPLEMENTATIONS:
         if name in before or name in usually_before:
             otherwise = _only_in_pytorch() if name in before else preferred.reason
-            lines.append(
-                f"not {name}: {_barred(name, device, input.dtype, kernel_size) or otherwise}"
-            )
+            lines.append(f"not {name}: {_barred(name, device, input.dtype, filter) or otherwise}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,8 +62,16 @@ def _table() -> dict[Any, Any]:
     }
 
 
-def _depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> Tensor:
-    return reference.forward(_in_order(input), weight, bias)
+def _depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    impl: str = "torch",
+    automatic: bool = False,
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    rows, columns = dilation
+    return reference.forward(_in_order(input), weight, bias, (rows, columns))
 
 
 def _depthwise_conv2d_batch_norm(

@@ -20,8 +20,8 @@ _operators = torch.ops.convmixer_kernels
 Shape = Sequence[int]
 
 
-def _terms(image: Shape, kernel_size: int) -> int:
-    return 2 * math.prod(image) * kernel_size**2
+def _terms(image: Shape, filter: Shape) -> int:
+    return 2 * math.prod(image) * math.prod(filter)
 
 
 @register_flop_formula(
@@ -33,11 +33,13 @@ def _terms(image: Shape, kernel_size: int) -> int:
     ]
 )
 def _convolution(image: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return _terms(image, weight[-1])
+    return _terms(image, weight[2:])
 
 
 @register_flop_formula(_operators.depthwise_conv2d_weight_gradient)
-def _weight_gradient(image: Shape, grad_output: Shape, kernel_size: int, *_: Any, **__: Any) -> int:
+def _weight_gradient(
+    image: Shape, grad_output: Shape, kernel_size: Shape, *_: Any, **__: Any
+) -> int:
     return _terms(image, kernel_size)
 
 
@@ -53,4 +55,4 @@ def _batch_norm_backward(
     **__: Any,
 ) -> int:
     needs_input, needs_weight = needed[:2]
-    return (needs_input + needs_weight) * _terms(value, weight[-1])
+    return (needs_input + needs_weight) * _terms(value, weight[2:])

@@ -26,20 +26,30 @@ if TYPE_CHECKING:
 
 
 def depthwise_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: str = "auto"
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dilation: int | tuple[int, int] = 1,
+    impl: str = "auto",
 ) -> Tensor:
     """Depthwise convolution with stride 1 and 'same' zero padding.
 
-    Equivalent to ``F.conv2d(input, weight, bias, padding="same", groups=C)``: every channel is
-    correlated with a filter of its own, and for an even kernel size the extra row and column of
-    padding lie at the bottom and right. Sums are taken in float32.
+    Equivalent to ``F.conv2d(input, weight, bias, padding="same", dilation=dilation, groups=C)``:
+    every channel is correlated with a filter of its own, and where the padding is odd the extra row
+    or column lies at the bottom or right. Sums are taken in float32.
 
     Args:
         input: (N, C, H, W), any N >= 0. Contiguous, channels_last, CNHW and slices of images or
             channels are taken as they are.
-        weight: (C, 1, k, k), the dtype of `input`. ``"cuda"`` and ``"triton"`` take k = 3, 5, 7, 8,
-            9, 11, 13, 15.
+        weight: (C, 1, height, width), the dtype of `input`. ``"cuda"`` takes filters of which the
+            taps reach over up to 31 rows and columns of the image, ``"triton"`` up to 15. Square
+            ones of k = 3, 5, 7, 8, 9, 11, 13, 15 without dilation have kernels of their own. The
+            others run on a kernel that skips rows without taps (``"cuda"``, contiguous; larger
+            ones in channels_last are copied to contiguous and back), or as a square filter with
+            zeros between and around the taps.
         bias: (C,) of any floating dtype, or None.
+        dilation: rows and columns of the image from tap to tap, an integer or a pair.
         impl: ``"auto"`` (on a GPU in half precision the first that can serve the input, else
             PyTorch; see `explain`), ``"cuda"``, ``"triton"`` or ``"torch"``. A named implementation
             runs or raises; no other takes its place.
@@ -60,20 +70,23 @@ def depthwise_conv2d(
     """
     tensors = (input, weight, bias)
     if has_torch_function(tensors):
-        return handle_torch_function(depthwise_conv2d, tensors, *tensors, impl=impl)
+        return handle_torch_function(
+            depthwise_conv2d, tensors, *tensors, dilation=dilation, impl=impl
+        )
+    steps = arguments.check_dilation(dilation)
     if direct.takes((input, weight), (bias,)):
-        known = dispatch.convolution_at_once(input, weight, bias, impl)
+        known = dispatch.convolution_at_once(input, weight, bias, impl, dilation=steps)
         if known is not None and derivatives.wanted(tensors):
-            return ops.depthwise_conv2d.directly(input, weight, bias, known, impl == "auto")
+            return ops.depthwise_conv2d.directly(input, weight, bias, known, impl == "auto", steps)
         if known is not None:
-            return dispatch.backend(known).forward(input, weight, bias)
+            return dispatch.backend(known).forward(input, weight, bias, steps)
     input, weight = arguments.convolution_operands(input, weight, bias)
-    name = dispatch.resolve(input, weight, impl)
+    name = dispatch.resolve(input, weight, impl, dilation=steps)
     if name == "torch":
-        return reference.forward(input, weight, bias)
+        return reference.forward(input, weight, bias, steps)
     if type(input) is not Tensor:
         sharding.prepare(input)
-    output: Tensor = ops.depthwise_conv2d(input, weight, bias, name, impl == "auto")
+    output: Tensor = ops.depthwise_conv2d(input, weight, bias, name, impl == "auto", steps)
     return output
 
 
@@ -102,7 +115,8 @@ def depthwise_conv2d_gelu_batch_norm(
 
     Args:
         input: (N, C, H, W), any N >= 0, in the layouts that `depthwise_conv2d` takes.
-        weight: (C, 1, k, k), the dtype of `input`; kernel sizes as in `depthwise_conv2d`.
+        weight: (C, 1, k, k), the dtype of `input`. ``"cuda"`` and ``"triton"`` take k = 3, 5, 7, 8,
+            9, 11, 13, 15.
         bias: (C,) of any floating dtype, or None.
         gamma, beta: scale and shift after normalisation, (C,) of any floating dtype, or None for 1
             and 0.
@@ -168,7 +182,7 @@ def depthwise_conv2d_gelu_batch_norm(
             )
             inference_tables.trained((*per_channel, bias))
             return output
-    arguments.check_convolution(input, weight, bias)
+    arguments.check_convolution(input, weight, bias, square=True)
     arguments.check_batch_norm(
         input, gamma, beta, running_mean, running_var, momentum, eps, activation
     )

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from convmixer_kernels import dispatch
 from convmixer_kernels.arguments import check_tensor
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.functional import depthwise_conv2d
 
 _Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
@@ -20,13 +21,15 @@ _Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
 class DepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d(channels, channels, kernel_size, padding="same", groups=channels)` on the kernels.
 
-    Parameters, initial values, state dict (`weight` of shape (channels, 1, k, k), `bias` of shape
-    (channels,)), attributes and hooks are those of `nn.Conv2d`, of which this is a subclass.
+    Parameters, initial values, state dict (`weight` of shape (channels, 1, height, width), `bias`
+    of shape (channels,)), attributes and hooks are those of `nn.Conv2d`, of which this is a
+    subclass.
 
     Args:
         channels: number of input and of output channels.
-        kernel_size: height and width of the filters, an integer or a pair of equal ones; an even
-            size pads the extra row and column at the bottom and right.
+        kernel_size: height and width of the filters, an integer or a pair; where the padding is
+            odd, the extra row or column lies at the bottom or right.
+        dilation: rows and columns of the image from tap to tap, an integer or a pair.
         bias: whether to add a learnable bias.
         impl: as in `depthwise_conv2d`; may be changed later through the attribute of this name.
         device, dtype: of the parameters.
@@ -34,7 +37,7 @@ class DepthwiseConv2d(nn.Conv2d):
     Input and output are (N, channels, H, W), or (channels, H, W) for a single image.
 
     Attributes that are changed later count as they do for `nn.Conv2d`: with another stride,
-    dilation, padding, padding mode or number of groups, or with filters of another shape than its
+    padding, padding mode or number of groups, or with filters of another shape than its
     `kernel_size`, the layer runs as `nn.Conv2d` under ``"auto"`` and ``"torch"`` and raises under
     a kernel. For `torch.fx` it is one node, as the layers of `torch.nn` are.
 
@@ -54,25 +57,22 @@ class DepthwiseConv2d(nn.Conv2d):
         channels: int,
         kernel_size: int | tuple[int, int],
         *,
+        dilation: int | tuple[int, int] = 1,
         bias: bool = True,
         impl: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         _check_positive("channels", channels)
-        if isinstance(kernel_size, tuple | list):
-            if len(kernel_size) != 2 or kernel_size[0] != kernel_size[1]:
-                raise ValueError(
-                    f"kernel_size: got {kernel_size!r}, expected an integer or a pair of equal ones"
-                )
-            kernel_size = kernel_size[0]
-        _check_positive("kernel_size", kernel_size)
+        kernel_size = _checked_pair("kernel_size", kernel_size)
+        dilation = _checked_pair("dilation", dilation)
         dispatch.check_name(impl)
         super().__init__(
             channels,
             channels,
             kernel_size,
             padding="same",
+            dilation=dilation,
             groups=channels,
             bias=bias,
             device=device,
@@ -127,10 +127,10 @@ class DepthwiseConv2d(nn.Conv2d):
                     f"impl={self.impl!r} cannot serve this layer: {reason}; use impl='torch'"
                 )
             return self._conv_forward(input, weight, self.bias)
+        settings: dict[str, Any] = {"dilation": self.dilation, "impl": self.impl}
         if input.dim() == 3:
-            single = input.unsqueeze(0)
-            return depthwise_conv2d(single, weight, self.bias, impl=self.impl).squeeze(0)
-        return depthwise_conv2d(input, weight, self.bias, impl=self.impl)
+            return depthwise_conv2d(input.unsqueeze(0), weight, self.bias, **settings).squeeze(0)
+        return depthwise_conv2d(input, weight, self.bias, **settings)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, impl={self.impl!r}"
@@ -139,6 +139,17 @@ class DepthwiseConv2d(nn.Conv2d):
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+
+
+def _checked_pair(name: str, value: Any) -> tuple[int, int]:
+    if not isinstance(value, tuple | list):
+        _check_positive(name, value)
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name}: got {value!r}, expected an integer or a pair of them")
+    for each in value:
+        _check_positive(name, each)
+    return value[0], value[1]
 
 
 def _sharing(module: nn.Conv2d, cls: type[_Convolution]) -> _Convolution:
@@ -221,12 +232,10 @@ def edited(convolution: nn.Conv2d, weight: Tensor) -> str | None:
     """
     shape = tuple(weight.shape)
     kernel_size: Any = convolution.kernel_size
-    size = shape[-1]
-    same = ("same", (size // 2, size // 2)) if size % 2 else ("same",)
     if (
-        kernel_size == shape[2:] == (size, size)
-        and convolution.padding in same
-        and convolution.stride == convolution.dilation == (1, 1)
+        kernel_size == shape[2:]
+        and (convolution.padding == "same" or convolution.padding == _same_padding(convolution))
+        and convolution.stride == (1, 1)
         and convolution.padding_mode == "zeros"
         and convolution.groups == shape[0]
     ):
@@ -235,7 +244,9 @@ def edited(convolution: nn.Conv2d, weight: Tensor) -> str | None:
         return f"groups is {convolution.groups}, with weight of shape {shape}"
     if _pair(kernel_size) != shape[2:]:
         return f"kernel_size is {kernel_size}, with weight of shape {shape}"
-    return _kernel_reason(convolution) or _padding_reason(convolution)
+    if _pair(convolution.stride) != (1, 1):
+        return f"stride is {convolution.stride}, not 1"
+    return _padding_reason(convolution)
 
 
 def one_node(module: nn.Module, input: torch.fx.Proxy) -> Any:
@@ -258,28 +269,24 @@ def _channels_reason(convolution: nn.Conv2d) -> str | None:
     )
 
 
-def _kernel_reason(convolution: nn.Conv2d) -> str | None:
-    height, width = _pair(convolution.kernel_size)
-    if height != width:
-        return f"kernel size {height} x {width} is not square"
-    for name, value in (("stride", convolution.stride), ("dilation", convolution.dilation)):
-        if _pair(value) != (1, 1):
-            return f"{name} is {value}, not 1"
-    return None
+def _same_padding(convolution: nn.Conv2d) -> tuple[int, int] | None:
+    """Return the symmetric padding that keeps the size of the image; None if there is none."""
+    sizes, steps = _pair(convolution.kernel_size), _pair(convolution.dilation)
+    rows, columns = (step * (size - 1) for size, step in zip(sizes, steps, strict=True))
+    return None if rows % 2 or columns % 2 else (rows // 2, columns // 2)
 
 
 def _padding_reason(convolution: nn.Conv2d) -> str | None:
     if convolution.padding_mode != "zeros":
         return f"padding mode is {convolution.padding_mode!r}, not 'zeros'"
-    size, _ = _pair(convolution.kernel_size)
     padding: Any = convolution.padding
     if padding == "same":
         return None
     padding = (0, 0) if padding == "valid" else _pair(padding)
-    # No symmetric padding keeps the size of the image when the kernel size is even.
-    if size % 2 == 1 and padding == (size // 2, size // 2):
+    if padding == _same_padding(convolution):
         return None
-    return f"padding {padding} is not 'same' for kernel size {size}"
+    filter = Filter(*_pair(convolution.kernel_size), *_pair(convolution.dilation))
+    return f"padding {padding} is not 'same' for kernel size {filter}"
 
 
 def _dtype_reason(convolution: nn.Conv2d) -> str | None:

@@ -16,6 +16,9 @@ from convmixer_kernels.architectures import Architecture
 IMPLEMENTATIONS = ("cuda", "triton", "torch")
 _PYTORCH_FIRST = ("torch", "cuda", "triton")
 _TENSOR_CORE_DTYPES = (torch.float16, torch.bfloat16)
+# Kernels multiply a row of taps with the zeros around it as well, PyTorch its taps alone. The limit
+# is predicted, not measured.
+_FEWEST_TAPS = 9
 
 Layout = Literal["planar", "channels_last"]
 
@@ -36,16 +39,18 @@ class Problem(NamedTuple):
     """A call, but for the number of images and channels, on which the order does not depend.
 
     Args:
-        kernel_size: None for an operation that has no filter.
+        kernel_size: of a square filter; None for any other, and for an operation without one.
         plane: None stands for any.
         fused: the call goes on to activation and normalisation, which PyTorch does in more passes.
             Measurements of the convolution alone say nothing of it.
+        taps: of the filter; None without one.
     """
 
     kernel_size: int | None
     dtype: torch.dtype
     plane: Plane | None = None
     fused: bool = False
+    taps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,16 +144,17 @@ def possible(architecture: Architecture, problem: Problem) -> tuple[Preference, 
     """Return the preferences that a problem may have, a single one if its plane is given.
 
     The CUDA kernels come before the Triton kernels, which read their bands anew for each row, and
-    both before PyTorch, on every architecture; without tensor cores PyTorch comes first. What was
-    measured goes before either rule.
+    both before PyTorch, on every architecture; without tensor cores PyTorch comes first, and so it
+    does for filters of fewer than nine taps. What was measured goes before
+    every rule.
     """
     measured = [each for each in MEASURED if each.may_cover(architecture, problem)]
     if problem.plane is None:
-        return (*map(_measured, measured), _rule(problem.dtype))
+        return (*map(_measured, measured), _rule(problem))
     for each in measured:
         if each.covers(problem.plane):
             return (_measured(each),)
-    return (_rule(problem.dtype),)
+    return (_rule(problem),)
 
 
 def _measured(entry: Measured) -> Preference:
@@ -157,7 +163,9 @@ def _measured(entry: Measured) -> Preference:
     return Preference(entry.order, reason)
 
 
-def _rule(dtype: torch.dtype) -> Preference:
-    if dtype in _TENSOR_CORE_DTYPES:
-        return Preference(IMPLEMENTATIONS)
-    return Preference(_PYTORCH_FIRST, f"it has no tensor-core path for {dtype}")
+def _rule(problem: Problem) -> Preference:
+    if problem.dtype not in _TENSOR_CORE_DTYPES:
+        return Preference(_PYTORCH_FIRST, f"it has no tensor-core path for {problem.dtype}")
+    if problem.taps is not None and problem.taps < _FEWEST_TAPS:
+        return Preference(_PYTORCH_FIRST, f"of {problem.taps} taps, PyTorch needs few products")
+    return Preference(IMPLEMENTATIONS)

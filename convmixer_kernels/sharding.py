@@ -45,14 +45,16 @@ def _register() -> None:
         ]
 
     @register_sharding(_operators.depthwise_conv2d_input_gradient.default)
-    def input_gradient(grad_output: Any, weight: Any, impl: str) -> Any:
-        return [([image], [image, parameter, None]) for image, parameter, _ in ways]
+    def input_gradient(grad_output: Any, weight: Any, *settings: Any) -> Any:
+        rest = [None] * len(settings)
+        return [([image], [image, parameter, *rest]) for image, parameter, _ in ways]
 
     @register_sharding(_operators.depthwise_conv2d_weight_gradient.default)
     def weight_gradient(
-        input: Any, grad_output: Any, kernel_size: int, with_bias: bool, impl: str
+        input: Any, grad_output: Any, kernel_size: Any, with_bias: bool, *settings: Any
     ) -> Any:
+        rest = [None] * len(settings)
         return [
-            ([grad, grad if with_bias else Replicate()], [image, image, None, None, None])
+            ([grad, grad if with_bias else Replicate()], [image, image, None, None, *rest])
             for image, _, grad in ways
         ]

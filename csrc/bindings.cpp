@@ -233,6 +233,13 @@ void moments_forward_at(const LaunchContext& context, const Sizes& sizes, int fi
 
 // ---- gradients of the filter ---------------------------------------------------------------------
 
+template <class AnyStrides>
+int taps(const WeightGradientArgumentsOf<AnyStrides>& p) {
+  return p.filter_size * p.filter_size;
+}
+int taps(const BackwardArguments& p) { return p.filter_size * p.filter_size; }
+int taps(const LargeWeightGradientArguments& p) { return p.filter.taps(); }
+
 // The results, [channel][size][size] and [channel], either of which may be null. Several splits are
 // summed apart, in a workspace of splits * channels * (size * size + 1) floats, and then added up.
 struct FilterGradient {
@@ -260,7 +267,7 @@ struct FilterGradient {
  private:
   template <class Arguments>
   static ptrdiff_t weights_of(const Arguments& p) {
-    return ptrdiff_t(p.shape.channels) * p.filter_size * p.filter_size;
+    return ptrdiff_t(p.shape.channels) * taps(p);
   }
 };
 
@@ -304,6 +311,69 @@ void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int fi
   }
   if (status == cudaSuccess) status = results.add_up(p, stream);
   check<AnyStrides>(status, "weight gradient", p.shape, filter_size);
+}
+
+// ---- filters of up to 31 x 31 --------------------------------------------------------------------
+
+// The height, width, row dilation and column dilation of a filter.
+using Filter = Integers<int, 4>;
+
+LargeFilter filter_of(const Filter& sizes) {
+  const LargeFilter filter{sizes[0], sizes[1], sizes[2], sizes[3]};
+  if (!fits(filter)) throw std::invalid_argument("no kernel for a filter of this extent");
+  return filter;
+}
+
+Plan large_plan_of(const LaunchContext& context, const Sizes& sizes, const LargeFilter& filter,
+                   Pass pass) {
+  const Plan result = large_plan(shape_of(sizes), filter, pass, chip_of(context));
+  if (result.tiling.items < 0) refuse(shape_of(sizes), "tiles in a channel than fit 32 bits");
+  return result;
+}
+
+void forward_large_at(const LaunchContext& context, const Sizes& sizes, const Filter& filter,
+                      bool flipped, const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
+                      const Tensor<Strides>& output) {
+  LargeForwardArguments p{};
+  p.input = data<Strides>(input);
+  p.weight = bytes(weight);
+  p.bias = floats(bias);
+  p.output = data<Strides>(output);
+  p.shape = shape_of(sizes);
+  p.input_strides = strides<Strides>(input);
+  p.output_strides = strides<Strides>(output);
+  p.filter = filter_of(filter);
+  p.flipped = flipped;
+  const Plan plan = large_plan_of(context, sizes, p.filter, Pass::forward);
+  use_device(context);
+  check(launch_forward_large(p, type_of(context), plan, stream_of(context)),
+        flipped ? "input gradient" : "forward pass", p.shape);
+}
+
+int weight_gradient_large_splits(const LaunchContext& context, const Sizes& sizes,
+                                 const Filter& filter) {
+  return large_plan_of(context, sizes, filter_of(filter), Pass::weight_gradient).splits;
+}
+
+void weight_gradient_large_at(const LaunchContext& context, const Sizes& sizes,
+                              const Filter& filter, const Tensor<Strides>& input,
+                              const Tensor<Strides>& output_gradient, uintptr_t weight_gradient,
+                              uintptr_t bias_gradient, uintptr_t workspace) {
+  LargeWeightGradientArguments p{};
+  p.input = data<Strides>(input);
+  p.output_gradient = data<Strides>(output_gradient);
+  p.shape = shape_of(sizes);
+  p.input_strides = strides<Strides>(input);
+  p.gradient_strides = strides<Strides>(output_gradient);
+  p.filter = filter_of(filter);
+  const Plan plan = large_plan_of(context, sizes, p.filter, Pass::weight_gradient);
+  const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
+                               plan.splits};
+  results.set_targets(p);
+  use_device(context);
+  cudaError_t status = launch_weight_gradient_large(p, type_of(context), plan, stream_of(context));
+  if (status == cudaSuccess) status = results.add_up(p, stream_of(context));
+  check(status, "weight gradient", p.shape);
 }
 
 // ---- backward pass of whole planes on 16-byte boundaries -----------------------------------------
@@ -494,6 +564,9 @@ PYBIND11_MODULE(_cuda, extension) {
   extension.def("weight_gradient", &weight_gradient_at<Strides>, without_gil);
   extension.def("weight_gradient_channels_last", &weight_gradient_at<PixelStrides>, without_gil);
 
+  extension.def("forward_large", &forward_large_at, without_gil);
+  extension.def("weight_gradient_large_splits", &weight_gradient_large_splits);
+  extension.def("weight_gradient_large", &weight_gradient_large_at, without_gil);
   extension.def("fused_forward", &fused_forward_at<Strides>, without_gil);
   extension.def("fused_forward_channels_last", &fused_forward_at<PixelStrides>, without_gil);
   extension.def("whole_plane_splits", &splits_of_whole_planes);

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.lib import large_kernel_networks
 from convmixer import ConvMixer, create_model
 from convmixer.model.published import published_rows
 from convmixer.model.variants import get_variant, list_variants
@@ -195,9 +196,23 @@ def networks(tables: tuple[int, ...]) -> list[Network]:
 
 
 def visit_networks() -> list[Network]:
-    """Two ConvMixers of table 1, one with patches of 14 pixels, and ConvNeXt-T, whose k is 7."""
-    convnext = Network("convnext_tiny", _timm("convnext_tiny"), has_depthwise=True)
-    return [_NETWORKS[name] for name in _VISITED] + [convnext]
+    """Two ConvMixers of table 1, one with patches of 14 pixels, ConvNeXt-T and RepLKNet-31B."""
+    others = {network.name: network for network in other_networks()}
+    names = ("convnext_tiny", "rep_lk_net_31b")
+    return [_NETWORKS[name] for name in _VISITED] + [others[name] for name in names]
+
+
+def other_networks() -> list[Network]:
+    """Networks with large filters that are in no table of the paper."""
+    builders = {
+        "convnext_tiny": _timm("convnext_tiny"),
+        "inception_next_tiny": _timm("inception_next_tiny"),
+        "rep_lk_net_31b": large_kernel_networks.rep_lk_net_31b,
+        "uni_rep_lk_net_tiny": large_kernel_networks.uni_rep_lk_net_tiny,
+        "van_b2": large_kernel_networks.van_b2,
+        "slak_tiny": large_kernel_networks.slak_tiny,
+    }
+    return [Network(name, build, has_depthwise=True) for name, build in builders.items()]
 
 
 def dry_run_networks() -> list[Network]:

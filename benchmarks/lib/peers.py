@@ -18,7 +18,8 @@ from torch import Tensor
 from benchmarks.lib import measure
 from benchmarks.lib.measurement import NotMeasured
 from benchmarks.lib.shapes import Case, Selection
-from convmixer_kernels import available_impls, ops
+from convmixer_kernels import available_impls, dispatch, ops
+from convmixer_kernels.filters import Filter
 
 # Maps (input, gradient of the output, filters) to the result of the operation.
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -170,7 +171,12 @@ def peers(case: Case, selection: Selection) -> list[Peer]:
         if case.operation == "forward":
             found.append(PADDED)
         found += _compiled(case, selection)
-    return [*found, *KERNELS]
+    filter = Filter(case.kernel_size, case.kernel_size)
+    return [*found, *(peer for peer in KERNELS if _takes(peer, filter))]
+
+
+def _takes(peer: Peer, filter: Filter) -> bool:
+    return peer.kernels is None or dispatch.unsupported_filter(filter, peer.kernels) is None
 
 
 def block_peers(case: Case, selection: Selection) -> list[Peer]:
@@ -194,7 +200,7 @@ def _kernel(operation: str, name: str) -> Run:
 
     def weight_gradient(input: Tensor, grad_output: Tensor, weight: Tensor) -> Tensor:
         gradient: Tensor = ops.depthwise_conv2d_weight_gradient(
-            input, grad_output, weight.shape[-1], False, name
+            input, grad_output, weight.shape[2:], False, name
         )[0]
         return gradient
 

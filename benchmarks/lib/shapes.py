@@ -13,6 +13,9 @@ OPERATIONS = ("forward", "input_gradient", "weight_gradient")
 BLOCK_OPERATIONS = tuple(BLOCK_PASSES)
 LAYOUTS = ("contiguous", "channels_last")
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 15)
+# Of RepLKNet and others, beyond what the fused operations take.
+LARGE_KERNEL_SIZES = (17, 21, 27, 31)
+LARGE_KERNEL_SHAPES = ((64, 384, 64), (64, 384, 32), (64, 1536, 16))
 PLANES = (7, 14, 16, 18, 24, 28, 32, 44, 56)
 CHANNELS = (384, 768, 1536)
 IMAGES = (1, 64)
@@ -106,7 +109,10 @@ def _block_cases(kernel_sizes: Iterable[int], planes: Iterable[int]) -> list[Cas
 
 def full_cases() -> list[Case]:
     """Every combination."""
-    return _cases(product(IMAGES, CHANNELS, PLANES), KERNEL_SIZES, DTYPES)
+    return [
+        *_cases(product(IMAGES, CHANNELS, PLANES), KERNEL_SIZES, DTYPES),
+        *_cases(LARGE_KERNEL_SHAPES, LARGE_KERNEL_SIZES, DTYPES),
+    ]
 
 
 def quick_cases() -> list[Case]:
@@ -121,6 +127,7 @@ def quick_cases() -> list[Case]:
         *_cases([(64, 768, other) for other in PLANES if other != plane], (9,)),
         *_cases([(1, 768, plane), (64, 768, plane), (64, 384, plane)], (7, 9)),
         *_cases([reference], (9,), ("bfloat16",)),
+        *_cases(LARGE_KERNEL_SHAPES, LARGE_KERNEL_SIZES),
     ]
 
 
@@ -136,6 +143,7 @@ def visit_cases() -> list[Case]:
         *_cases([(64, 768, 7), (64, 384, 14), (64, 192, 28), (64, 96, 56)], (7,)),
         *_cases([(images, channels, plane)], (3, 5, 7, 9, 15)),
         *_cases([(64, 768, 56)], (9,)),
+        *_cases(LARGE_KERNEL_SHAPES, LARGE_KERNEL_SIZES),
     ]
 
 

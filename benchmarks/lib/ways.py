@@ -101,9 +101,15 @@ def use_plain_convolutions(model: nn.Module) -> None:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, DepthwiseConv2d):
-            channels, kernel_size = module.in_channels, module.kernel_size[0]
+            channels = module.in_channels
             plain = nn.Conv2d(
-                channels, channels, kernel_size, padding="same", groups=channels, device="meta"
+                channels,
+                channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                padding="same",
+                dilation=module.dilation,  # type: ignore[arg-type]
+                groups=channels,
+                device="meta",
             )
             plain.weight, plain.bias = module.weight, module.bias
             parent, _, attribute = name.rpartition(".")

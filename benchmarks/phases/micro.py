@@ -21,6 +21,7 @@ from benchmarks.lib.ways import MEMORY_FORMATS
 from benchmarks.phases import building, source_variants
 from benchmarks.phases.context import Visit, tool
 from convmixer_kernels import dispatch
+from convmixer_kernels.filters import Filter
 
 _SECONDS = 20
 _LIBRARIES = ("default", "cublas", "cublaslt")
@@ -187,7 +188,7 @@ def _choices(impl: str, kernel_size: int) -> dict[str, Callable[[_Tensors], Any]
         kernels = dispatch.kernel_backend(impl)
         return (
             kernels.input_gradient(grad_value, t.weight),
-            kernels.weight_gradient(t.input, grad_value, kernel_size, True),
+            kernels.weight_gradient(t.input, grad_value, Filter.of(t.weight), True),
         )
 
     def normalised(activation: str) -> Callable[[_Tensors], Any]:

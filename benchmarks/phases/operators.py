@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import dispatch
+from convmixer_kernels.filters import Filter
 
 # Kernel size, height and width: planes that are whole, ragged, tiny and wide.
 SMALL = ((9, 32, 32), (7, 14, 14), (15, 8, 8), (9, 9, 13), (5, 40, 72), (11, 16, 16))
@@ -48,7 +49,7 @@ def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
     if impl != "torch":  # its autograd has these
         kernels = dispatch.kernel_backend(impl)
         kernels.input_gradient(output, weight)
-        kernels.weight_gradient(input, output, kernel_size, True)
+        kernels.weight_gradient(input, output, Filter.of(weight), True)
     steps.forward_normalised(input, weight, None, normalisation, "gelu", True)
     steps.moments(value, None, "gelu")
     steps.batch_normalisation(moments[None], gamma, beta, mean, var, 0.1, 1e-5)

@@ -27,6 +27,7 @@ from convmixer_kernels import (
     dispatch,
     gelu_batch_norm,
 )
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.modules import edited
 
 if TYPE_CHECKING:
@@ -194,8 +195,8 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
     if input.dim() != 4:
         return False
     if direct.dispatcher_is_idle():
-        kernel_size = None if weight is None else weight.shape[-1]
-        if dispatch.at_once(impl, input.device, input.dtype, kernel_size, fused=True) is not None:
+        filter = None if weight is None else Filter.of(weight)
+        if dispatch.at_once(impl, input.device, input.dtype, filter, fused=True) is not None:
             return True
     if arguments.autocast_dtype(input.device) not in (None, input.dtype):
         # Autocast gives the convolutions another dtype than the residual, and PyTorch promotes it.

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from convmixer_kernels.filters import Filter
+
 
 class Backend(Protocol):
     """The convolution, and the steps of the fused operations.
@@ -23,12 +25,22 @@ class Backend(Protocol):
         """Say in a line why it cannot run for tensors on `device`, None if it can."""
 
     def unsupported(
-        self, device: torch.device, dtype: torch.dtype, kernel_size: int | None
+        self, device: torch.device, dtype: torch.dtype, filter: Filter | None, fused: bool
     ) -> str | None:
-        """Say in a line why it cannot take this dtype or kernel size, None if it can."""
+        """Say in a line why it cannot take this dtype or filter, None if it can.
 
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve (N, C, H, W) with (C, 1, k, k) and add (C,): laid out like `input`."""
+        Args:
+            fused: whether activation and normalisation follow in the same call.
+        """
+
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dilation: tuple[int, int] = (1, 1),
+    ) -> Tensor:
+        """Convolve (N, C, H, W) with (C, 1, h, w) and add (C,): laid out like `input`."""
         ...
 
     def forward_normalised(
@@ -135,14 +147,18 @@ class Backend(Protocol):
 class KernelBackend(Backend, Protocol):
     """A backend with kernels of this package, which autograd does not differentiate by itself."""
 
-    KERNEL_SIZES: tuple[int, ...]
+    def unsupported_filter(self, filter: Filter, fused: bool = False) -> str | None:
+        """Say in a line why there is no kernel for a filter, None if there is."""
+        ...
 
-    def input_gradient(self, grad_output: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(
+        self, grad_output: Tensor, weight: Tensor, dilation: tuple[int, int] = (1, 1)
+    ) -> Tensor:
         """Return the gradient of the input of `forward`, laid out like `grad_output`."""
         ...
 
     def weight_gradient(
-        self, input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
+        self, input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Return the float32 gradients of the weight and, if asked, of the bias of `forward`."""
         ...

@@ -13,6 +13,7 @@ import warnings
 from torch import nn
 
 from convmixer_kernels import dispatch
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.modules import DepthwiseConv2d
 
 __all__ = ["DepthWiseConv2dImplicitGEMM"]
@@ -23,8 +24,8 @@ class DepthWiseConv2dImplicitGEMM(DepthwiseConv2d):
 
     Args:
         channels: number of input and of output channels.
-        kernel: height and width of the filters, an integer or a pair. Filters that are not square,
-            or of a size that no kernel of this package has, run in PyTorch, with a warning.
+        kernel: height and width of the filters, an integer or a pair. Filters larger than 31 run in
+            PyTorch, with a warning.
         bias: whether to add a learnable bias.
 
     Input and output are (N, channels, H, W). State dicts are those of MegEngine's class.
@@ -35,11 +36,7 @@ class DepthWiseConv2dImplicitGEMM(DepthwiseConv2d):
             self, channels, channels, kernel, padding="same", groups=channels, bias=bias
         )
         self.impl = "auto"
-        height, width = self.kernel_size
-        sizes = dispatch.kernel_sizes("auto") or ()
-        if height != width or height not in sizes:
+        if reason := dispatch.unsupported_filter(Filter(*self.kernel_size), "auto"):
             warnings.warn(
-                f"DepthWiseConv2dImplicitGEMM: filters of {height} x {width} run in PyTorch; "
-                f"kernels of this package take square ones of sizes {', '.join(map(str, sizes))}",
-                stacklevel=2,
+                f"DepthWiseConv2dImplicitGEMM: filters run in PyTorch; {reason}", stacklevel=2
             )

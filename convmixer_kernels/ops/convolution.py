@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from convmixer_kernels import derivatives, direct, dispatch, layout
 from convmixer_kernels.backends import reference
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.ops.declaration import (
     differentiable_operator,
     empty_sums,
@@ -29,36 +32,38 @@ class _DepthwiseConv2d(torch.autograd.Function):
         bias: Tensor | None,
         impl: str,
         automatic: bool = False,
+        dilation: Sequence[int] = (1, 1),
     ) -> Tensor:
         _, needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         # The bias gradient rides along with the weight gradient, so it needs the input only there.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
         ctx.impl, ctx.automatic = impl, automatic
-        ctx.kernel_size = weight.shape[-1]
+        ctx.filter = Filter.of(weight, dilation)
         ctx.channels_last = layout.is_channels_last(input)
         ctx.weight_layout = layout.GradientLayout.of(weight) if needs_weight else None
         ctx.bias_layout = None
         if bias is not None and needs_bias:
             ctx.bias_layout = layout.GradientLayout.of(bias)
         run = depthwise_conv2d.kernel if is_direct else depthwise_conv2d.run
-        output: Tensor = run(input, weight, bias, impl, automatic)
+        output: Tensor = run(input, weight, bias, impl, automatic, dilation)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         if not derivatives.beyond_backward():
-            return (None, *_gradients(ctx, input, weight, grad_output), None, None)
+            return (None, *_gradients(ctx, input, weight, grad_output), None, None, None)
         if ctx.automatic:
             grads = _gradients_of_pytorch(ctx, input, weight, grad_output)
-            return (None, *grads, None, None)
+            return (None, *grads, None, None, None)
         call = f"depthwise_conv2d(impl={ctx.impl!r})"
         if derivatives.in_transform() or derivatives.in_forward_mode():
             raise derivatives.refusal(call)
         with torch.no_grad():
             grads = _gradients(ctx, input, weight, grad_output)
         sources = (grad_output, input, weight)
-        return (None, *derivatives.once(call, "impl='torch'", grads, sources), None, None)
+        grads = derivatives.once(call, "impl='torch'", grads, sources)
+        return (None, *grads, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
@@ -69,17 +74,19 @@ def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
     grad_output = layout.arranged(grad_output, ctx.channels_last)
-    impl = ctx.impl
+    impl, filter = ctx.impl, ctx.filter
     input_gradient: Any = depthwise_conv2d_input_gradient
     weight_gradient: Any = depthwise_conv2d_weight_gradient
     if direct.takes((grad_output,), (input, weight)):
         input_gradient, weight_gradient = input_gradient.kernel, weight_gradient.kernel
     grad_input = grad_weight = grad_bias = bias_sums = None
     if weight is not None:
-        grad_input = input_gradient(grad_output, weight, impl)
+        grad_input = input_gradient(grad_output, weight, impl, filter.dilation)
     if input is not None:
         with_bias = ctx.bias_layout is not None
-        sums, bias_sums = weight_gradient(input, grad_output, ctx.kernel_size, with_bias, impl)
+        sums, bias_sums = weight_gradient(
+            input, grad_output, filter.shape, with_bias, impl, filter.dilation
+        )
         grad_weight = ctx.weight_layout.arrange(sums)
     elif ctx.bias_layout is not None:
         bias_sums = grad_output.sum((0, 2, 3), dtype=torch.float32)
@@ -91,75 +98,95 @@ def _gradients(
 def _gradients_of_pytorch(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    channels, size = grad_output.shape[1], ctx.kernel_size
+    channels, filter = grad_output.shape[1], ctx.filter
     # No gradient that is wanted depends on an operand that was not kept.
     zero = grad_output.detach().new_zeros(())
     if input is None:
         input = zero.expand(grad_output.shape)
     if weight is None:
-        weight = zero.expand(channels, 1, size, size)
+        weight = zero.expand(channels, 1, *filter.shape)
     bias = None
     if ctx.bias_layout is not None:
         bias = zero.to(ctx.bias_layout.dtype).expand(channels)
+    function = functools.partial(reference.forward, dilation=filter.dilation)
     return derivatives.of_pytorch(
-        reference.forward, (input, weight, bias), ctx.needs_input_grad[1:4], grad_output
+        function, (input, weight, bias), ctx.needs_input_grad[1:4], grad_output
     )
 
 
 def _forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, impl: str, automatic: bool = False
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    impl: str,
+    automatic: bool = False,
+    dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    return dispatch.backend(impl).forward(input, weight, bias)
+    return dispatch.backend(impl).forward(input, weight, bias, _pair(dilation))
 
 
 def _fake_forward(input: Tensor, *_: object) -> Tensor:
     return layout.empty_like_input(input)
 
 
-def _input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tensor:
-    return dispatch.kernel_backend(impl).input_gradient(grad_output, weight)
+def _input_gradient(
+    grad_output: Tensor, weight: Tensor, impl: str, dilation: Sequence[int] = (1, 1)
+) -> Tensor:
+    return dispatch.kernel_backend(impl).input_gradient(grad_output, weight, _pair(dilation))
 
 
-def _fake_input_gradient(grad_output: Tensor, weight: Tensor, impl: str) -> Tensor:
+def _fake_input_gradient(grad_output: Tensor, *_: object) -> Tensor:
     return layout.empty_like_input(grad_output)
 
 
 def _weight_gradient(
-    input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool, impl: str
+    input: Tensor,
+    grad_output: Tensor,
+    kernel_size: Sequence[int],
+    with_bias: bool,
+    impl: str,
+    dilation: Sequence[int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
     weight_gradient = dispatch.kernel_backend(impl).weight_gradient
-    grad_weight, grad_bias = weight_gradient(input, grad_output, kernel_size, with_bias)
+    filter = Filter(*kernel_size, *dilation)
+    grad_weight, grad_bias = weight_gradient(input, grad_output, filter, with_bias)
     return grad_weight, nothing(grad_weight) if grad_bias is None else grad_bias
 
 
 def _fake_weight_gradient(
-    input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool, impl: str
+    input: Tensor, grad_output: Tensor, kernel_size: Sequence[int], with_bias: bool, *_: object
 ) -> tuple[Tensor, Tensor]:
     channels = input.shape[1]
-    grad_weight = empty_sums(input, channels, 1, kernel_size, kernel_size)
+    grad_weight = empty_sums(input, channels, 1, *kernel_size)
     return grad_weight, empty_sums(input, channels if with_bias else 0)
+
+
+def _pair(dilation: Sequence[int]) -> tuple[int, int]:
+    rows, columns = dilation
+    return rows, columns
 
 
 depthwise_conv2d = differentiable_operator(
     "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, str impl, "
-    "bool automatic=False) -> Tensor",
+    "bool automatic=False, int[2] dilation=[1, 1]) -> Tensor",
     _forward,
     _fake_forward,
     _DepthwiseConv2d,
 )
-"""The convolution of (N, C, H, W) with (C, 1, k, k), plus (C,).
+"""The convolution of (N, C, H, W) with (C, 1, h, w), plus (C,).
 
 `automatic` tells that "auto" chose `impl`: then PyTorch computes the derivatives that its kernels
 lack, which are refused otherwise.
 """
 depthwise_conv2d_input_gradient = operator(
-    "depthwise_conv2d_input_gradient(Tensor grad_output, Tensor weight, str impl) -> Tensor",
+    "depthwise_conv2d_input_gradient(Tensor grad_output, Tensor weight, str impl, "
+    "int[2] dilation=[1, 1]) -> Tensor",
     _input_gradient,
     _fake_input_gradient,
 )
 depthwise_conv2d_weight_gradient = operator(
-    "depthwise_conv2d_weight_gradient(Tensor input, Tensor grad_output, int kernel_size, "
-    "bool with_bias, str impl) -> (Tensor, Tensor)",
+    "depthwise_conv2d_weight_gradient(Tensor input, Tensor grad_output, int[2] kernel_size, "
+    "bool with_bias, str impl, int[2] dilation=[1, 1]) -> (Tensor, Tensor)",
     _weight_gradient,
     _fake_weight_gradient,
 )

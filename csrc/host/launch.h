@@ -237,6 +237,13 @@ cudaError_t launch_by_sections(const SectionBlock<AnyStaged>& block,
                         tiling, block.staged(tiling), in_units, other_in_units);
 }
 
+// ---- filters of up to 31 x 31 ----------------------------------------------------------------------
+
+cudaError_t launch_forward_large(const LargeForwardArguments&, ElementType, const Plan&,
+                                 cudaStream_t);
+cudaError_t launch_weight_gradient_large(const LargeWeightGradientArguments&, ElementType,
+                                         const Plan&, cudaStream_t);
+
 // ---- other kernels -------------------------------------------------------------------------------
 
 // sums[i] = partial_sums[0][i] + partial_sums[1][i] + ..., in this order.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_kernels.backends.reference import batch_norm as reference
+from convmixer_kernels.filters import Filter
 from tests.helpers import strided
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -159,7 +160,7 @@ def _weight_gradient(o: Operands) -> Step:
     }
 
     def run(backend: Any) -> Results:
-        weight, bias = backend.weight_gradient(o.input, o.grad, k, True)
+        weight, bias = backend.weight_gradient(o.input, o.grad, Filter(k, k), True)
         return {"weight gradient": weight, "bias gradient": bias}
 
     return run, lambda results: bounds

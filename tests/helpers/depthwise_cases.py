@@ -35,7 +35,12 @@ def random_case(
 
 
 def run(
-    impl: str, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor
+    impl: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor,
+    dilation: tuple[int, int] = (1, 1),
 ) -> oracle.Results:
     """Run the forward and backward pass of an implementation."""
     input, weight = input.detach().requires_grad_(), weight.detach().requires_grad_()
@@ -43,7 +48,7 @@ def run(
     if bias is not None:
         bias = bias.detach().requires_grad_()
         leaves.append(bias)
-    output = depthwise_conv2d(input, weight, bias, impl=impl)
+    output = depthwise_conv2d(input, weight, bias, dilation=dilation, impl=impl)
     grads = torch.autograd.grad(output, leaves, grad_output)
     return oracle.Results(
         output.detach(), grads[0], grads[1], grads[2] if bias is not None else None
@@ -51,12 +56,17 @@ def run(
 
 
 def check(
-    impl: str, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor
+    impl: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor,
+    dilation: tuple[int, int] = (1, 1),
 ) -> oracle.Results:
     """Run all passes; no result may be further from float64 than twice PyTorch's own."""
-    actual = run(impl, input, weight, bias, grad_output)
-    exact = oracle.convolve(input, weight, bias, grad_output, torch.float64)
-    pytorch = oracle.convolve(input, weight, bias, grad_output, input.dtype)
+    actual = run(impl, input, weight, bias, grad_output, dilation)
+    exact = oracle.convolve(input, weight, bias, grad_output, torch.float64, dilation)
+    pytorch = oracle.convolve(input, weight, bias, grad_output, input.dtype, dilation)
     images, _, height, width = input.shape
     terms = images * height * width
     oracle.assert_close("output", actual.output, exact.output, pytorch.output)

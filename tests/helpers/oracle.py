@@ -20,7 +20,12 @@ class Results:
 
 
 def convolve(
-    input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor, dtype: torch.dtype
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor,
+    dtype: torch.dtype,
+    dilation: tuple[int, int] = (1, 1),
 ) -> Results:
     """PyTorch's own convolution at `dtype`, on dense copies."""
     input, weight, grad_output = (
@@ -30,10 +35,12 @@ def convolve(
     if bias is not None:
         bias = bias.detach().to(dtype).requires_grad_()
         leaves.append(bias)
-    k = weight.shape[-1]
-    before, after = (k - 1) // 2, k // 2
-    padded = F.pad(input, (before, after, before, after))
-    output = F.conv2d(padded, weight, bias, groups=input.shape[1])
+    padding: list[int] = []
+    for size, step in zip(weight.shape[:1:-1], dilation[::-1], strict=True):
+        total = step * (size - 1)
+        padding += [total // 2, total - total // 2]
+    padded = F.pad(input, padding)
+    output = F.conv2d(padded, weight, bias, dilation=dilation, groups=input.shape[1])
     grads = torch.autograd.grad(output, leaves, grad_output)
     return Results(output.detach(), grads[0], grads[1], grads[2] if bias is not None else None)
 

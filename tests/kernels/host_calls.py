@@ -21,6 +21,7 @@ os.environ["CONVMIXER_KERNELS_EMULATE"] = "1"
 from convmixer_kernels import emulated_gpu
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import device as cuda_device
+from convmixer_kernels.filters import Filter
 
 HUGE = 2**31 - 1
 # Images, channels, height, width, kernel size.
@@ -62,7 +63,7 @@ def call_as_the_package_does(shape: tuple[int, ...], dtype: torch.dtype, format:
     cuda.forward(input, weight, None)
     cuda.input_gradient(grad, weight)
     for with_bias in (False, True):
-        cuda.weight_gradient(input, grad, size, with_bias)
+        cuda.weight_gradient(input, grad, Filter(size, size), with_bias)
     value, moments = cuda.forward_moments(input, weight, bias, "gelu")
     cuda.moments(output, bias, "relu")
     mean, variance = torch.zeros(channels), torch.ones(channels)

@@ -13,6 +13,7 @@ from convmixer_kernels import depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.cuda import device as cuda_device
+from convmixer_kernels.filters import Filter
 from tests.helpers import emulated, oracle, strided
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, check, label, random_case, run
 from tests.helpers.strided import channels_last
@@ -58,7 +59,7 @@ class Copies(TorchDispatchMode):
 def run_all_passes(input: Tensor, weight: Tensor, bias: Tensor, grad_output: Tensor) -> None:
     cuda.forward(input, weight, bias)
     cuda.input_gradient(grad_output, weight)
-    cuda.weight_gradient(input, grad_output, weight.shape[-1], True)
+    cuda.weight_gradient(input, grad_output, Filter.of(weight), True)
 
 
 def cases() -> Iterator[object]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from convmixer_kernels import build_information, devices, dispatch
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import device as cuda_device
+from convmixer_kernels.filters import Filter
 from tests.helpers import emulated, strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, check, random_case
 
@@ -43,7 +44,7 @@ def all_passes(input: Tensor, weight: Tensor, bias: Tensor, grad_output: Tensor)
     """Output, input gradient, weight gradient, bias gradient."""
     output = cuda.forward(input, weight, bias)
     grad_input = cuda.input_gradient(grad_output, weight)
-    grad_weight, grad_bias = cuda.weight_gradient(input, grad_output, weight.shape[-1], True)
+    grad_weight, grad_bias = cuda.weight_gradient(input, grad_output, Filter.of(weight), True)
     assert grad_bias is not None
     return [output, grad_input, grad_weight, grad_bias]
 
@@ -71,7 +72,9 @@ def test_a_refused_launch_names_the_shape(
     launch = {
         "forward pass": functools.partial(cuda.forward, input, weight, bias),
         "input gradient": functools.partial(cuda.input_gradient, grad_output, weight),
-        "weight gradient": functools.partial(cuda.weight_gradient, input, grad_output, 7, True),
+        "weight gradient": functools.partial(
+            cuda.weight_gradient, input, grad_output, Filter(7, 7), True
+        ),
     }[which]
     emulated.use(monkeypatch, shared_bytes_per_block=1024)
     with pytest.raises(
@@ -90,7 +93,7 @@ def test_too_many_tiles_name_the_shape(layout: str) -> None:
     image = LAYOUTS[layout](torch.zeros((1, 2, 64, 64), dtype=FP16, device=DEVICE))
     huge = image.expand(2**31 - 1, -1, -1, -1)
     with pytest.raises(ValueError, match=r"2147483647x2x64x64 .* more tiles .* than fit 32 bits"):
-        cuda.weight_gradient(huge, huge, 9, False)
+        cuda.weight_gradient(huge, huge, Filter(9, 9), False)
 
 
 @pytest.mark.parametrize("strides", [(0, 0, 64, 1), (0, 1, 0, 0)], ids=LAYOUTS)
@@ -209,7 +212,9 @@ def test_more_than_two_to_the_31_elements(layout: str) -> None:
     # An image of zeros gives the bias.
     assert torch.equal(output[images // 2], bias.half().view(-1, 1, 1).expand_as(output[0]))
     del output
-    grad_weight, grad_bias = cuda.weight_gradient(large_input, large_grad_output, 7, True)
+    grad_weight, grad_bias = cuda.weight_gradient(
+        large_input, large_grad_output, Filter(7, 7), True
+    )
     assert grad_bias is not None
     assert torch.equal(grad_weight, expected[2]) and torch.equal(grad_bias, expected[3])
     grad_input = cuda.input_gradient(large_grad_output, weight)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import depthwise_conv2d, dispatch
+from convmixer_kernels.filters import Filter
 from tests.helpers import oracle, strided
 from tests.helpers.depthwise_cases import (
     DEVICE,
@@ -173,7 +174,7 @@ def test_long_sums_of_one_sign(layout: Callable[[Tensor], Tensor]) -> None:
     weight, bias = torch.zeros((1, 1, 3, 3)).to(input), torch.zeros(1, device=DEVICE)
     exact = oracle.convolve(input, weight, bias, grad_output, torch.float64)
     backend = dispatch.backend("cuda")
-    grad_weight, grad_bias = backend.weight_gradient(input, grad_output, 3, True)
+    grad_weight, grad_bias = backend.weight_gradient(input, grad_output, Filter(3, 3), True)
     for actual, expected in ((grad_weight, exact.grad_weight), (grad_bias, exact.grad_bias)):
         assert ((actual.double() - expected).abs() / expected).max() <= 2e-5
 

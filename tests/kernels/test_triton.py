@@ -15,6 +15,7 @@ from convmixer_kernels.backends.triton import configurations
 from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 from convmixer_kernels.backends.triton.shape_key import ShapeKey
+from convmixer_kernels.filters import Filter
 from tests.helpers import oracle, strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, FP32, label
 
@@ -92,7 +93,7 @@ def check(case: Case) -> None:
     output = backend.forward(case.input, case.weight, case.bias)
     grad_input = backend.input_gradient(case.grad_output, case.weight)
     grad_weight, grad_bias = backend.weight_gradient(
-        case.input, case.grad_output, case.kernel_size, with_bias=True
+        case.input, case.grad_output, Filter.of(case.weight), with_bias=True
     )
     assert grad_bias is not None
     assert grad_weight.dtype == grad_bias.dtype == torch.float32
@@ -199,9 +200,11 @@ def test_without_bias(dtype: torch.dtype) -> None:
     case = random_case((2, 2, 5, 9, 7), dtype)
     with_bias = backend.forward(case.input, case.weight, torch.zeros_like(case.bias))
     assert torch.equal(backend.forward(case.input, case.weight, None), with_bias)
-    expected, _ = backend.weight_gradient(case.input, case.grad_output, 7, with_bias=True)
+    expected, _ = backend.weight_gradient(
+        case.input, case.grad_output, Filter(7, 7), with_bias=True
+    )
     grad_weight, grad_bias = backend.weight_gradient(
-        case.input, case.grad_output, 7, with_bias=False
+        case.input, case.grad_output, Filter(7, 7), with_bias=False
     )
     assert grad_bias is None
     assert torch.equal(grad_weight, expected)
@@ -218,7 +221,7 @@ def test_empty_batch_launches_nothing(dtype: torch.dtype, monkeypatch: pytest.Mo
     assert backend.forward(case.input, case.weight, case.bias).shape == (0, 3, 5, 6)
     assert backend.input_gradient(case.grad_output, case.weight).shape == (0, 3, 5, 6)
     grad_weight, grad_bias = backend.weight_gradient(
-        case.input, case.grad_output, 7, with_bias=True
+        case.input, case.grad_output, Filter(7, 7), with_bias=True
     )
     assert grad_bias is not None
     assert torch.equal(grad_weight, torch.zeros((3, 1, 7, 7), device=DEVICE))
@@ -237,7 +240,7 @@ def test_a_filter_that_a_kernel_would_cut_short_is_refused(
     """The window of a tile holds 17 taps, and the weight gradient sums 16 diagonals."""
     tensor = arrange(torch.ones((1, 8, 1, 1), dtype=FP16, device=DEVICE))
     with pytest.raises(Exception) as caught:
-        backend.weight_gradient(tensor, tensor, 17, with_bias=False)
+        backend.weight_gradient(tensor, tensor, Filter(17, 17), with_bias=False)
     assert "the gradients of further taps would be lost" in messages(caught.value)
     for size in (19, 31):
         with pytest.raises(Exception) as caught:
@@ -276,7 +279,9 @@ def test_more_elements_than_32_bits_count() -> None:
         tensors = (case.input, case.weight, case.bias, case.grad_output)
         exact = oracle.convolve(*tensors, torch.float64)
         output = backend.forward(case.input, case.weight, case.bias)
-        grad_weight, _ = backend.weight_gradient(case.input, case.grad_output, 5, with_bias=False)
+        grad_weight, _ = backend.weight_gradient(
+            case.input, case.grad_output, Filter(5, 5), with_bias=False
+        )
         assert (output.double() - exact.output).abs().max() < 2e-3
         assert (grad_weight.double() - exact.grad_weight).abs().max() < 1e-4
         del storage, case
@@ -353,7 +358,7 @@ def test_every_configuration_gives_the_same(
         )
     else:
         grad_weight, grad_bias = backend.weight_gradient(
-            case.input, case.grad_output, case.kernel_size, with_bias=True
+            case.input, case.grad_output, Filter.of(case.weight), with_bias=True
         )
         assert grad_bias is not None and exact.grad_bias is not None
         assert pytorch.grad_bias is not None

@@ -24,9 +24,9 @@ UNSCALED = {**NARROW, "ls_init_value": 1.0}
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "convnext_tiny": (UNSCALED, 18),
     "convnextv2_atto": (NARROW, 12),
-    "inception_next_atto": (UNSCALED, 12),
+    "inception_next_atto": (UNSCALED, 36),
     "mobilenetv4_conv_small_035": ({}, 13),
-    "repvit_m0_9": ({"embed_dim": (8, 8, 16, 16), "depth": (1, 1, 1, 1)}, 23),
+    "repvit_m0_9": ({"embed_dim": (8, 8, 16, 16), "depth": (1, 1, 1, 1)}, 46),
 }
 
 

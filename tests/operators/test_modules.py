@@ -67,8 +67,8 @@ def test_on_the_meta_device_shapes_are_computed_under_any_implementation(impl):
     assert layer.weight.grad.shape == layer.weight.shape
     assert layer.bias.grad.shape == layer.bias.shape
     named = impl in ("cuda", "triton")
-    with contextlib.nullcontext() if not named else pytest.raises(ValueError, match="not 6"):
-        DepthwiseConv2d(4, 6, impl=impl, device="meta", dtype=torch.float16)(image.detach())
+    with contextlib.nullcontext() if not named else pytest.raises(ValueError, match="not 33 x 33"):
+        DepthwiseConv2d(4, 33, impl=impl, device="meta", dtype=torch.float16)(image.detach())
 
 
 @pytest.mark.parametrize("impl", ["auto", "torch", "triton"])
@@ -93,7 +93,7 @@ def test_single_image():
 def test_impl_reaches_the_function_and_is_shown(monkeypatch):
     seen = []
 
-    def record(input, weight, bias, *, impl):
+    def record(input, weight, bias, *, dilation, impl):
         seen.append(impl)
         return input
 
@@ -123,8 +123,7 @@ def grow(layer):
 EDITS = {
     "stride is 2, not 1": edit(stride=2, padding=1),
     r"stride is \(2, 1\), not 1": edit(stride=(2, 1), padding=1),
-    r"dilation is \(2, 2\), not 1": edit(dilation=(2, 2)),
-    r"dilation is \(3, 3\), not 1": edit(dilation=(3, 3), padding=(3, 3)),
+    r"padding \(1, 1\) is not 'same' for kernel size 3 x 3 with": edit(dilation=(2, 2), padding=1),
     "padding mode is 'circular'": edit(padding_mode="circular"),
     "padding mode is 'reflect'": edit(padding_mode="reflect"),
     r"padding \(0, 0\) is not 'same'": edit(padding=0),
@@ -157,6 +156,16 @@ def test_edited_attributes_count(message, converted):
             layer(image)
 
 
+@pytest.mark.parametrize("changes", [{"dilation": (2, 3)}, {"dilation": 2, "padding": (2, 2)}])
+def test_edited_dilation_is_served(changes):
+    expected, layer = plain(4, 3), DepthwiseConv2d(4, 3, impl="triton")
+    for module in (layer, expected):
+        edit(**changes)(module)
+    layer.load_state_dict(expected.state_dict())
+    image = torch.randn(2, 4, 8, 7)
+    torch.testing.assert_close(layer(image), expected(image))
+
+
 def test_edited_groups_are_an_error_of_pytorch():
     layer = DepthwiseConv2d(4, 3)
     layer.groups = 2
@@ -171,7 +180,7 @@ def test_edited_groups_are_an_error_of_pytorch():
 @pytest.mark.parametrize("one", [1, (1, 1)])
 def test_other_spellings_of_the_same_attributes_run_kernels(padding, one, monkeypatch):
     called = []
-    monkeypatch.setattr(modules, "depthwise_conv2d", lambda *_, impl: called.append(impl))
+    monkeypatch.setattr(modules, "depthwise_conv2d", lambda *_, dilation, impl: called.append(impl))
     layer = DepthwiseConv2d(4, 3, impl="cuda")
     edit(padding=padding, stride=one, dilation=one)(layer)
     layer(torch.randn(2, 4, 8, 7))
@@ -256,11 +265,12 @@ def test_dtype_and_device():
         ({"channels": True}, "channels: got True"),
         ({"kernel_size": -3}, "kernel_size: got -3"),
         (
-            {"kernel_size": (3, 5)},
-            r"kernel_size: got \(3, 5\), expected an integer or a pair",
+            {"kernel_size": (3, 3, 3)},
+            r"kernel_size: got \(3, 3, 3\), expected an integer or a pair",
         ),
-        ({"kernel_size": (3, 3, 3)}, r"kernel_size: got \(3, 3, 3\)"),
-        ({"kernel_size": (0, 0)}, "kernel_size: got 0"),
+        ({"kernel_size": (3, 0)}, "kernel_size: got 0"),
+        ({"dilation": 0}, "dilation: got 0"),
+        ({"dilation": (1, 2, 1)}, r"dilation: got \(1, 2, 1\)"),
         ({"impl": "cudnn"}, "impl: got 'cudnn'"),
     ],
 )
@@ -345,9 +355,11 @@ INELIGIBLE = [
     (PaddedConv2d(4, 4, 3, padding=1, groups=4), "PaddedConv2d has a _conv_forward of its own"),
     (nn.Conv2d(4, 4, 3, padding=1), "1 groups, 4 input and 4 output channels"),
     (nn.Conv2d(4, 8, 3, padding=1, groups=4), "4 groups, 4 input and 8 output channels"),
-    (nn.Conv2d(4, 4, (3, 5), padding="same", groups=4), "kernel size 3 x 5 is not square"),
     (nn.Conv2d(4, 4, 3, padding=1, stride=2, groups=4), r"stride is \(2, 2\)"),
-    (nn.Conv2d(4, 4, 3, padding="same", dilation=2, groups=4), r"dilation is \(2, 2\)"),
+    (
+        nn.Conv2d(4, 4, (3, 5), padding=1, dilation=2, groups=4),
+        r"padding \(1, 1\) is not 'same' for kernel size 3 x 5 with dilation 2",
+    ),
     (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=4), "mode is 'reflect'"),
     (nn.Conv2d(4, 4, 3, groups=4), r"padding \(0, 0\) is not 'same' for kernel size 3"),
     (nn.Conv2d(4, 4, 3, padding="valid", groups=4), r"padding \(0, 0\) is not 'same'"),
@@ -427,16 +439,20 @@ def test_convert_again_changes_the_implementation():
 
 @pytest.mark.parametrize("impl", ["auto", "cuda", "triton"])
 def test_only_what_a_kernel_serves_is_converted(impl):
-    model = nn.Sequential(*(plain(4, size) for size in (1, 2, 3, 13, 15, 17, 31)))
-    model.append(DepthwiseConv2d(4, 31, impl="torch"))
+    most = 15 if impl == "triton" else 31
+    model = nn.Sequential(*(plain(4, size) for size in (1, 2, 3, most, most + 2)))
+    model.append(nn.Conv2d(4, 4, (1, most), padding="same", groups=4))
+    model.append(nn.Conv2d(4, 4, 3, padding="same", dilation=most, groups=4))
+    model.append(DepthwiseConv2d(4, most + 2, impl="torch"))
     report = convert_depthwise(model, impl)
-    assert report.converted == ("2", "3", "4")
-    assert [type(layer) for layer in model[2:5]] == [DepthwiseConv2d] * 3
-    assert set(report.left) == {"0", "1", "5", "6", "7"}
-    assert (
-        report.left["6"] == "no kernel for filters of size 31, only for 3, 5, 7, 8, 9, 11, 13, 15"
+    assert report.converted == ("0", "1", "2", "3", "5")
+    assert all(isinstance(model[int(name)], DepthwiseConv2d) for name in report.converted)
+    assert set(report.left) == {"4", "6", "7"}
+    assert report.left["6"] == (
+        f"no kernel for its filters: it takes filters that reach over up to {most} rows and "
+        f"columns, not {2 * most + 1} x {2 * most + 1} (kernel size 3 x 3 with dilation {most})"
     )
-    assert type(model[6]) is nn.Conv2d
+    assert type(model[4]) is nn.Conv2d
     assert model[7].impl == "torch"
 
 

@@ -85,7 +85,9 @@ class TestArithmetic:
 
 class TestSelection:
     def test_full_list_is_every_combination_once(self) -> None:
-        assert len(set(shapes.FULL.cases)) == len(shapes.FULL.cases) == 2 * 3 * 9 * 7 * 2 * 2 * 3
+        large = 3 * 4 * 2 * 2 * 3
+        every = 2 * 3 * 9 * 7 * 2 * 2 * 3 + large
+        assert len(set(shapes.FULL.cases)) == len(shapes.FULL.cases) == every
 
     def test_quick_list_is_a_part_that_begins_with_the_reference(self) -> None:
         assert set(shapes.QUICK.cases) <= set(shapes.FULL.cases)
@@ -444,6 +446,31 @@ class TestNetworks:
             and _rounds_to(built[row.network], row.parameters)
         ]
         assert needless == []
+
+    @pytest.mark.parametrize(
+        ("name", "millions"),
+        [
+            ("rep_lk_net_31b", 79),
+            ("uni_rep_lk_net_tiny", 31),
+            ("van_b2", 26.6),
+            ("slak_tiny", 30 / (1 - 0.4)),  # without its 40 % of zeros
+        ],
+    )
+    def test_networks_with_large_filters_are_as_large_as_published(
+        self, name: str, millions: float
+    ) -> None:
+        found = {each.name: each for each in networks.other_networks()}
+        with torch.device("meta"):
+            model = found[name].build()
+            assert model(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+        assert networks.parameters(found[name]) == pytest.approx(millions * 1e6, rel=0.03)
+
+    def test_large_filters_are_measured_on_the_kernels_that_take_them(self) -> None:
+        for selection in (shapes.QUICK, shapes.FULL, shapes.VISIT):
+            large = [case for case in selection.cases if case.kernel_size > 15]
+            assert {case.kernel_size for case in large} == {17, 21, 27, 31}
+            kernels = {peer.kernels for case in large for peer in peers.peers(case, selection)}
+            assert kernels == {None, "cuda"}
 
     @pytest.mark.parametrize("name", ["isotropic_mobilenetv3_p16", "resmlp_s12_p8"])
     def test_networks_built_here_classify(self, name: str) -> None:

@@ -82,6 +82,13 @@ def test_api_page_is_current() -> None:
     assert written["PAGE"].read_text() == written["page"]()
 
 
+@pytest.mark.parametrize("name", ["RepLKNet-31B", "VAN-B2"])
+def test_page_of_models_is_current(name: str) -> None:
+    """Compare lines of the page with those that `make models` would write."""
+    written = runpy.run_path(str(ROOT / "docs" / "make_models.py"))
+    assert written["row"](name, written["MODELS"][name]) in written["PAGE"].read_text()
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [

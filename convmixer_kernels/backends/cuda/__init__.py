@@ -19,10 +19,13 @@ from convmixer_kernels.backends.cuda.batch_norm import (
     value_gradient,
 )
 from convmixer_kernels.backends.cuda.convolution import forward, input_gradient, weight_gradient
-from convmixer_kernels.backends.cuda.device import KERNEL_SIZES, unavailable, unsupported
+from convmixer_kernels.backends.cuda.device import (
+    unavailable,
+    unsupported,
+    unsupported_filter,
+)
 
 __all__ = [
-    "KERNEL_SIZES",
     "batch_normalisation",
     "forward",
     "forward_moments",
@@ -35,6 +38,7 @@ __all__ = [
     "running_normalisation",
     "unavailable",
     "unsupported",
+    "unsupported_filter",
     "value_gradient",
     "weight_gradient",
 ]

@@ -38,14 +38,14 @@ def forward_normalised(
     residual: bool,
 ) -> Tensor:
     """Convolve, activate, normalise and add `input` if `residual`, in one kernel."""
-    return convolution.forward(input, weight, bias, normalisation, activation, residual)
+    return convolution.square_forward(input, weight, bias, normalisation, activation, residual)
 
 
 def forward_moments(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
     if not _are_whole(input):
-        value = convolution.forward(input, weight, bias)
+        value = convolution.square_forward(input, weight, bias)
         return value, moments(value, None, activation)
     kernels, context = launcher(input)
     image = ImageLayout.of(input)
@@ -170,9 +170,11 @@ def fused_backward(
     grad_input = grad_weight = None
     if weight is not None:
         addend = grad if residual else None
-        grad_input = convolution.forward(grad_value, weight, None, flipped=True, addend=addend)
+        grad_input = convolution.square_forward(
+            grad_value, weight, None, flipped=True, addend=addend
+        )
     if input is not None:
-        grad_weight, _ = convolution.weight_gradient(input, grad_value, kernel_size, False)
+        grad_weight, _ = convolution.square_weight_gradient(input, grad_value, kernel_size, False)
     return grad_input, grad_weight, grad_bias
 
 
@@ -249,7 +251,7 @@ def _whole_backward(
         )
     if grad_value is not None:
         assert input is not None
-        grad_weight, _ = convolution.weight_gradient(input, grad_value, kernel_size, False)
+        grad_weight, _ = convolution.square_weight_gradient(input, grad_value, kernel_size, False)
     return grad_input, grad_weight, grad_bias
 
 

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import activations
-from convmixer_kernels.backends.cuda.device import address, current, launcher, located
+from convmixer_kernels.backends.cuda.device import (
+    KERNEL_SIZES,
+    address,
+    current,
+    launcher,
+    located,
+)
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.layout import ImageLayout, planar
 
 # The numbers of the activations in csrc/arguments.h.
@@ -22,6 +29,45 @@ def free_strides(strides: tuple[int, ...], channels_last: bool) -> tuple[int, ..
 
 
 def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """Convolve (N, C, H, W) with (C, 1, h, w) and add (C,): laid out like `input`."""
+    if _has_square_kernel(weight, dilation):
+        return square_forward(input, weight, bias)
+    return _convolve(input, weight, bias, dilation, flipped=False)
+
+
+def input_gradient(
+    grad_output: Tensor, weight: Tensor, dilation: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """Return the gradient of the input of `forward`, laid out like `grad_output`."""
+    if _has_square_kernel(weight, dilation):
+        return square_forward(grad_output, weight, None, flipped=True)
+    return _convolve(grad_output, weight, None, dilation, flipped=True)
+
+
+def weight_gradient(
+    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
+    if filter.size in KERNEL_SIZES:
+        return square_weight_gradient(input, grad_output, filter.size, with_bias)
+    if _is_embedded(input, filter):
+        size = filter.embedding_size
+        grad_weight, grad_bias = square_weight_gradient(input, grad_output, size, with_bias)
+        return filter.pick(grad_weight), grad_bias
+    return _large_weight_gradient(input, grad_output, filter, with_bias)
+
+
+def _has_square_kernel(weight: Tensor, dilation: tuple[int, int]) -> bool:
+    _, _, height, width = weight.shape
+    return height == width and width in KERNEL_SIZES and dilation == (1, 1)
+
+
+# ---- square filters of KERNEL_SIZES --------------------------------------------------------------
+
+
+def square_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -32,7 +78,7 @@ def forward(
     flipped: bool = False,
     addend: Tensor | None = None,
 ) -> Tensor:
-    """Convolve (N, C, H, W) with (C, 1, k, k), add (C,), and do in one pass what follows.
+    """Convolve with (C, 1, k, k), k of `KERNEL_SIZES`, add (C,), and do in one pass what follows.
 
     Args:
         normalisation: with it the result is activated and normalised.
@@ -85,15 +131,10 @@ def forward(
     return output
 
 
-def input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the input of `forward`, laid out like `grad_output`."""
-    return forward(grad_output, weight, None, flipped=True)
-
-
-def weight_gradient(
+def square_weight_gradient(
     input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
+    """Do what `weight_gradient` does for a square filter of `KERNEL_SIZES`."""
     image = ImageLayout.of(input)
     images, channels, _, _ = image.shape
     grad_weight = input.new_empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
@@ -125,6 +166,80 @@ def weight_gradient(
             address(workspace, written=True),
         )
     return grad_weight, grad_bias
+
+
+# ---- any other filter ----------------------------------------------------------------------------
+
+
+def _convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: tuple[int, int],
+    *,
+    flipped: bool,
+) -> Tensor:
+    filter = Filter.of(weight, dilation)
+    if _is_embedded(input, filter):
+        return square_forward(input, filter.embed(weight), bias, flipped=flipped)
+    image = ImageLayout.of(input)
+    output = image.empty(input)
+    if 0 in image.shape:
+        return output
+    # The kernel reads and writes planes; channels_last takes a copy there and one back.
+    source = planar(input)
+    target = torch.empty_like(source) if image.is_channels_last else output
+    weight = weight.contiguous()
+    if bias is not None:
+        bias = precise(bias)
+    kernels, context = launcher(source)
+    with current(context):
+        kernels.forward_large(
+            context,
+            image.shape,
+            filter,
+            flipped,
+            located(source, source.stride()[:2]),
+            address(weight),
+            address(bias),
+            located(target, target.stride()[:2], written=True),
+        )
+    return output if target is output else output.copy_(target)
+
+
+def _large_weight_gradient(
+    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    sizes = tuple(input.shape)
+    channels = sizes[1]
+    grad_weight = input.new_empty((channels, 1, *filter.shape), dtype=torch.float32)
+    grad_bias = grad_weight.new_empty(channels) if with_bias else None
+    if sizes[0] == 0:
+        return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
+    kernels, context = launcher(input)
+    input, grad_output = planar(input), planar(grad_output)
+    splits = kernels.weight_gradient_large_splits(context, sizes, filter)
+    workspace = None
+    if splits > 1:
+        workspace = grad_weight.new_empty(splits * channels * (filter.taps + 1))
+    with current(context):
+        kernels.weight_gradient_large(
+            context,
+            sizes,
+            filter,
+            located(input, input.stride()[:2]),
+            located(grad_output, grad_output.stride()[:2]),
+            address(grad_weight, written=True),
+            address(grad_bias, written=True),
+            address(workspace, written=True),
+        )
+    return grad_weight, grad_bias
+
+
+def _is_embedded(input: Tensor, filter: Filter) -> bool:
+    """Tell whether a square kernel serves a filter: in channels_last, where it needs no copies."""
+    channels_last = ImageLayout.of(input).is_channels_last
+    return channels_last and filter.embedding_size in KERNEL_SIZES
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import architectures, build_information, devices, emulated_gpu
+from convmixer_kernels.filters import Filter
 
+# Square filters with kernels of their own, which the fused operations have as well. One kernel
+# serves all others whose taps reach over at most this many rows and columns.
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
+MOST_EXTENT = 31
 _TYPES = {torch.float16: 0, torch.bfloat16: 1}
 # The emulated GPU is small, so that tests have several items for a warp, with the shared memory
 # of sm_90.
@@ -50,13 +54,28 @@ def unavailable(device: torch.device) -> str | None:
     return extension if isinstance(extension, str) else _refusal(index)
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
-    """Say why these kernels cannot take this dtype or kernel size, None if they can."""
+def unsupported(
+    device: torch.device, dtype: torch.dtype, filter: Filter | None, fused: bool
+) -> str | None:
+    """Say why these kernels cannot take this dtype or filter, None if they can."""
     if dtype not in _TYPES:
         return f"it takes float16 and bfloat16, not {dtype}; cast or use impl='torch'"
-    if kernel_size is not None and kernel_size not in KERNEL_SIZES:
-        sizes = ", ".join(str(size) for size in KERNEL_SIZES)
-        return f"it takes kernel sizes {sizes}, not {kernel_size}; use impl='torch'"
+    if filter is not None and (reason := unsupported_filter(filter, fused)):
+        return f"{reason}; use impl='torch'"
+    return None
+
+
+def unsupported_filter(filter: Filter, fused: bool = False) -> str | None:
+    """Say why there is no kernel for a filter, None if there is."""
+    if fused and filter.size not in KERNEL_SIZES:
+        sizes = ", ".join(map(str, KERNEL_SIZES))
+        return f"fused with normalisation it takes kernel sizes {sizes}, not {filter}"
+    rows, columns = filter.extent
+    if max(rows, columns) > MOST_EXTENT:
+        return (
+            f"it takes filters that reach over up to {MOST_EXTENT} rows and columns, not "
+            f"{rows} x {columns} (kernel size {filter})"
+        )
     return None
 
 

@@ -20,6 +20,7 @@ from convmixer_kernels.backends.reference.batch_norm import (
     running_normalisation,
     value_gradient,
 )
+from convmixer_kernels.filters import Filter
 
 __all__ = [
     "activated_batch_norm",
@@ -42,22 +43,28 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
+def unsupported(
+    device: torch.device, dtype: torch.dtype, filter: Filter | None, fused: bool
+) -> str | None:
     return None
 
 
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int] = (1, 1)
+) -> Tensor:
     """Convolve, with any derivative; `bias` is rounded to the dtype of `input` for `F.conv2d`."""
     # Quantisers look for the parameter itself in exported programs, so no cast is traced in vain.
     if bias is not None and bias.dtype != input.dtype:
         bias = bias.to(input.dtype)
-    channels, size = input.shape[1], weight.shape[-1]
-    if size % 2 == 0:
-        # This is what padding="same" does, without its warning.
-        padded = F.pad(input, (size // 2 - 1, size // 2, size // 2 - 1, size // 2))
-        return _laid_out_like(input, F.conv2d(padded, weight, bias, groups=channels))
-    # `torch.jit.trace` of PyTorch 2.8 makes an empty list of a single number that it traces.
-    output = F.conv2d(input, weight, bias, padding=(size // 2, size // 2), groups=channels)
+    height, width = weight.shape[2:]
+    rows, columns = dilation[0] * (height - 1), dilation[1] * (width - 1)
+    # This is what padding="same" does, without its warning. A pair, because `torch.jit.trace` of
+    # PyTorch 2.8 makes an empty list of a single number that it traces.
+    padding = (rows // 2, columns // 2)
+    padded = F.pad(input, (0, columns % 2, 0, rows % 2)) if rows % 2 or columns % 2 else input
+    output = F.conv2d(
+        padded, weight, bias, padding=padding, dilation=dilation, groups=input.shape[1]
+    )
     return _laid_out_like(input, output)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from convmixer_kernels import architectures, devices
 from convmixer_kernels.backends.triton.shape_key import DTYPES, KERNEL_SIZES
+from convmixer_kernels.filters import Filter
 
 _REMEDY_INTERPRETER = "set TRITON_INTERPRET=1 before Triton is first imported"
 # The operations of a backend, and the module of each.
@@ -68,15 +69,31 @@ def unavailable(device: torch.device) -> str | None:
     return _launcher_problem()
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, kernel_size: int | None) -> str | None:
-    """Say why these kernels cannot take this dtype or kernel size, None if they can."""
+def unsupported(
+    device: torch.device, dtype: torch.dtype, filter: Filter | None, fused: bool
+) -> str | None:
+    """Say why these kernels cannot take this dtype or filter, None if they can."""
     if dtype not in DTYPES:
         return f"it takes float16, bfloat16 and float32, not {dtype}; cast or use impl='torch'"
-    if kernel_size is not None and kernel_size not in KERNEL_SIZES:
-        sizes = ", ".join(map(str, KERNEL_SIZES))
-        return f"it takes kernel sizes {sizes}, not {kernel_size}; use impl='torch'"
+    if filter is not None and (reason := unsupported_filter(filter, fused)):
+        return f"{reason}; use impl='torch'"
     if dtype == torch.bfloat16 and _interpreted():
         return "Triton's interpreter computes wrong values in bfloat16; use float16 or float32"
+    return None
+
+
+def unsupported_filter(filter: Filter, fused: bool = False) -> str | None:
+    """Say why there is no kernel for a filter, None if there is."""
+    if fused and filter.size not in KERNEL_SIZES:
+        sizes = ", ".join(map(str, KERNEL_SIZES))
+        return f"fused with normalisation it takes kernel sizes {sizes}, not {filter}"
+    most = max(KERNEL_SIZES)
+    rows, columns = filter.extent
+    if max(rows, columns) > most:
+        return (
+            f"it takes filters that reach over up to {most} rows and columns, not "
+            f"{rows} x {columns} (kernel size {filter})"
+        )
     return None
 
 

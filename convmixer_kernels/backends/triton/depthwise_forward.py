@@ -23,11 +23,15 @@ from convmixer_kernels.backends.triton.kernels.depthwise_forward_planar import (
     forward_planar_kernel,
 )
 from convmixer_kernels.backends.triton.launch_context import launch_context
-from convmixer_kernels.backends.triton.shape_key import ShapeKey
+from convmixer_kernels.backends.triton.shape_key import KERNEL_SIZES, ShapeKey
+from convmixer_kernels.filters import Filter
 
 
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve (N, C, H, W) with (C, 1, k, k) and add (C,): float32 sums, output like `input`."""
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """Convolve (N, C, H, W) with (C, 1, h, w) and add (C,): float32 sums, output like `input`."""
+    weight = _square(weight, dilation)
     return _convolve(input, weight, bias, None, None, "identity", flipped=False)
 
 
@@ -44,9 +48,21 @@ def forward_normalised(
     return _convolve(input, weight, bias, normalisation, addend, activation, flipped=False)
 
 
-def input_gradient(grad_output: Tensor, weight: Tensor, addend: Tensor | None = None) -> Tensor:
+def input_gradient(
+    grad_output: Tensor,
+    weight: Tensor,
+    dilation: tuple[int, int] = (1, 1),
+    addend: Tensor | None = None,
+) -> Tensor:
     """Return the gradient of the input of `forward`, like `grad_output`; plus `addend`."""
+    weight = _square(weight, dilation)
     return _convolve(grad_output, weight, None, None, addend, "identity", flipped=True)
+
+
+def _square(weight: Tensor, dilation: tuple[int, int]) -> Tensor:
+    """Return filters of a size that there are kernels for, which compute the same."""
+    filter = Filter.of(weight, dilation)
+    return weight if filter.size in KERNEL_SIZES else filter.embed(weight)
 
 
 def _convolve(

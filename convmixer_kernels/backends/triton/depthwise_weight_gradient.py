@@ -22,11 +22,12 @@ from convmixer_kernels.backends.triton.kernels.depthwise_weight_gradient_planar 
     weight_gradient_planar_kernel,
 )
 from convmixer_kernels.backends.triton.launch_context import launch_context
-from convmixer_kernels.backends.triton.shape_key import ShapeKey
+from convmixer_kernels.backends.triton.shape_key import KERNEL_SIZES, ShapeKey
+from convmixer_kernels.filters import Filter
 
 
 def weight_gradient(
-    input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
+    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of `depthwise_forward.forward` with respect to its weight and bias.
 
@@ -35,8 +36,19 @@ def weight_gradient(
         grad_output: (N, C, H, W), any strides.
 
     Returns:
-        (C, 1, k, k) and, if `with_bias`, (C,): both float32, the same bits for the same tensors.
+        (C, 1, h, w) and, if `with_bias`, (C,): both float32, the same bits for the same tensors.
     """
+    if filter.size in KERNEL_SIZES:
+        return square_weight_gradient(input, grad_output, filter.size, with_bias)
+    size = filter.embedding_size
+    weight_sums, bias_sums = square_weight_gradient(input, grad_output, size, with_bias)
+    return filter.pick(weight_sums), bias_sums
+
+
+def square_weight_gradient(
+    input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Do what `weight_gradient` does for a square filter of `KERNEL_SIZES`."""
     channels = input.shape[1]
     shape = (channels, 1, kernel_size, kernel_size)
     if input.numel() == 0:

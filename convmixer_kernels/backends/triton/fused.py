@@ -52,9 +52,9 @@ def fused_backward(
     grad_input = grad_weight = None
     if weight is not None:
         addend = grad if residual else None
-        grad_input = depthwise_forward.input_gradient(grad_value, weight, addend)
+        grad_input = depthwise_forward.input_gradient(grad_value, weight, addend=addend)
     if input is not None:
-        grad_weight, _ = depthwise_weight_gradient.weight_gradient(
+        grad_weight, _ = depthwise_weight_gradient.square_weight_gradient(
             input, grad_value, kernel_size, with_bias=False
         )
     return grad_input, grad_weight, grad_bias

@@ -1,0 +1,96 @@
+"""The filters of a depthwise convolution: their size and dilation, and how one embeds another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Filter(NamedTuple):
+    """Height x width taps, `dilation` rows and columns apart, with 'same' padding."""
+
+    height: int
+    width: int
+    row_dilation: int = 1
+    column_dilation: int = 1
+
+    @classmethod
+    def of(cls, weight: Tensor, dilation: Sequence[int] = (1, 1)) -> Filter:
+        """Describe the filters of (C, 1, height, width)."""
+        return cls(*weight.shape[2:], *dilation)
+
+    @property
+    def size(self) -> int | None:
+        """The kernel size of a square filter without dilation; None for any other."""
+        square = self.height == self.width and self.dilation == (1, 1)
+        return self.height if square else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return self.row_dilation, self.column_dilation
+
+    @property
+    def taps(self) -> int:
+        return self.height * self.width
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The rows and columns of the image from the first tap to the last."""
+        return (
+            (self.height - 1) * self.row_dilation + 1,
+            (self.width - 1) * self.column_dilation + 1,
+        )
+
+    @property
+    def embedding_size(self) -> int:
+        """The odd size of the smallest square filter that holds this one around its centre."""
+        return max(self.extent) | 1
+
+    def __str__(self) -> str:
+        if self.size is not None:
+            return str(self.size)
+        dilation = "" if self.dilation == (1, 1) else f" with dilation {_text(self.dilation)}"
+        return f"{self.height} x {self.width}{dilation}"
+
+    def embed(self, weight: Tensor) -> Tensor:
+        """Return filters of `embedding_size` that compute what `weight` does, with zeros around it.
+
+        Args:
+            weight: (C, 1, height, width).
+
+        Returns:
+            (C, 1, k, k) with k of `embedding_size`.
+        """
+        size = self.embedding_size
+        embedded = weight.new_zeros(*weight.shape[:2], size, size)
+        rows, columns = self._places()
+        embedded[..., rows, columns] = weight
+        return embedded
+
+    def pick(self, grad: Tensor) -> Tensor:
+        """Return of the gradient of `embed`'s result that of its argument, contiguous."""
+        rows, columns = self._places()
+        return grad[..., rows, columns].contiguous()
+
+    def _places(self) -> tuple[slice, slice]:
+        """Return the rows and the columns of the square filter where the taps are."""
+        centre = self.embedding_size // 2
+        first = [centre - (extent - 1) // 2 for extent in self.extent]
+        pairs = zip(first, self.extent, self.dilation, strict=True)
+        rows, columns = (slice(at, at + extent, step) for at, extent, step in pairs)
+        return rows, columns
+
+
+def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return the numbers for rows and columns."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _text(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
