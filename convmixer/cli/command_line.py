@@ -71,8 +71,11 @@ def _run(words: Sequence[str]) -> int:
             "--gradient_checkpointing"
         )
         return 1
-    except (TrainingDivergedError, LostProcessError, LostWorkerError) as error:
+    except (TrainingDivergedError, LostProcessError) as error:
         report_once(f"{program}: {one_line(error)}")
+        return 1
+    except LostWorkerError as error:
+        report_once(f"{program}: {error}. {_continuation(arguments, words)}")
         return 1
     except TrainingInterruptedError as interruption:
         if is_first_process():

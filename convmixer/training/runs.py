@@ -38,7 +38,7 @@ from convmixer.training.run_folder import RunFolder, write_json
 from convmixer.training.run_state import StopRequest
 from convmixer.training.scoring import Scores
 from convmixer.training.trackers import check_tracker, open_tracker
-from convmixer.training.trainer import Trainer
+from convmixer.training.trainer import Trainer, read_state
 
 
 def train(
@@ -102,29 +102,33 @@ def _run(
     silent: bool,
 ) -> dict[str, Any]:
     console = Console(folder.log, silent=silent or not processes.is_main)
+    state: dict[str, Any] | None = None
     if resume:
         # A second process is refused before it reads anything.
         with processes.together():
             _lock(folder, processes, console, stack)
+            if folder.last.exists():
+                state = read_state(folder.last)
     # The images may have to be downloaded.
     with processes.together(), processes.main_first():
         splits = load_splits(config.data, config.model.in_chans)
-    trainer = Trainer(config, splits, folder, processes, console)
-    continued = resume and folder.last.exists()
+    parts = None if state is None else state.get("parts")
+    trainer = Trainer(config, splits, folder, processes, console, parts)
     with processes.together():
-        if config.initial_checkpoint and not continued:
+        if config.initial_checkpoint and state is None:
             trainer.stepper.start_from(Path(config.initial_checkpoint))
         if not resume:
             # Mistakes that were met up to here leave no folder behind.
             _lock(folder, processes, console, stack)
             if processes.is_main:
                 folder.create(config)
-        if continued:
-            trainer.continue_from(folder.last)
+        if state is not None:
+            trainer.continue_from(folder.last, state)
+            state = None  # The run has its own copy.
             console.line(f"continuing {folder.path} before {trainer.position}")
         for line in (run_line(config, splits, trainer.parameters, processes.device), *splits.notes):
             console.line(line)
-        for line in _warnings(config, splits, continued=continued):
+        for line in _warnings(config, splits, continued=resume):
             console.line(line)
         if processes.is_main:
             record_start(folder.path / "environment.json", processes)
