@@ -95,7 +95,9 @@ def _collate(samples: list[_Sample]) -> TrainingBatch:
     indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
     reasons = [reason for each in bad for reason in each]
     drawn = isinstance(contents[0], list)
-    content = batched_operations.as_table(list(contents)) if drawn else default_collate(contents)
+    content = (
+        batched_operations.as_table(list(contents)) if drawn else default_collate(list(contents))
+    )
     return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
 
 
