@@ -130,7 +130,7 @@ def _run(
         described = run_line(config, splits, trainer.parameters, processes.device)
         for line in (described, trainer.loader.description, *splits.notes):
             console.line(line)
-        for line in _warnings(config, splits, continued=continued):
+        for line in _warnings(config, splits, continued=resume):
             console.line(line)
         if processes.is_main:
             record_start(folder.path / "environment.json", processes)
