@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         parameter_count,
     )
     from convmixer.training.evaluation import evaluate
+    from convmixer.training.prediction import predict
     from convmixer.training.runs import train
     from convmixer_kernels import __version__
 
@@ -38,6 +39,7 @@ __all__ = [
     "load_checkpoint",
     "load_recipe",
     "parameter_count",
+    "predict",
     "save_checkpoint",
     "train",
 ]
@@ -55,6 +57,7 @@ _MODULES = {
     "load_checkpoint": "convmixer.model.checkpoints",
     "load_recipe": "convmixer.config.recipes",
     "parameter_count": "convmixer.model.variants",
+    "predict": "convmixer.training.prediction",
     "save_checkpoint": "convmixer.model.checkpoints",
     "train": "convmixer.training.runs",
 }

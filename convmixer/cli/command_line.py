@@ -1,4 +1,4 @@
-"""The command line: `convmixer train`, `evaluate`, `ablate`, `plot-weights`.
+"""The command line; `convmixer.cli.commands` has its commands.
 
 A mistake of the user ends a command with one line on standard error and exit code 2; if several
 processes meet the mistake, the first one prints the line. The exit code is 1 for a run that
@@ -71,8 +71,11 @@ def _run(words: Sequence[str]) -> int:
             "--gradient_checkpointing"
         )
         return 1
-    except (TrainingDivergedError, LostProcessError, LostWorkerError) as error:
+    except (TrainingDivergedError, LostProcessError) as error:
         report_once(f"{program}: {one_line(error)}")
+        return 1
+    except LostWorkerError as error:
+        report_once(f"{program}: {error}. {_continuation(arguments, words)}")
         return 1
     except TrainingInterruptedError as interruption:
         if is_first_process():

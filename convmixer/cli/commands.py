@@ -1,4 +1,4 @@
-"""The commands `convmixer train`, `evaluate`, `ablate` and `plot-weights`."""
+"""The commands of `convmixer`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from convmixer.config.fields import FIELDS, as_text, get_value, override
 from convmixer.config.recipes import fields_of, load_recipe
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError
-from convmixer.paper.ablation_sets import TITLES, ablation_set
-from convmixer.paper.ablations import ablate, folder_name
+from convmixer.model.pretrained import published_weights
+from convmixer.model.variants import get_variant
+from convmixer.paper.catalogue import TITLES, find_study
+from convmixer.paper.variant_settings import recipe_of, variant_fields
 from convmixer.paper.weight_plots import plot_weights
+from convmixer.studies.plan import plan
+from convmixer.studies.running import run_study
+from convmixer.studies.study import folder_name
+from convmixer.studies.sweeps import earlier_runs, parse_sweep, sweep_labels, sweep_study
 from convmixer.terminal import write_line
 from convmixer.training.evaluation import checkpoint_config, evaluate
 from convmixer.training.run_folder import RunFolder, weights_file
@@ -36,6 +42,8 @@ def training_folder(arguments: argparse.Namespace) -> Path:
 
 def _train(arguments: argparse.Namespace) -> None:
     seeds = _positive("--seeds", arguments.seeds)
+    if arguments.variant is not None and arguments.recipe is None and not arguments.resume:
+        arguments.recipe = recipe_of(arguments.variant)
     if arguments.recipe is None and (not arguments.resume or arguments.out is None):
         raise UsageError(
             "--resume needs --out FOLDER" if arguments.resume else "name a recipe with --recipe"
@@ -47,12 +55,15 @@ def _train(arguments: argparse.Namespace) -> None:
             raise UsageError(f"the run in {out} is of recipe {config.recipe}")
     else:
         config = load_recipe(arguments.recipe)
+    model = {} if arguments.variant is None else variant_fields(arguments.variant, config.recipe)
     overrides = field_overrides(arguments)
-    config = override(config, overrides)
+    config = override(config, model | overrides)
     if arguments.show:
         recipe_fields = set(FIELDS) if arguments.resume else fields_of(arguments.recipe)
         source = f"the run in {out}" if arguments.resume else f"recipe {arguments.recipe}"
-        origins = {name: source for name in recipe_fields} | dict.fromkeys(overrides, COMMAND_LINE)
+        origins = dict.fromkeys(recipe_fields, source)
+        origins |= dict.fromkeys(model, f"variant {arguments.variant}")
+        origins |= dict.fromkeys(overrides, COMMAND_LINE)
         _show(config, origins)
     elif seeds > 1:
         train_seeds(config, out, seeds, resume=arguments.resume)
@@ -68,47 +79,102 @@ def _show(config: Config, origins: Mapping[str, str]) -> None:
         write_line(f"{name:{names}}  {value:{width}}  {origins.get(name, 'default')}")
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    config = checkpoint_config(
-        arguments.checkpoint,
+def _settings(arguments: argparse.Namespace, checkpoint: Path) -> Config:
+    """Return the settings of the checkpoint of a command."""
+    return checkpoint_config(
+        checkpoint,
         recipe=arguments.recipe,
         variant=arguments.variant,
         overrides=field_overrides(arguments),
     )
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
     evaluate(
         arguments.checkpoint,
-        config,
+        _settings(arguments, arguments.checkpoint),
         split=arguments.split,
         test_time_augmentation=arguments.tta,
         out=arguments.out,
     )
 
 
-def _list_ablations(table: int | None) -> None:
-    for number in TITLES if table is None else (table,):
-        listed = ablation_set(number)
+def _predict(arguments: argparse.Namespace) -> None:
+    from convmixer.training.prediction import predict
+
+    top, checkpoint = _positive("--top", arguments.top), arguments.checkpoint
+    if checkpoint is None:
+        if arguments.variant is None:
+            raise UsageError("name weights with --checkpoint, or published ones with --variant")
+        checkpoint = published_weights(arguments.variant, get_variant(arguments.variant).hub_id)
+    config = _settings(arguments, checkpoint)
+    for prediction in predict(checkpoint, arguments.images, config, top=top):
+        write_line(prediction.path)
+        for name, probability in prediction.classes:
+            write_line(f"  {100 * probability:5.1f}%  {name}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from convmixer.training.checkpoint_export import export_checkpoint
+
+    if arguments.out is None:
+        raise UsageError("name the file to write with --out")
+    config = _settings(arguments, arguments.checkpoint)
+    export_checkpoint(arguments.checkpoint, config, arguments.out)
+    write_line(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
+
+
+def _list_studies(table: str | None, recipe: str | None) -> None:
+    """Print the tables, or the rows of one with the names that they have on a recipe."""
+    for name in TITLES if table is None else (table,):
+        study = find_study(name)
+        reports = ", ".join(f"{report.author}: {report.images}" for report in study.reports)
         write_line(
-            f"table {number}: {listed.title} ({len(listed.rows)} rows; the paper: "
-            f"{listed.paper_data}, recipe {listed.own_recipe})"
+            f"{name}: {study.title} ({len(study.rows)} rows; recipe {study.own_recipe}"
+            f"{f'; {reports}' if reports else ''})"
         )
-        for row in listed.rows if table is not None else ():
-            write_line(f"  {folder_name(row.label):44} paper {row.paper_accuracy:.2f}%")
+        if table is None:
+            continue
+        for result in plan(study, study.base(load_recipe(recipe or str(study.own_recipe)), {})):
+            reported = [
+                f"{report.author} {value:.2f}%"
+                for report, value in zip(study.reports, result.row.reported, strict=True)
+            ]
+            write_line(f"  {folder_name(result.label):44} {'  '.join(reported)}".rstrip())
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
     if arguments.list:
-        _list_ablations(arguments.table)
+        _list_studies(arguments.table, arguments.recipe)
         return
     if arguments.table is None:
         raise UsageError("name a table with --table, or see them with --list")
-    recipe = load_recipe(arguments.recipe or ablation_set(arguments.table).own_recipe)
-    ablate(
-        arguments.table,
+    study = find_study(arguments.table)
+    recipe = load_recipe(arguments.recipe or str(study.own_recipe))
+    run_study(
+        study,
         recipe,
         arguments.out or Path("runs", f"table-{arguments.table}-{recipe.recipe}"),
         overrides=field_overrides(arguments),
         seeds=_positive("--seeds", arguments.seeds),
         labels=arguments.rows.split(",") if arguments.rows else (),
+    )
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    axes = dict(map(parse_sweep, arguments.fields))
+    if len(axes) < len(arguments.fields):
+        raise UsageError("a field stands twice in the sweep")
+    recipe, overrides = load_recipe(arguments.recipe), field_overrides(arguments)
+    fields = "-".join(name.rpartition(".")[2] for name in axes)
+    out = arguments.out or Path("runs", f"sweep-{fields}-{recipe.recipe}")
+    run_study(
+        sweep_study(axes, earlier_runs(axes, override(recipe, overrides), out)),
+        recipe,
+        out,
+        overrides=overrides,
+        seeds=_positive("--seeds", arguments.seeds),
+        labels=sweep_labels(axes),
     )
 
 
@@ -123,9 +189,28 @@ def _plot_weights(arguments: argparse.Namespace) -> None:
         write_line(str(picture))
 
 
+def _receptive_field(arguments: argparse.Namespace) -> None:
+    from convmixer.paper.receptive_field import plot_receptive_field
+
+    checkpoint = weights_file(arguments.checkpoint)
+    picture, shares = plot_receptive_field(
+        checkpoint,
+        _settings(arguments, checkpoint),
+        arguments.out or checkpoint.parent,
+        images=_positive("--images", arguments.images),
+    )
+    for share, side in shares.items():
+        write_line(f"{share}% of the influence lies in the middle {side} x {side} pixels")
+    write_line(str(picture))
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "predict": _predict,
+    "export": _export,
     "ablate": _ablate,
+    "sweep": _sweep,
     "plot-weights": _plot_weights,
+    "receptive-field": _receptive_field,
 }

@@ -19,6 +19,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "log_interval",
         "save_every",
         "keep",
+        "tracker",
     }
 )
 """Fields that do not change the result of a run, so that a resumed run may change them."""

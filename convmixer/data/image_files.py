@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections import Counter
@@ -129,10 +130,33 @@ def read_image(path: str, mode: str) -> Image.Image:
 def _read(path: str, mode: str) -> Image.Image:
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError("it is no file")  # Opening a pipe would wait for its writer.
-    own = SUFFIXES.get(PurePath(path).suffix.lower())
+    return _decode(path, path, mode)
+
+
+def read_encoded(contents: bytes, mode: str, name: str) -> Image.Image:
+    """Read an image from the contents of a file; see `read_image`.
+
+    Args:
+        contents: the bytes of the file.
+        mode: "RGB" or "L", Pillow's names of colour and of grey.
+        name: the name of the file, for its suffix and for messages.
+
+    Raises:
+        UnreadableImageError: the contents are damaged or no image; the message has the name.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _decode(io.BytesIO(contents), name, mode)
+    except Exception as error:  # Decoders raise errors of any class on damaged contents.
+        raise UnreadableImageError(f"cannot read image {name}: {_reason(None, error)}") from None
+
+
+def _decode(source: str | io.BytesIO, name: str, mode: str) -> Image.Image:
+    own = SUFFIXES.get(PurePath(name).suffix.lower())
     formats = [own] if own is not None else []
     formats += [name for name in _UNDER_ANY_SUFFIX if name != own]
-    with Image.open(path, formats=formats) as opened:
+    with Image.open(source, formats=formats) as opened:
         shorter, longer = sorted(opened.size)
         if longer > LONGEST_SHAPE * shorter:
             width, height = opened.size
@@ -168,14 +192,14 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255.0 / full_scale)).astype(np.uint8))
 
 
-def _reason(path: str, error: Exception) -> str:
+def _reason(path: str | None, error: Exception) -> str:
     """Return the reason for which a file could not be read as an image, in one line."""
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):
-        kind = kind_of_file(path)
+        kind = None if path is None else kind_of_file(path)
         return (
             f"it is {kind}" if kind not in (None, IMAGE) else "it is damaged, or of no known format"
         )

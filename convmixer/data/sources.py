@@ -1,4 +1,4 @@
-"""Image sources and their splits: the digits of scikit-learn, CIFAR-10, and folders of images."""
+"""Image sources and their splits: in packages, CIFAR-10, folders of images, containers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmixer.config.settings import DataConfig
+from convmixer.data.containers import CONTAINERS
 from convmixer.data.image_files import (
     class_folders,
     image_files,
@@ -23,6 +24,7 @@ from convmixer.data.image_files import (
     left_out_note,
     read_image,
 )
+from convmixer.data.packaged import PACKAGED
 from convmixer.errors import UsageError
 from convmixer.files import PICKLED, kind_of_file
 from convmixer.terminal import few
@@ -151,10 +153,12 @@ def load_splits(config: DataConfig, channels: int) -> Splits:
         UsageError: images are missing; the message names the files that were looked for.
     """
     mode = _mode(channels)
-    if config.source == "digits":
-        return _load_digits(config, mode)
+    if config.source in PACKAGED:
+        return _load_packaged(config, mode)
     if config.source == "cifar10":
         return _load_cifar10(config, mode)
+    if config.source in CONTAINERS:
+        return _load_container(config, mode)
     if config.folder is None:
         raise UsageError("this recipe reads images from a folder: name it with --data FOLDER")
     return _load_image_folder(Path(config.folder).expanduser(), config, mode)
@@ -174,7 +178,7 @@ def load_split(config: DataConfig, channels: int, name: str) -> Split:
     Raises:
         UsageError: images are missing; the message names the files that were looked for.
     """
-    if name == "test" and config.source != "digits" and config.folder is not None:
+    if name == "test" and config.source not in PACKAGED and config.folder is not None:
         folder = Path(config.folder).expanduser()
         if found := _evaluation_folders(folder):
             training = folder / "train"
@@ -194,19 +198,36 @@ def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
-def _load_digits(config: DataConfig, mode: str) -> Splits:
+def _load_packaged(config: DataConfig, mode: str) -> Splits:
     if config.folder is not None:
         raise UsageError(
-            f"data.folder: got {config.folder}, but the digits come with scikit-learn: leave it out"
+            f"data.folder: got {config.folder}, but the images of data.source {config.source} come "
+            "with a package: leave it out"
         )
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
-    images = ArrayImages(pixels, digits.target.astype(np.int64), mode)
+    pixels, labels = PACKAGED[config.source]()
+    images = ArrayImages(pixels, labels, mode)
     rest, test = stratified_split(images.labels, config.test_fraction, config.split_seed)
     train, validation = _hold_out_validation(images.select(rest), config)
     return Splits(train, validation, images.select(test), tuple(map(str, range(10))))
+
+
+def _load_container(config: DataConfig, mode: str) -> Splits:
+    if config.folder is None:
+        raise UsageError(f"data.source {config.source} reads a file or folder: name it with --data")
+    path = Path(config.folder).expanduser()
+    container = CONTAINERS[config.source](path, mode)
+    found: dict[str, Images] = {
+        name: ArrayImages(*images, mode) if isinstance(images, tuple) else images
+        for name, images in container.splits.items()
+    }
+    train, validation, test = (found.get(name) for name in ("train", "validation", "test"))
+    if test is None:
+        validation, test = None, validation
+    if train is None or test is None:
+        raise UsageError(f"{path} has {' and '.join(found)} images; expected train and test")
+    if validation is None:
+        train, validation = _hold_out_validation(train, config)
+    return Splits(train, validation, test, container.class_names)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -269,3 +269,23 @@ _TABLE_8 = (
     _Cifar10(256, 8, 2, 9, "709K", 1e-2, 95.06),
     _Cifar10(256, 8, 2, 11, "791K", 1e-2, 95.17),
 )
+
+PEERS = (
+    ("ResNet-152*", 60.2, 81.15),
+    ("ResNet-152", 60.2, 79.64),
+    ("ResNet-101", 44.6, 78.33),
+    ("ResNet-50", 25.6, 76.32),
+    ("DeiT-B", 86.0, 81.8),
+    ("DeiT-S", 22.0, 79.8),
+    ("DeiT-Ti", 5.7, 72.2),
+    ("ResMLP-S12/8", 22.1, 79.1),
+    ("ResMLP-B24/8", 129.0, 81.0),
+    ("ResMLP-B24", 116.0, 81.0),
+    ("Swin-S", 50.0, 83.0),
+    ("Swin-T", 29.0, 81.3),
+    ("ViT-B/16", 86.0, 77.9),
+    ("Mixer-B/16", 59.0, 76.44),
+    ("MobileNetV3/8", 20.0, 80.6),
+    ("MobileNetV3/16", 20.0, 77.6),
+)
+"""The other networks of table 2: name, millions of parameters, ImageNet top-1 in percent."""

@@ -13,6 +13,7 @@ from convmixer.errors import UsageError, closest
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.model.features import FeatureExtractor
 from convmixer.model.network import ConvMixer
+from convmixer.model.pretrained import published_weights
 from convmixer.model.published import Architecture, PublishedResult, published_rows
 
 
@@ -167,7 +168,7 @@ def get_variant(name: str) -> Variant:
 @overload
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | Literal[False] | None = ...,
+    pretrained: str | os.PathLike[str] | bool | None = ...,
     *,
     features_only: Literal[False] = ...,
     **overrides: Any,
@@ -177,7 +178,7 @@ def create_model(
 @overload
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | Literal[False] | None = ...,
+    pretrained: str | os.PathLike[str] | bool | None = ...,
     *,
     features_only: Literal[True],
     out_indices: int | Sequence[int] = ...,
@@ -187,7 +188,7 @@ def create_model(
 
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | Literal[False] | None = None,
+    pretrained: str | os.PathLike[str] | bool | None = None,
     *,
     features_only: bool = False,
     out_indices: int | Sequence[int] = 3,
@@ -197,8 +198,9 @@ def create_model(
 
     Args:
         name: one of `list_variants()`.
-        pretrained: path of a checkpoint, see `load_checkpoint`; None or False for random initial
-            values. The checkpoint must fit the model. For fine-tuning, an `n_classes` in
+        pretrained: path of a checkpoint, see `load_checkpoint`; True for timm's published weights,
+            fetched from the Hugging Face hub; None or False for random initial values. The
+            checkpoint must fit the model. For fine-tuning, an `n_classes` in
             `overrides` allows a head for another number of classes, which is then new, and
             `in_chans` a stem for another number of channels, which `load_checkpoint` adapts.
         features_only: return a `FeatureExtractor`, which computes the feature maps of some blocks.
@@ -206,7 +208,8 @@ def create_model(
         overrides: arguments of `ConvMixer` that replace those of the variant.
 
     Raises:
-        UsageError: the variant or an override is unknown, or the checkpoint does not fit.
+        UsageError: the variant or an override is unknown, the checkpoint does not fit, or weights
+            cannot be fetched.
         ValueError: an override is out of range.
         FileNotFoundError: there is no checkpoint at `pretrained`.
     """
@@ -218,11 +221,8 @@ def create_model(
                 f"{override}: no argument of ConvMixer{closest(override, accepted)}; "
                 f"accepted are {', '.join(accepted)}"
             )
-    if isinstance(pretrained, bool) and pretrained:  # timm would download weights.
-        hub = f"those of https://huggingface.co/{variant.hub_id}" if variant.hub_id else "your own"
-        raise UsageError(
-            f"pretrained: got True, expected the path of a file of weights, such as {hub}"
-        )
+    if isinstance(pretrained, bool) and pretrained:
+        pretrained = published_weights(name, variant.hub_id)
     model = ConvMixer(**{**variant.arguments, **overrides})
     if pretrained is not None and pretrained is not False:
         load_checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import torch
@@ -79,6 +80,27 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def numerics(config: Config) -> Iterator[None]:
+    """Let cuDNN choose algorithms as the settings say inside the block.
+
+    With `deterministic`, operations of which PyTorch has no deterministic form raise an error.
+    """
+    backend = torch.backends.cudnn
+    before = backend.benchmark, torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if config.deterministic:
+        # cuBLAS reads this variable when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    backend.benchmark = config.cudnn_benchmark and not config.deterministic
+    try:
+        yield
+    finally:
+        backend.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
+
+
 def depthwise_implementation(config: Config, device: torch.device) -> str:
     """Return the implementation that runs the fused depthwise convolutions; "auto" is resolved.
 
@@ -97,7 +119,7 @@ def depthwise_implementation(config: Config, device: torch.device) -> str:
 
 
 def build_model(config: Config, device: torch.device) -> ConvMixer:
-    """Return the model on `device`, and try it on one image of zeros.
+    """Return the model on `device`, and try it on one image of zeros, not yet compiled.
 
     Raises:
         UsageError: the shape does not work, or the implementation does not on this device.
@@ -114,4 +136,6 @@ def build_model(config: Config, device: torch.device) -> ConvMixer:
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"model: {str(error).splitlines()[0]}") from error
     model.set_grad_checkpointing(config.gradient_checkpointing)
+    if config.compile:
+        model.compile()
     return model.train()

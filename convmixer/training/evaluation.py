@@ -20,8 +20,9 @@ from convmixer.model.variants import get_variant
 from convmixer.terminal import few, printable
 from convmixer.training import plots
 from convmixer.training.bad_images import check_bad_images
+from convmixer.training.class_names import class_name_warning
 from convmixer.training.distributed import Processes, running_processes
-from convmixer.training.environment import build_model, cpu_threads, device_name
+from convmixer.training.environment import build_model, cpu_threads, device_name, numerics
 from convmixer.training.loaders import EvaluationLoader, worker_count
 from convmixer.training.metrics import METRICS
 from convmixer.training.reporting import Console
@@ -143,7 +144,11 @@ def evaluate(
         raise UsageError(
             f"{folder} already holds an evaluation.json: name another folder with --out"
         )
-    with cpu_threads(config.threads), running_processes(config.device) as processes:
+    with (
+        cpu_threads(config.threads),
+        numerics(config),
+        running_processes(config.device) as processes,
+    ):
         model = build_model(config, processes.device)
         with processes.together():
             load_checkpoint(model, checkpoint)
@@ -184,7 +189,12 @@ def evaluate(
         if folder is not None:
             write_json(folder / "evaluation.json", result)
         console = Console(silent=silent)
-        for line in (*notes, *(f"skipped: {line}" for line in bad_images)):
+        warning = class_name_warning(checkpoint, class_names)
+        for line in (
+            *notes,
+            *(f"skipped: {line}" for line in bad_images),
+            *([] if warning is None else [warning]),
+        ):
             console.line(line)
         _report(result, config, confusion, class_names, console)
         if folder is not None and confusion is not None:

@@ -31,6 +31,7 @@ from convmixer.data.augmentation import (
     evaluation_crop,
 )
 from convmixer.data.operations import Operation
+from convmixer.data.packaged import PACKAGED
 from convmixer.data.preparation import BatchPreparation, Normalization
 from convmixer.data.sources import Images, Indices
 from convmixer.errors import UsageError
@@ -279,7 +280,7 @@ def worker_count(data: DataConfig) -> int:
     """Return the number of processes that load images for this process."""
     if data.workers is not None:
         return data.workers
-    if data.source == "digits":
+    if data.source in PACKAGED:
         return 0
     return max(1, min(MOST_WORKERS, _processors() // processes_of_machine()))
 

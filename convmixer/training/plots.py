@@ -1,4 +1,4 @@
-"""Pictures of runs: curves and ablations.
+"""Pictures of runs: curves and confusion.
 
 Every picture is drawn on its own Agg canvas, so that a program's own matplotlib backend, figures
 and settings stay as they are.
@@ -6,7 +6,6 @@ and settings stay as they are.
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,7 +122,7 @@ def save_curves(path: Path, config: Config, history: History, test_accuracy: flo
     figure.suptitle(f"{config.recipe}: {_model_name(config)}, {result}", fontsize=13)
     loss, accuracy, rate = figure.subplots(1, 3)
     labels = {
-        "train": "train (augmented images)",
+        "train": f"train ({'mixed and ' if config.mixes else ''}augmented images)",
         "validation": "validation",
         "test": "test (not used for selection)",
     }
@@ -209,60 +208,4 @@ def save_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
             fontsize=8,
             color="white" if share[row, column] > 0.5 else "#222222",
         )
-    save_figure(figure, path)
-
-
-def save_ablation(
-    path: Path,
-    *,
-    title: str,
-    labels: Sequence[str],
-    accuracies: Sequence[Sequence[float]],
-    measured_on: str,
-    paper: Sequence[float],
-    paper_measured_on: str,
-    baseline: int | None = None,
-) -> None:
-    """Draw measured accuracies and the paper's in two panels, each with its own scale.
-
-    Args:
-        path: PNG to write.
-        title: title of the picture.
-        labels: labels of the rows, from the top.
-        accuracies: test accuracies of the seeds of every row, in percent; none for a row not run.
-        measured_on: title of the left panel.
-        paper: the paper's accuracy of every row, in percent.
-        paper_measured_on: title of the right panel.
-        baseline: position of the row through which a dashed line goes, if any.
-    """
-    figure = new_figure(12.0, 1.8 + 0.32 * len(labels))
-    figure.suptitle(title, fontsize=13)
-    measured, printed = figure.subplots(1, 2, sharey=True)
-    means = [statistics.fmean(values) if values else None for values in accuracies]
-    for position, (values, mean) in enumerate(zip(accuracies, means, strict=True)):
-        if mean is None:
-            measured.annotate(
-                "not run",
-                (0.02, position),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                color=COLOURS["paper"],
-            )
-            continue
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        measured.plot(values, [position] * len(values), ".", color="#9ECAE1", zorder=2)
-        measured.errorbar(
-            mean, position, xerr=deviation, fmt="o", color=COLOURS["train"], capsize=3, zorder=3
-        )
-    printed.plot(paper, range(len(paper)), "D", color=COLOURS["paper"])
-    if baseline is not None:
-        for axes, value in ((measured, means[baseline]), (printed, paper[baseline])):
-            if value is not None:
-                axes.axvline(value, color="#BBBBBB", linestyle="--", linewidth=1.0, zorder=1)
-    seeds = max(map(len, accuracies), default=0)
-    detail = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    tidy(measured, measured_on, "", f"test accuracy (%), {detail}")
-    tidy(printed, paper_measured_on, "", "top-1 accuracy (%)")
-    measured.set_yticks(range(len(labels)), labels)
-    measured.set_ylim(len(labels) - 0.5, -0.5)
     save_figure(figure, path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -18,17 +20,19 @@ from convmixer.files import naming
 from convmixer.terminal import printable, write_line
 from convmixer.training.environment import depthwise_implementation, device_name, effective_amp
 from convmixer.training.metrics import ACCURACY, EPOCH_METRICS, SPLITS
+from convmixer.training.trackers import Tracker
 
 WARMUP_STEPS = 10
 """The throughput of a process leaves out this many optimizer steps at its start."""
 
 
 class Console:
-    """A terminal with lines above a progress bar, and a log file that keeps the lines."""
+    """A terminal with lines above a progress bar, a log file that keeps them, and a tracker."""
 
     def __init__(self, log: Path | None = None, silent: bool = False) -> None:
         self._log = log
         self.silent = silent
+        self.tracker: Tracker | None = None
 
     def line(self, text: str) -> None:
         """Print one line and append it to the log file."""
@@ -39,6 +43,12 @@ class Console:
                 file.write(printable(text) + "\n")
         with tqdm.external_write_mode():
             write_line(text)
+
+    def epoch(self, row: Mapping[str, Any], config: Config) -> None:
+        """Print the line of a finished epoch, and pass its row of the metrics to the tracker."""
+        self.line(epoch_line(row, config))
+        if self.tracker is not None:
+            self.tracker.write(row)
 
     def bar(self, steps: int, first: int, title: str) -> tqdm[Any]:
         """Return a progress bar over an epoch; it shows only on a terminal."""
@@ -109,6 +119,62 @@ def rounded(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes in use so far: of the GPU by PyTorch, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def duration(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds: `1:02:03`."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def interval_line(
+    position: str,
+    *,
+    loss: float,
+    images_per_second: float,
+    mean: float | None,
+    rate: float,
+    gradient_norm: float,
+    waiting: float,
+    memory: int,
+    images_left: int,
+) -> str:
+    """Return one line on the steps since the last one.
+
+    Args:
+        position: epoch and step in words.
+        loss: mean loss of the epoch so far.
+        images_per_second: since the last line.
+        mean: images a second of the run, None before the end of its warm-up.
+        rate: learning rate of the last step.
+        gradient_norm: of the last step, over all parameters, before clipping.
+        waiting: the part of the time since the last line in which the model waited for images.
+        memory: the most bytes in use so far.
+        images_left: the images until the end of training.
+    """
+    left = duration(images_left / (mean or images_per_second))
+    return (
+        f"{position}  loss {loss:.4f}  images/s {images_per_second:.0f} now, {rounded(mean)} mean  "
+        f"lr {rate:.3g}  gradient {gradient_norm:.3g}  waiting for data {100 * waiting:.0f}%  "
+        f"memory {memory / 2**30:.2f} GiB  left {left}"
+    )
+
+
+def training_accuracy_note(config: Config) -> str | None:
+    """Return a line on training accuracies that lie below those of held-out images, if they do."""
+    if not config.mixes:
+        return None
+    return (
+        "training accuracy is measured on mixed images (mixup, CutMix), so it may stay far below "
+        "the accuracy on held-out images"
+    )
+
+
 def run_line(config: Config, splits: Splits, parameters: int, device: torch.device) -> str:
     """Return one line on a run: model, images, device, precision."""
     model, validation = config.model, splits.validation
@@ -122,13 +188,14 @@ def run_line(config: Config, splits: Splits, parameters: int, device: torch.devi
     )
 
 
-def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+def epoch_line(row: Mapping[str, Any], config: Config) -> str:
     """Return one line on a finished epoch, from its row of the metrics."""
-    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    mixed = " (mixed images)" if config.mixes else ""
+    parts = [f"epoch {row['epoch']}/{config.epochs}", f"loss {row['train_loss']:.4f}"]
     for split, metric in itertools.product(SPLITS, EPOCH_METRICS):
         if (value := row.get(f"{split}_{metric.name}")) is not None:
             title = split if metric is ACCURACY else f"{split} {metric.title}"
-            parts.append(f"{title} {value:.2f}%")
+            parts.append(f"{title} {value:.2f}%{mixed if split == 'train' else ''}")
     return "  ".join([*parts, f"images/s {rounded(row['images_per_second'])}"])
 
 

@@ -184,8 +184,11 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
         kept = self.checkpoints / f"step-{step:08}.pt"
         link_or_copy(self.last, kept)
-        written = {path: path.stat().st_mtime_ns for path in self.checkpoints.glob("step-*.pt")}
-        for path in sorted(written, key=lambda path: written[path])[:-count]:
+        # A run that went back to an earlier state writes lower numbers after higher ones.
+        by_age = sorted(
+            self.checkpoints.glob("step-*.pt"), key=lambda path: (path.stat().st_mtime_ns, path)
+        )
+        for path in by_age[:-count]:
             path.unlink()
 
     def create(self, config: Config) -> None:

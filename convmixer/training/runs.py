@@ -13,22 +13,32 @@ import torch
 
 from convmixer.config.fields import check_same_run, override
 from convmixer.config.settings import Config
-from convmixer.data.sources import load_splits
+from convmixer.data.sources import Splits, load_splits
 from convmixer.errors import TrainingInterruptedError, UsageError
 from convmixer.model.checkpoints import load_checkpoint
 from convmixer.training import plots
+from convmixer.training.class_names import class_name_warning
 from convmixer.training.distributed import Processes, running_processes
 from convmixer.training.environment import (
     cpu_threads,
     depthwise_implementation,
     device_name,
     effective_amp,
+    numerics,
 )
-from convmixer.training.reporting import WARMUP_STEPS, Console, rounded, run_line
+from convmixer.training.provenance import record_start
+from convmixer.training.reporting import (
+    WARMUP_STEPS,
+    Console,
+    rounded,
+    run_line,
+    training_accuracy_note,
+)
 from convmixer.training.run_folder import RunFolder, write_json
 from convmixer.training.run_state import StopRequest
 from convmixer.training.scoring import Scores
-from convmixer.training.trainer import Trainer
+from convmixer.training.trackers import check_tracker, open_tracker
+from convmixer.training.trainer import Trainer, read_state
 
 
 def train(
@@ -42,8 +52,8 @@ def train(
     """Train one run and return its summary.
 
     The folder `out` then holds `config.yaml`, `metrics.csv` (a line an epoch), `summary.json`,
-    `curves.png`, `train.log`, `last.pt` (everything a continuation needs) and `best.pt` (the tested
-    weights). Accuracies are in percent.
+    `curves.png`, `train.log`, `environment.json` (versions and commands), `last.pt` (everything a
+    continuation needs) and `best.pt` (the tested weights). Accuracies are in percent.
 
     Args:
         config: the settings; see `convmixer.load_recipe`.
@@ -59,6 +69,7 @@ def train(
         LostWorkerError: a process that loads images is gone; the run has been saved.
         OSError: a file cannot be written, as on a full disk; the error names it.
     """
+    check_tracker(config)
     folder = RunFolder(Path(out))
     if resume:
         if folder.seeds:
@@ -75,6 +86,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest())
         stack.enter_context(cpu_threads(config.threads))
+        stack.enter_context(numerics(config))
         processes = stack.enter_context(running_processes(config.device))
         return _run(config, folder, processes, stop, stack, resume=resume, silent=silent)
 
@@ -90,15 +102,19 @@ def _run(
     silent: bool,
 ) -> dict[str, Any]:
     console = Console(folder.log, silent=silent or not processes.is_main)
+    state: dict[str, Any] | None = None
     if resume:
         # A second process is refused before it reads anything.
         with processes.together():
             _lock(folder, processes, console, stack)
+            if folder.last.exists():
+                state = read_state(folder.last)
     # The images may have to be downloaded.
     with processes.together(), processes.main_first():
         splits = load_splits(config.data, config.model.in_chans)
-    trainer = Trainer(config, splits, folder, processes, console)
-    continued = resume and folder.last.exists()
+    continued = state is not None
+    parts = None if state is None else state.get("parts")
+    trainer = Trainer(config, splits, folder, processes, console, parts)
     with processes.together():
         if config.initial_checkpoint and not continued:
             trainer.stepper.start_from(Path(config.initial_checkpoint))
@@ -107,12 +123,18 @@ def _run(
             _lock(folder, processes, console, stack)
             if processes.is_main:
                 folder.create(config)
-        if continued:
-            trainer.continue_from(folder.last)
+        if state is not None:
+            trainer.continue_from(folder.last, state)
+            state = None  # The run has its own copy.
             console.line(f"continuing {folder.path} before {trainer.position}")
         described = run_line(config, splits, trainer.parameters, processes.device)
         for line in (described, trainer.loader.description, *splits.notes):
             console.line(line)
+        for line in _warnings(config, splits, continued=continued):
+            console.line(line)
+        if processes.is_main:
+            record_start(folder.path / "environment.json", processes)
+            console.tracker = open_tracker(config, folder.path, trainer.epoch)
     try:
         trainer.run(stop)
     except TrainingInterruptedError:
@@ -141,6 +163,14 @@ def _lock(
         note = stack.enter_context(folder.locked())
         if note is not None:
             console.line(note)
+
+
+def _warnings(config: Config, splits: Splits, *, continued: bool) -> list[str]:
+    """Return lines on what a reader of the results may misunderstand."""
+    found = [training_accuracy_note(config)]
+    if config.initial_checkpoint and not continued:
+        found.append(class_name_warning(Path(config.initial_checkpoint), splits.class_names))
+    return [line for line in found if line is not None]
 
 
 def _summary(trainer: Trainer, scores: Scores) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,38 @@ def augmented_views(flip: bool) -> Views:
 
 
 @torch.no_grad()
+def log_probabilities(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    config: Config,
+    processes: Processes,
+    views: Views = _only_image,
+) -> Iterator[Batch]:
+    """Yield log-probabilities, float32 (N, n_classes), and labels of every batch.
+
+    The model is in evaluation mode. Several `views` of an image count by the mean of their
+    probabilities.
+    """
+    device = processes.device
+    was_training = model.training
+    model.eval()
+    for images, labels in batches:
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        images = images.contiguous(memory_format=memory_format(config, device))
+        with autocast(config, device):
+            outputs = [model(view) for view in views(images)]
+        yield (
+            (
+                torch.stack([output.float().softmax(1) for output in outputs]).mean(0).log()
+                if len(outputs) > 1
+                else outputs[0].float().log_softmax(1)
+            ),
+            labels,
+        )
+    model.train(was_training)
+
+
 @lost_workers_named()
 def score(
     model: nn.Module,
@@ -84,24 +116,11 @@ def score(
     n_classes, device = config.model.n_classes, processes.device
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
     sums = no_sums(METRICS, device)
-    was_training = model.training
-    model.eval()
-    for images, labels in batches:
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        images = images.contiguous(memory_format=memory_format(config, device))
-        with autocast(config, device):
-            outputs = [model(view) for view in views(images)]
-        log_probabilities = (
-            torch.stack([output.float().softmax(1) for output in outputs]).mean(0).log()
-            if len(outputs) > 1
-            else outputs[0].float().log_softmax(1)
-        )
-        cells = labels * n_classes + log_probabilities.argmax(1)
+    for outputs, labels in log_probabilities(model, batches, config, processes, views):
+        cells = labels * n_classes + outputs.argmax(1)
         confusion += torch.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
-        loss = F.nll_loss(log_probabilities, labels, reduction="sum")
-        sums += sums_of_batch(loss, Predictions(log_probabilities, labels), METRICS)
-    model.train(was_training)
+        loss = F.nll_loss(outputs, labels, reduction="sum")
+        sums += sums_of_batch(loss, Predictions(outputs, labels), METRICS)
     sums = processes.total(sums)
     if sums[0] == 0:
         raise UsageError("there is no image to evaluate on that can be read")

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from convmixer.training.environment import autocast, build_model, effective_amp,
 from convmixer.training.loaders import Batch
 from convmixer.training.metrics import EPOCH_METRICS, Predictions, no_sums, sums_of_batch
 from convmixer.training.optimizer import ExponentialMovingAverage, build_optimizer
-from convmixer.training.run_state import seed_everything
 
 
 def shares_statistics(config: Config, processes: Processes) -> bool:
@@ -30,29 +28,19 @@ def shares_statistics(config: Config, processes: Processes) -> bool:
     return on_gpus and config.sync_batch_norm
 
 
-def part_seed(seed: int, step: int, part: int) -> int:
-    """Return the seed of what is drawn for one part of a batch, a hash below 2**63.
-
-    Args:
-        seed: seed of the run.
-        step: number of the optimizer step in the whole run, from 0.
-        part: number of the part in the batch, over accumulation and processes.
-    """
-    # The fourth number tells the parts of a batch from images, whose seeds are of three numbers.
-    (word,) = np.random.SeedSequence((seed, step, part, 1)).generate_state(1, np.uint64)
-    return int(word) >> 1
-
-
 class Stepper:
     """The model with its optimizer, scaler and moving average.
 
     Args:
         config: the settings.
         processes: this process among those of the run.
+        parts: parts of a batch that this process computes one after another; None for those of the
+            settings.
     """
 
-    def __init__(self, config: Config, processes: Processes) -> None:
+    def __init__(self, config: Config, processes: Processes, parts: int | None = None) -> None:
         self.config, self.processes = config, processes
+        self.parts = config.accumulation_steps if parts is None else parts
         device = processes.device
         self.model: nn.Module = build_model(config, device)
         if shares_statistics(config, processes):
@@ -66,8 +54,8 @@ class Stepper:
             self.parallel = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = GradScaler(device.type, enabled=effective_amp(config, device) == "fp16")
-        self.parts = config.accumulation_steps
-        """Parts of a batch that this process computes one after another."""
+        self.gradient_norm = torch.zeros((), device=device)
+        """The norm of the gradient of the last step over all parameters, before clipping."""
         self.sums = no_sums(EPOCH_METRICS, device)
         """The sums of the epoch so far in this process; see `convmixer.training.metrics`."""
 
@@ -88,26 +76,28 @@ class Stepper:
             self.average.module.load_state_dict(self.model.state_dict())
 
     def step(self, batch: Iterable[Batch], rate: float, number: int) -> None:
-        """Take one step of the optimizer.
-
-        What is drawn at random depends on the seed, the step and the part of the batch, so that a
-        run goes on alike after an interruption, and on another number of processes.
+        """Take one step of the optimizer; nothing in it is drawn at random.
 
         Args:
             batch: the (images, targets) of each of the `parts` of this process.
             rate: learning rate.
             number: number of the step in the whole run, from 0.
         """
-        config, processes = self.config, self.processes
+        config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for part, (images, targets) in enumerate(batch):
-            seed_everything(part_seed(config.seed, number, part * processes.world + processes.rank))
             with self._gradient_exchange(part == self.parts - 1):
                 self._accumulate(images, targets)
         self.scaler.unscale_(self.optimizer)
-        if config.optimizer.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_grad_norm)
+        limit = config.optimizer.clip_grad_norm
+        self.gradient_norm = (
+            nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            if limit
+            else nn.utils.get_total_norm(
+                [p.grad for p in self.model.parameters() if p.grad is not None]
+            )
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

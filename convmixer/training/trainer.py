@@ -33,8 +33,8 @@ from convmixer.training.reporting import (
     Console,
     IntervalClock,
     Throughput,
-    epoch_line,
-    rounded,
+    interval_line,
+    peak_memory,
     synchronize,
 )
 from convmixer.training.run_folder import RunFolder
@@ -59,6 +59,21 @@ STATE = NEEDED_STATE | {"statistics", "parts", "images"}
 """The entries of `last.pt`; earlier versions wrote those of `NEEDED_STATE` alone."""
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the saved state of a run.
+
+    Raises:
+        UsageError: the file is damaged, or holds something else.
+    """
+    state = read_checkpoint(path)
+    if missing := sorted(NEEDED_STATE - state.keys()):
+        raise UsageError(
+            f"{path} is not the saved state of a run, for it lacks {few(missing)}; weights alone "
+            "start another run with --initial_checkpoint"
+        )
+    return state
+
+
 def check_values_per_channel(config: Config, images_at_once: int, world: int) -> None:
     """Check that BatchNorm has at least two values per channel, without which it has no variance.
 
@@ -80,6 +95,21 @@ def check_values_per_channel(config: Config, images_at_once: int, world: int) ->
         )
 
 
+def parts_per_process(parts: int, config: Config, processes: Processes) -> int:
+    """Return the parts of a batch that a process of a continued run computes one after another.
+
+    If the parts with which the run was started can be shared out among the processes, the same
+    images are normalised and mixed together on any number of processes.
+
+    Args:
+        parts: parts of a batch over accumulation and processes with which the run was started.
+        config: the settings.
+        processes: those that go on.
+    """
+    shared, rest = divmod(parts, processes.world)
+    return config.accumulation_steps if rest else shared
+
+
 class Trainer:
     """A run and its progress.
 
@@ -89,6 +119,8 @@ class Trainer:
         folder: the folder of the run.
         processes: this process among those of the run.
         console: the reader of lines.
+        parts: parts of a batch over accumulation and processes with which the run was started; None
+            for a new run.
 
     Raises:
         UsageError: settings and images do not fit together.
@@ -101,16 +133,16 @@ class Trainer:
         folder: RunFolder,
         processes: Processes,
         console: Console,
+        parts: int | None = None,
     ) -> None:
         self.config, self.splits, self.folder = config, splits, folder
         self.processes, self.console = processes, console
         with processes.together():
             self._check_splits()
         seed_everything(config.seed)
-        self.stepper = Stepper(config, processes)
+        self.parts = parts or config.accumulation_steps * processes.world
+        self.stepper = Stepper(config, processes, parts_per_process(self.parts, config, processes))
         self.writer = CheckpointWriter(folder, config.keep)
-        self.parts = config.accumulation_steps * processes.world
-        """Parts of a batch over accumulation and processes, with which the run was started."""
         self.loader = self._training_loader()
         self.test_loader = self._evaluation_loader(splits.test)
         self.validation_loader = (
@@ -222,18 +254,12 @@ class Trainer:
             "config": to_dict(self.config),
         }
 
-    def continue_from(self, path: Path) -> None:
-        """Continue from a saved state.
+    def continue_from(self, path: Path, state: dict[str, Any]) -> None:
+        """Continue from the state that `read_state` found in a file.
 
         Raises:
-            UsageError: the file is damaged, or is not the state of this run.
+            UsageError: it is not the state of this run.
         """
-        state = read_checkpoint(path)
-        if missing := sorted(NEEDED_STATE - state.keys()):
-            raise UsageError(
-                f"{path} is not the saved state of a run, for it lacks {few(missing)}; weights "
-                "alone start another run with --initial_checkpoint"
-            )
         try:
             self.load_state(state)
         except UsageError as error:
@@ -245,7 +271,7 @@ class Trainer:
         """Continue from a state of `state`.
 
         Raises:
-            UsageError: the run had other settings or images, or does not fit as many processes.
+            UsageError: the run had other settings or images.
         """
         check_same_run(from_dict(state["config"]), self.config, "this state")
         if self.images is not None and state.get("images") is not None:
@@ -255,7 +281,6 @@ class Trainer:
                 f"the run stopped after step {state['step']} of an epoch, which now has "
                 f"{self.loader.steps}: the images are not those of the run"
             )
-        self._take_parts(state.get("parts", self.parts))
         self.stepper.load_state(state)
         self.epoch, self.step = state["epoch"], state["step"]
         self.epoch_seconds = state["epoch_seconds"]
@@ -263,28 +288,22 @@ class Trainer:
         self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
         self.throughput.load_state(state["throughput"])
         self._saved_place = self._place
-
-    def _take_parts(self, parts: int) -> None:
-        """Divide batches as the run was started, if that many parts fit the processes.
-
-        Then the same images are normalised and mixed together on any number of processes.
-        """
-        world, before = self.processes.world, self.parts
-        self.parts = parts
-        if parts != before and parts % world == 0:
-            self.stepper.parts = parts // world
-            self.loader = self._training_loader()
-        elif parts != before:
-            size = self.config.batch_size
+        if self.stepper.parts * self.processes.world != self.parts:
+            now = self.stepper.parts * self.processes.world
             self.console.line(
-                f"{world} processes take a batch in {before} parts of {size // before} images, and "
-                f"no longer in {parts} of {size // parts}: what is computed over a part changes, "
-                "the statistics of BatchNorm and mixing"
+                f"batches are computed in {now} parts now and no longer in {self.parts}, for that "
+                f"many cannot be shared out among {self.processes.world} processes: the statistics "
+                "of BatchNorm, and mixing, are of other images"
             )
 
     @property
     def _place(self) -> tuple[int, int]:
         return self.epoch, self.step
+
+    @property
+    def _steps_done(self) -> int:
+        """Optimizer steps of the whole run so far."""
+        return self.epoch * self.loader.steps + self.step
 
     @property
     def _is_saved(self) -> bool:
@@ -299,11 +318,13 @@ class Trainer:
                 the file as it is.
 
         Raises:
-            TrainingDivergedError: weights are not finite; all processes raise.
+            TrainingDivergedError: weights or optimizer state are not finite; all processes raise.
             OSError: the writing of the state before failed.
         """
         if not self.stepper.is_finite():
-            raise TrainingDivergedError(f"weights became infinite or nan {self._remedy()}")
+            raise TrainingDivergedError(
+                f"weights or the state of the optimizer became infinite or nan {self._remedy()}"
+            )
         state = self.state()
         self._saved_place, self._saved_time = self._place, time.perf_counter()
         if not self.processes.is_main:
@@ -315,7 +336,7 @@ class Trainer:
             # The best weights come first, so that last.pt never names an epoch that best.pt lacks.
             files = {self.folder.best: {"state_dict": weights} | best} | files
         with self.processes.alone():
-            self.writer.write(files, self.epoch * self.loader.steps + self.step)
+            self.writer.write(files, self._steps_done)
 
     def _wait_until_saved(self) -> None:
         with self.processes.alone():
@@ -388,13 +409,12 @@ class Trainer:
                     with self._uncounted():
                         self._save()
                 rate = learning_rate(config, self.epoch, self.step, steps)
-                done = self.epoch * steps + self.step
-                self.stepper.step(batch, rate, done)
+                self.stepper.step(batch, rate, self._steps_done)
                 self.step += 1
                 self.throughput.step(config.batch_size)
                 clock.count(config.batch_size, waited)
                 bar.update()
-                if config.log_interval and (done + 1) % config.log_interval == 0:
+                if config.log_interval and self._steps_done % config.log_interval == 0:
                     self._log_interval(clock, rate)
         if self.step == steps:
             self.stepper.average_statistics()
@@ -448,8 +468,7 @@ class Trainer:
         lost_worker, reason = next(each for each in met if each is not None)
         kind = LostWorkerError if lost_worker else UsageError
         raise kind(
-            f"{reason}; stopped before {self.position}, saved {self.folder.last}: go on with "
-            f"--resume --out {self.folder.path}"
+            f"{reason}; stopped before {self.position}, saved {self.folder.last}"
         ) from failure
 
     def _save_is_due(self) -> bool:
@@ -458,7 +477,7 @@ class Trainer:
             return False
         interval = self._save_interval
         if interval.steps is not None:
-            return (self.epoch * self.loader.steps + self.step) % interval.steps == 0
+            return self._steps_done > 0 and self._steps_done % interval.steps == 0
         passed = time.perf_counter() - self._saved_time
         return interval.seconds is not None and passed >= interval.seconds
 
@@ -505,14 +524,24 @@ class Trainer:
                 self.folder.write_metrics(self.history)
         self._save(best)
         self.report_bad_images()
-        self.console.line(epoch_line(row, config.epochs))
+        self.console.epoch(row, config)
 
     def _log_interval(self, clock: IntervalClock, rate: float) -> None:
         now, waiting = clock.rates()
+        steps = self.loader.steps
+        steps_left = (self.config.epochs - self.epoch) * steps - self.step
         self.console.line(
-            f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{self.loader.steps}  "
-            f"loss {self._epoch_means().loss:.4f}  images/s {now:.0f} now, "
-            f"{rounded(self.throughput.mean)} mean  lr {rate:.3g}  data {100 * waiting:.0f}%"
+            interval_line(
+                f"epoch {self.epoch + 1}/{self.config.epochs}  step {self.step}/{steps}",
+                loss=self._epoch_means().loss,
+                images_per_second=now,
+                mean=self.throughput.mean,
+                rate=rate,
+                gradient_norm=float(self.stepper.gradient_norm),
+                waiting=waiting,
+                memory=peak_memory(self.processes.device),
+                images_left=steps_left * self.config.batch_size,
+            )
         )
         clock.reset()
 

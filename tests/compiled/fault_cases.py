@@ -15,7 +15,8 @@ def _cases(first: Case, *changes: dict[str, Any]) -> tuple[Case, ...]:
 
 
 # Other filters and GPUs, alignments, several images in an item, several items of a warp. Planes
-# wider than 56 are those that take several windows.
+# wider than 56 are those that take several windows; low ones have several images in an item, with
+# copies of every width.
 _WHOLE: tuple[dict[str, Any], ...] = (
     {"shape": (40, 5, 16, 16), "multiprocessors": 7},
     {"shape": (35, 2, 16, 16), "kernel_size": 8},
@@ -27,6 +28,9 @@ _PLANES: tuple[dict[str, Any], ...] = (
     {"shape": (2, 5, 37, 57), "layout": "off_by_one_element"},
     {"shape": (1, 5, 40, 96), "layout": "slice_of_channels", "multiprocessors": 7},
     {"shape": (1, 2, 30, 59)},
+    {"shape": (5, 2, 7, 60)},
+    {"shape": (5, 2, 7, 58)},
+    {"shape": (5, 2, 7, 60), "layout": "off_by_one_element"},
 )
 _PIXELS: tuple[dict[str, Any], ...] = (
     {"shape": (2, 11, 34, 57), "multiprocessors": 7},
@@ -80,12 +84,14 @@ FAMILIES = {
         *_WHOLE,
         _other("forward_normalised", _WHOLE[0], "relu"),
         _other("forward_normalised", _WHOLE[0], "identity"),
+        {"shape": (2, 3, 16, 16), "offset": 100.0},
     ),
     "fused forward": _cases(
         Case("forward_normalised", (3, 2, 20, 94), 9, _BF16),
         *_PLANES,
         _other("forward_normalised", _PLANES[0], "relu"),
         _other("forward_normalised", _PLANES[1], "identity"),
+        {"shape": (2, 2, 9, 59), "offset": 100.0},
         _other("fused_backward", _PLANES[1]),
         _other("fused_backward_of_input", _PLANES[2]),
     ),
@@ -94,6 +100,7 @@ FAMILIES = {
         *_PIXELS,
         _other("forward_normalised", _PIXELS[0], "relu"),
         _other("forward_normalised", _PIXELS[1], "identity"),
+        {"shape": (2, 16, 9, 57), "offset": 100.0},
         _other("fused_backward", _PIXELS[0]),
         _other("fused_backward", _PIXELS[1]),
         _other("fused_backward_of_input", _PIXELS[2]),

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from convmixer.config.fields import override
-from convmixer.config.recipes import load_recipe
+from convmixer.config.recipes import load_recipe, to_yaml
 from convmixer.config.settings import Config
+from convmixer.training.run_folder import RunFolder, write_json
 
 TINY = {
     "device": "cpu",
@@ -57,6 +58,22 @@ def tiny_images_config(folder: Path, **changes: Any) -> Config:
     }
     named = {name.replace("__", "."): value for name, value in changes.items()}
     return override(load_recipe("digits"), TINY | images | named)
+
+
+def finished_run(config: Config, out: Path, accuracy: float) -> dict[str, Any]:
+    """Write what a study reads of a finished run, and return its summary."""
+    folder = RunFolder(out)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.config.write_text(to_yaml(config))
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": accuracy, "test_accuracy": accuracy}
+    folder.write_metrics([row])
+    summary = {
+        "recipe": config.recipe, "data": config.data.source, "test_accuracy": accuracy,
+        "test_images": 10, "parameters": 7, "epochs": config.epochs, "seed": config.seed,
+        "torch": "2", "images_per_second": None,
+    }  # fmt: skip
+    write_json(folder.summary, summary)
+    return summary
 
 
 def write_cifar_batches(folder: Path, training_images: int = 40, test_images: int = 20) -> None:

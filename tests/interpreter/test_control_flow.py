@@ -55,6 +55,24 @@ def test_lanes_take_different_branches_and_meet_again(order: str) -> None:
     assert computed == [2 * (lane // 2 * 2) + 301 for lane in range(32)]
 
 
+def test_a_register_that_a_guard_leaves_keeps_its_value_around_a_loop() -> None:
+    """Its row may not be given to %y, which the loop needs before it."""
+    body = """
+    .reg .b32 %kept;
+    mov.u32 %i, 0;
+    AGAIN:
+    add.u32 %y, %i, 100;
+    add.u32 %d, %d, %y;
+    setp.eq.u32 %p, %i, 0;
+    @%p mov.u32 %kept, 5;
+    add.u32 %d, %d, %kept;
+    add.u32 %i, %i, 1;
+    setp.lt.u32 %p, %i, 2;
+    @%p bra AGAIN;
+    """
+    assert values(body) == ([100 + 5 + 101 + 5] * 32, [])
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_loops_of_different_lengths(order: str) -> None:
     interpreter().set(lane_order=order)

@@ -124,7 +124,7 @@ def test_copies_of_a_loop() -> None:
 
 
 def test_a_copy_lands_once() -> None:
-    """After so many that the interpreter forgets those that have landed."""
+    """After so many that the interpreter forgets those that have landed, and if it was early."""
     body = "".join(
         f"cp.async.ca.shared.global [%to+{4 * i}], [%from+{4 * i}], 4; cp.async.commit_group;"
         for i in range(66)
@@ -140,6 +140,10 @@ def test_a_copy_lands_once() -> None:
     st.global.b32 [%out64], %x;
     """
     assert run(body, threads=1) == ([7 + 66], [])
+    interpreter().set(copies="early")
+    change = "cp.async.commit_group; mov.u32 %x, 7; st.global.b32 [%from], %x; "
+    out, found = run(COPY + change + "cp.async.wait_group 0; " + STORE)
+    assert (out, found) == ([1 + 4 * lane for lane in range(32)], [])
 
 
 def test_copies_in_flight_end_with_their_block() -> None:
@@ -147,6 +151,7 @@ def test_copies_in_flight_end_with_their_block() -> None:
     mov.u32 %x, %ctaid.x;
     setp.eq.u32 %p, %x, 0;
     @%p cp.async.cg.shared.global [%to], [%from], 16;
+    @!%p st.shared.b32 [%to], %x;
     """
     source, out = Buffer("u32", range(4)), Buffer("u32", [0])
     (found,) = launch(copying(body), source, out, shared=16, threads=1, blocks=2)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
 
-from .machine import SHARED, Buffer, interpreter, kernel, kinds, launch, line_of
+from .machine import HEADER, SHARED, Buffer, interpreter, kernel, kinds, launch, line_of
 
 
 def only(findings: list[Any]) -> Any:
@@ -122,31 +123,57 @@ def test_parameters_through_registers() -> None:
         launch(beyond, out, threads=1)
 
 
+def test_parameters_lie_at_multiples_of_their_alignment() -> None:
+    text = f"""{HEADER}.visible .entry test(
+    .param .u8 first, .param .u64 out, .param .u16 third, .param .align 8 .b8 pair[8])
+    {{
+    .reg .b64 %out;
+    .reg .b32 %x, %y;
+    ld.param.u64 %out, [out];
+    ld.param.v2.u32 {{%x, %y}}, [pair];
+    st.global.v2.u32 [%out], {{%x, %y}};
+    ret;
+    }}"""
+    out, machine = Buffer("u32", [0, 0]), interpreter()
+    machine.load("test.ptx", text)
+    machine.permit(out.address, out.bytes)
+    arguments = [bytes(1), out.argument(), bytes(2), struct.pack("<2I", 3, 4)]
+    machine.launch("test", (1, 1, 1), (1, 1, 1), 0, arguments)
+    assert out.values() == [3, 4]
+
+
 def test_what_a_block_leaves_the_next_does_not_find() -> None:
     body = """
     .local .align 4 .b8 own[4];
-    .reg .b32 %block, %x, %y;
+    .reg .b32 %block, %x, %y, %z;
     .reg .pred %p;
     mov.u32 %block, %ctaid.x;
     setp.eq.u32 %p, %block, 0;
     @%p mov.u32 %x, 5;
     @%p st.local.u32 [own], 6;
+    @%p st.shared.u32 [memory], 7;
+    bar.sync 0;
     ld.local.u32 %y, [own];
-    mad.wide.u32 %offset64, %block, 8, %out;
-    st.global.v2.u32 [%offset64], {%x, %y};
+    ld.shared.u32 %z, [memory];
+    mad.wide.u32 %offset64, %block, 16, %out;
+    st.global.v4.u32 [%offset64], {%x, %y, %z, %block};
     """
-    out = Buffer("u32", [0] * 4)
-    assert launch(kernel(body, ["out"]), out, threads=1, blocks=2) == []
-    register, local = out.values()[2:]
-    assert out.values()[:2] == [5, 6]
-    assert register != 5 and local == 2**32 - 1
+    out = Buffer("u32", [0] * 8)
+    text = kernel(body, ["out"], shared=SHARED)
+    found = only(launch(text, out, threads=1, blocks=2, shared=4))
+    assert (found.kind, found.count) == ("read of uninitialised shared memory", 1)
+    assert "block (1, 0, 0)" in found.detail
+    register, *memory = out.values()[4:7]
+    assert out.values()[:4] == [5, 6, 7, 0]
+    assert register != 5 and memory == [2**32 - 1] * 2
 
 
 def test_where_arrays_lie() -> None:
-    """Local ones as aligned as they ask for, dynamic shared memory behind static."""
+    """As aligned as they ask for, dynamic shared memory behind static."""
     body = """
     .local .align 1 .b8 odd[3];
     .local .align 8 .b8 even[8];
+    .shared .align 1 .b8 three[3];
     .shared .align 4 .b8 inner[12];
     .reg .b32 %x, %y;
     .reg .b64 %wide, %generic;

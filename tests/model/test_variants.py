@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import urllib.error
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from convmixer import (
@@ -206,6 +208,33 @@ def test_pretrained(tmp_path):
     assert torch.equal(loaded(image), model(image))
 
 
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+
+
+def test_published_weights_come_from_the_hub(tmp_path, monkeypatch):
+    model = ConvMixer(8, 1, 3, 2, activation="relu").eval()
+    weights = tmp_path / "model.safetensors"
+    save_file(model.state_dict(), weights)
+    asked = []
+
+    def cached(*file):
+        asked.append(file)
+        return str(weights)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    size = {"dim": 8, "depth": 1, "kernel_size": 3, "patch_size": 2}
+    loaded = create_model("convmixer_768_32", pretrained=True, **size).eval()
+    image = torch.randn(1, 3, 8, 8)
+    assert torch.equal(loaded(image), model(image))
+    assert asked == [("timm/convmixer_768_32.in1k", "model.safetensors")]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -214,15 +243,15 @@ def test_pretrained(tmp_path):
         (lambda: create_model("convmixer_768_32", clases=3), "clases: no argument of ConvMixer"),
         (
             lambda: create_model("convmixer_768_32", pretrained=True),
-            "pretrained: got True.*huggingface.co/timm/convmixer_768_32.in1k",
+            r"pretrained: cannot fetch .*huggingface.co/timm/convmixer_768_32.in1k \(no network\)",
         ),
         (
             lambda: create_model("convmixer_512_12_ks9_p5", pretrained=True),
-            "pretrained: got True, expected the path of a file of weights, such as your own",
+            "pretrained: no weights of convmixer_512_12_ks9_p5 are published",
         ),
     ],
 )
-def test_mistakes(call, message):
+def test_mistakes(call, message, no_network):
     with pytest.raises(UsageError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ LEVELS = (
     {"torchrun", "config", "model"},
     {"data", "timm_models"},
     {"training"},
+    {"studies"},
     {"paper"},
     {"cli"},
     {"", "__main__"},

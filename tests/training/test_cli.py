@@ -59,7 +59,9 @@ def _failure(capsys, *words: str) -> str:
 
 
 def test_the_recipes_are_those_of_the_documentation():
-    expected = ["cifar10", "cifar10-quick", "columbia", "digits", "imagenet", "imagenet-a1"]
+    expected = [
+        "cifar10", "cifar10-quick", "columbia", "digits", "imagenet", "imagenet-a1", "mnist"
+    ]  # fmt: skip
     assert recipe_names() == expected
 
 
@@ -310,7 +312,9 @@ def test_an_evaluation_on_the_wrong_folder_names_what_it_looked_for(
 
 def test_an_evaluation_of_the_digits_needs_no_folder(capsys, run_folder, tmp_path):
     command = ["evaluate", "--checkpoint", run_folder / "best.pt", "--data", tmp_path]
-    assert "the digits come with scikit-learn: leave it out" in _failure(capsys, *command)
+    assert "the images of data.source digits come with a package: leave it out" in _failure(
+        capsys, *command
+    )
 
 
 def test_a_folder_without_weights_is_no_checkpoint(capsys, tmp_path):
@@ -408,7 +412,7 @@ def test_an_error_in_a_worker_process_is_one_line_too():
 # Help
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "ablate", "plot-weights"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "ablate", "sweep", "plot-weights"])
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -384,5 +384,7 @@ def test_an_evaluation_names_the_folders_it_looked_for(made, asked, message, tmp
 
 def test_the_digits_are_read_from_no_folder(tmp_path):
     config = override(load_recipe("digits"), {"data.folder": str(tmp_path)})
-    with pytest.raises(UsageError, match=r"data\.folder: got .* the digits come with scikit-learn"):
+    with pytest.raises(
+        UsageError, match=r"data\.folder: got .* the images of data.source digits come"
+    ):
         load_splits(config.data, 1)

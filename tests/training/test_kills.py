@@ -6,7 +6,7 @@ import random
 import signal
 
 from convmixer.training.run_folder import RunFolder
-from tests.training.kills import (
+from tests.helpers.killed_runs import (
     SAVE_EVERY,
     Trap,
     assert_same_run,
@@ -17,7 +17,7 @@ from tests.training.kills import (
 )
 
 CALLS = {
-    "convmixer.training.stepper.part_seed": 10,  # between the parts of a step
+    "convmixer.training.stepper.sums_of_batch": 10,  # between the parts of a step
     "convmixer.training.optimizer.ExponentialMovingAverage.update": 6,
     "convmixer.training.trainer.score": 3,
     "convmixer.training.run_folder.write_csv": 1,

@@ -16,6 +16,7 @@ from convmixer import ConvMixer
 from convmixer.errors import UsageError
 from convmixer.paper import weight_plots
 from convmixer.paper.weight_plots import chosen_layers, plot_weights, tile
+from convmixer.studies import pictures
 from convmixer.training import plots
 from tests.helpers.training import tiny_config
 
@@ -36,7 +37,7 @@ HISTORY = [
 def figures(monkeypatch):
     """The figures that are saved, which are also written."""
     kept = []
-    for module in (plots, weight_plots):
+    for module in (plots, weight_plots, pictures):
         original = module.save_figure
 
         def keep(figure, path, original=original):
@@ -58,7 +59,7 @@ def test_curves_show_loss_accuracy_and_learning_rate(tmp_path, figures):
         "digits: ConvMixer-8/1 (kernel 3, patch 1), test accuracy 98.77 %"
     )
     loss, accuracy, rate = map(_lines, figure.axes)
-    assert loss["train (augmented images)"] == [row["train_loss"] for row in HISTORY]
+    assert loss["train (mixed and augmented images)"] == [row["train_loss"] for row in HISTORY]
     assert loss["validation"] == [row["validation_loss"] for row in HISTORY]
     assert accuracy["validation"] == [row["validation_accuracy"] for row in HISTORY]
     assert rate["learning rate"] == [row["learning_rate"] for row in HISTORY]
@@ -85,19 +86,18 @@ def test_seeds_share_one_picture(tmp_path, figures):
 
 
 def test_ablations_keep_measured_and_printed_accuracies_apart(tmp_path, figures):
-    plots.save_ablation(
+    pictures.save_rows(
         tmp_path / "ablation.png",
         title="a table",
         labels=["first", "second"],
         accuracies=[[90.0, 92.0], []],
         measured_on="digits, here",
-        paper=[95.0, 96.0],
-        paper_measured_on="CIFAR-10, as the paper reports",
+        reported={"the paper, CIFAR-10": [95.0, 96.0]},
         baseline=0,
     )
     measured, printed = figures[0].axes
     titles = [axes.get_title(loc="left") for axes in (measured, printed)]
-    assert titles == ["digits, here", "CIFAR-10, as the paper reports"]
+    assert titles == ["digits, here", "the paper, CIFAR-10, as reported"]
     assert [label.get_text() for label in measured.get_yticklabels()] == ["first", "second"]
     assert {text.get_text() for text in measured.texts} == {"not run"}
     shown = [x for line in measured.get_lines() for x in line.get_xdata()]

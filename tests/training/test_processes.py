@@ -78,6 +78,26 @@ def test_two_processes_with_accumulation_equal_one_without(folder, seen, tmp_pat
         torch.testing.assert_close(*(state[weights] for state in states), atol=2e-4, rtol=2e-3)
 
 
+def test_a_run_goes_on_in_another_number_of_processes(seen):
+    """One process takes the parts of two in turn, so that weights differ by rounding alone.
+
+    Its running statistics see two parts a step and not one, so they are closer to the last batches.
+    """
+    moved, stayed = seen[0]["moved"]["moved"], seen[0]["moved"]["stayed"]
+    assert moved["parts"] == 2 and moved["epoch"] == 2
+    for name in ("state_dict", "state_dict_ema"):
+        for key, tensor in stayed[name].items():
+            if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                torch.testing.assert_close(moved[name][key], tensor, atol=1e-5, rtol=1e-4)
+    for key, state in stayed["optimizer"]["state"].items():
+        for name, tensor in state.items():
+            found = moved["optimizer"]["state"][key][name]
+            torch.testing.assert_close(found, tensor, atol=1e-5, rtol=1e-3)
+    for before, after in zip(stayed["history"], moved["history"], strict=True):
+        assert after["train_loss"] == pytest.approx(before["train_loss"], rel=1e-5)
+        assert after["train_accuracy"] == pytest.approx(before["train_accuracy"])
+
+
 def test_statistics_are_averaged_before_they_are_scored_and_saved(folder, seen):
     first, second = (each[BATCH_NORM] for each in seen)
     assert len(first["before"]) == 12  # mean and variance of three norms, model and average

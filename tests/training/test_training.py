@@ -303,7 +303,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     names = {path.name for path in out.iterdir()}
     assert names == {
         "config.yaml", "metrics.csv", "summary.json", "curves.png", "last.pt", "best.pt",
-        ".lock",
+        "environment.json", ".lock",
     }  # fmt: skip
     assert load_yaml(out / "config.yaml") == _exact_config()
     assert RunFolder(out).load_summary() == summary
@@ -761,7 +761,10 @@ def test_few_values_per_channel_are_trained_on(changes, tmp_path):
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        ([math.nan] * 10, "weights became infinite or nan in epoch 2"),
+        (
+            [math.nan] * 10,
+            "weights or the state of the optimizer became infinite or nan in epoch 2",
+        ),
         ([3e38] + [-3e38] * 9, "the loss on held-out images became inf in epoch 2"),
     ],
 )

@@ -32,6 +32,8 @@ def test_commands_are_understood(command):
 
 def test_options_in_sentences_exist():
     parser, commands = build_parser()
+    for command in commands.values():
+        command.complete()
     known = {name for each in (parser, *commands.values()) for name in each._option_string_actions}
     assert {option for option in re.findall(r"`(--[\w.]+)", PAGE)} <= known
 

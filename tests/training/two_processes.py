@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from convmixer.cli import main
@@ -23,6 +24,7 @@ from convmixer.errors import TrainingDivergedError, TrainingInterruptedError
 from convmixer.training import plots
 from convmixer.training.distributed import running_processes
 from convmixer.training.evaluation import checkpoint_config, evaluate
+from convmixer.training.run_state import read_checkpoint
 from convmixer.training.runs import train
 from convmixer.training.stepper import Stepper
 from tests.helpers.training import tiny_config, tiny_options, write_image_folder
@@ -68,29 +70,65 @@ def _stopped(config: Config, out: Path, rank: int) -> str:
     """Let the second process alone get a signal in its second step; return why this one stops."""
     original, steps = Stepper.step, []
 
-    def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
+    def step(self: Stepper, *arguments: Any, **keywords: Any) -> None:
         steps.append(None)
         if rank == 1 and len(steps) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return original(self, *arguments, **keywords)
+        original(self, *arguments, **keywords)
 
     return _reason_to_end(config, out, step)
+
+
+def moving_config() -> Config:
+    """Settings with all that is computed over a part of a batch; two epochs of four steps."""
+    return tiny_config(ema_decay=0.9, optimizer__lr=0.003)
+
+
+def _moved(out: Path, rank: int) -> dict[str, dict[str, Any]]:
+    """Train in two processes, in one alone from step 3 to 6, and in two again.
+
+    Returns:
+        the states of this run and of one that stayed in two processes.
+    """
+    config, original = moving_config(), Stepper.step
+
+    def train_until(last: int | None, **options: Any) -> None:
+        def step(self: Stepper, batch: Any, rate: float, number: int) -> None:
+            if number + 1 == last:
+                signal.raise_signal(signal.SIGTERM)
+            original(self, batch, rate, number)
+
+        stopped = (
+            contextlib.nullcontext()
+            if last is None
+            else contextlib.suppress(TrainingInterruptedError)
+        )
+        with mock.patch.object(Stepper, "step", step), stopped:
+            train(config, out / "moved", silent=True, **options)
+
+    train_until(3)
+    if rank == 0:
+        with mock.patch.dict(os.environ, WORLD_SIZE="1"):
+            train_until(6, resume=True)
+    dist.barrier()
+    train_until(None, resume=True)
+    train(config, out / "stayed", silent=True)
+    return {name: read_checkpoint(out / name / "last.pt") for name in ("moved", "stayed")}
 
 
 def _diverged(config: Config, out: Path, rank: int) -> str:
     """Make the loss of the second process alone infinite; return why this one fails."""
     original = Stepper.step
 
-    def step(self: Stepper, *arguments: Any, **keywords: Any) -> float:
-        waited = original(self, *arguments, **keywords)
+    def step(self: Stepper, *arguments: Any, **keywords: Any) -> None:
+        original(self, *arguments, **keywords)
         if rank == 1:
             self.sums[1] = float("inf")
-        return waited
 
     return _reason_to_end(config, out, step)
 
 
-def _reason_to_end(config: Config, out: Path, step: Callable[..., float]) -> str:
+def _reason_to_end(config: Config, out: Path, step: Callable[..., None]) -> str:
     """Train with `step` in place of `Stepper.step` and return why that ends early."""
     with mock.patch.object(Stepper, "step", step):
         try:
@@ -131,6 +169,7 @@ def work(folder: Path, rank: int) -> None:
         seen["batch norm"] = _batch_norm(config, folder / "batch-norm")
         seen["stopped"] = _stopped(config, folder / "stopped", rank)
         # Both processes must go on to the next case, or the second waits for ever.
+        seen["moved"] = _moved(folder, rank)
         seen["diverged"] = _diverged(config, folder / "diverged", rank)
         checkpoint = folder / "two" / "best.pt"
         seen["wrong folder"] = _mistaken(folder, folder / "none")

@@ -1,0 +1,1 @@
+"""Studies: rows of settings that are trained over several seeds and compared."""
