@@ -155,11 +155,11 @@ def fused_backward(
     kernel_size: int,
     with_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if weight is not None:
+    if weight is not None and _are_whole(value):
         grad = layout.planar(grad)
         if input is not None:
             input = layout.planar(input)
-        if _are_whole(value, grad, input):
+        if _are_whole(grad, input):
             tables = (normalisation, sums.contiguous())
             return _whole_backward(
                 input, value, grad, weight.contiguous(), *tables, activation, residual, with_bias
