@@ -95,9 +95,9 @@ def _collate(samples: list[_Sample]) -> TrainingBatch:
     indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
     content: Tensor
     if isinstance(contents[0], list):
-        content = batched_operations.as_table(contents)
+        content = batched_operations.as_table(list(contents))
     else:
-        content = default_collate(contents)
+        content = default_collate(list(contents))
     reasons = [reason for each in bad for reason in each]
     return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
 
