@@ -16,6 +16,7 @@ from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.cuda.convolution import ACTIVATIONS
 from convmixer_kernels.backends.cuda.device import Located, address, current, launcher, located
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.layout import ImageLayout
 
 # `ElementwisePass` of csrc/arguments.h has these numbers; a pass makes so many sums of a channel.
@@ -38,14 +39,21 @@ def forward_normalised(
     residual: bool,
 ) -> Tensor:
     """Convolve, activate, normalise and add `input` if `residual`, in one kernel."""
-    return convolution.square_forward(input, weight, bias, normalisation, activation, residual)
+    return convolution.forward(
+        input,
+        weight,
+        bias,
+        normalisation=normalisation,
+        activation=activation,
+        residual=residual,
+    )
 
 
 def forward_moments(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
     if not _are_whole(input):
-        value = convolution.square_forward(input, weight, bias)
+        value = convolution.forward(input, weight, bias)
         return value, moments(value, None, activation)
     kernels, context = launcher(input)
     image = ImageLayout.of(input)
@@ -170,11 +178,11 @@ def fused_backward(
     grad_input = grad_weight = None
     if weight is not None:
         addend = grad if residual else None
-        grad_input = convolution.square_forward(
-            grad_value, weight, None, flipped=True, addend=addend
-        )
+        grad_input = convolution.forward(grad_value, weight, None, flipped=True, addend=addend)
     if input is not None:
-        grad_weight, _ = convolution.square_weight_gradient(input, grad_value, kernel_size, False)
+        grad_weight, _ = convolution.weight_gradient(
+            input, grad_value, Filter(kernel_size, kernel_size), False
+        )
     return grad_input, grad_weight, grad_bias
 
 
@@ -251,7 +259,9 @@ def _whole_backward(
         )
     if grad_value is not None:
         assert input is not None
-        grad_weight, _ = convolution.square_weight_gradient(input, grad_value, kernel_size, False)
+        grad_weight, _ = convolution.weight_gradient(
+            input, grad_value, Filter(kernel_size, kernel_size), False
+        )
     return grad_input, grad_weight, grad_bias
 
 

@@ -29,66 +29,32 @@ def free_strides(strides: tuple[int, ...], channels_last: bool) -> tuple[int, ..
 
 
 def forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int] = (1, 1)
-) -> Tensor:
-    """Convolve (N, C, H, W) with (C, 1, h, w) and add (C,): laid out like `input`."""
-    if _has_square_kernel(weight, dilation):
-        return square_forward(input, weight, bias)
-    return _convolve(input, weight, bias, dilation, flipped=False)
-
-
-def input_gradient(
-    grad_output: Tensor, weight: Tensor, dilation: tuple[int, int] = (1, 1)
-) -> Tensor:
-    """Return the gradient of the input of `forward`, laid out like `grad_output`."""
-    if _has_square_kernel(weight, dilation):
-        return square_forward(grad_output, weight, None, flipped=True)
-    return _convolve(grad_output, weight, None, dilation, flipped=True)
-
-
-def weight_gradient(
-    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
-    if filter.size in KERNEL_SIZES:
-        return square_weight_gradient(input, grad_output, filter.size, with_bias)
-    if _is_embedded(input, filter):
-        size = filter.embedding_size
-        grad_weight, grad_bias = square_weight_gradient(input, grad_output, size, with_bias)
-        return filter.pick(grad_weight), grad_bias
-    return _large_weight_gradient(input, grad_output, filter, with_bias)
-
-
-def _has_square_kernel(weight: Tensor, dilation: tuple[int, int]) -> bool:
-    _, _, height, width = weight.shape
-    return height == width and width in KERNEL_SIZES and dilation == (1, 1)
-
-
-# ---- square filters of KERNEL_SIZES --------------------------------------------------------------
-
-
-def square_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    dilation: tuple[int, int] = (1, 1),
+    *,
+    flipped: bool = False,
     normalisation: Tensor | None = None,
     activation: str = "identity",
     residual: bool = False,
-    *,
-    flipped: bool = False,
     addend: Tensor | None = None,
 ) -> Tensor:
-    """Convolve with (C, 1, k, k), k of `KERNEL_SIZES`, add (C,), and do in one pass what follows.
+    """Convolve (N, C, H, W) with (C, 1, h, w), add (C,), and do in one pass what follows.
 
     Args:
-        normalisation: with it the result is activated and normalised.
-        residual: whether `input` is added to that.
         flipped: whether the filters are turned by half a turn, as the input gradient asks for.
+        normalisation: with it the result is activated and normalised; as the arguments below, with
+            square filters of `KERNEL_SIZES` alone.
+        residual: whether `input` is added to that.
         addend: added to a convolution that is not normalised; any strides.
 
     Returns:
         (N, C, H, W), laid out like `input`.
     """
+    _, _, height, size = weight.shape
+    if height != size or size not in KERNEL_SIZES or dilation != (1, 1):
+        return _convolve_any(input, weight, bias, dilation, flipped)
     image = ImageLayout.of(input)
     output = image.empty(input)
     if 0 in image.shape:
@@ -111,7 +77,7 @@ def square_forward(
         arguments = (
             context,
             image.shape,
-            weight.shape[-1],
+            size,
             flipped,
             located(input, free_strides(image.strides, last)),
             address(weight),
@@ -131,10 +97,20 @@ def square_forward(
     return output
 
 
-def square_weight_gradient(
-    input: Tensor, grad_output: Tensor, kernel_size: int, with_bias: bool
+def input_gradient(
+    grad_output: Tensor, weight: Tensor, dilation: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """Return the gradient of the input of `forward`, laid out like `grad_output`."""
+    return forward(grad_output, weight, None, dilation, flipped=True)
+
+
+def weight_gradient(
+    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Do what `weight_gradient` does for a square filter of `KERNEL_SIZES`."""
+    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
+    kernel_size = filter.size
+    if kernel_size not in KERNEL_SIZES:
+        return _weight_gradient_of_any(input, grad_output, filter, with_bias)
     image = ImageLayout.of(input)
     images, channels, _, _ = image.shape
     grad_weight = input.new_empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
@@ -171,17 +147,12 @@ def square_weight_gradient(
 # ---- any other filter ----------------------------------------------------------------------------
 
 
-def _convolve(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: tuple[int, int],
-    *,
-    flipped: bool,
+def _convolve_any(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int], flipped: bool
 ) -> Tensor:
     filter = Filter.of(weight, dilation)
     if _is_embedded(input, filter):
-        return square_forward(input, filter.embed(weight), bias, flipped=flipped)
+        return forward(input, filter.embed(weight), bias, flipped=flipped)
     image = ImageLayout.of(input)
     output = image.empty(input)
     if 0 in image.shape:
@@ -207,9 +178,13 @@ def _convolve(
     return output if target is output else output.copy_(target)
 
 
-def _large_weight_gradient(
+def _weight_gradient_of_any(
     input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
+    if _is_embedded(input, filter):
+        square = Filter(filter.embedding_size, filter.embedding_size)
+        grad_weight, grad_bias = weight_gradient(input, grad_output, square, with_bias)
+        return filter.pick(grad_weight), grad_bias
     sizes = tuple(input.shape)
     channels = sizes[1]
     grad_weight = input.new_empty((channels, 1, *filter.shape), dtype=torch.float32)
