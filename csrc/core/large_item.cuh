@@ -1,8 +1,10 @@
-// The items of planes that filters of up to 31 x 31 work through, and their way into shared memory.
+// Filters of up to 31 x 31: the items of planes, their way into shared memory and out of it, blocks, and
+// the choice of a kernel.
 #pragma once
 #include <iterator>
 #include <utility>
 
+#include "core/large_toeplitz.cuh"
 #include "core/staging_contiguous.cuh"
 #include "host/launch.h"
 
@@ -14,7 +16,7 @@ struct LargeItem {
   int image, top, left;
   int first_tile, last_tile;  // the tiles [first_tile, last_tile) whose outputs belong to this item
 
-  __device__ __forceinline__ LargeItem(int number, const Tiling& tiling, const Shape& shape) {
+  constexpr LargeItem(int number, const Tiling& tiling, const Shape& shape) {
     const int column_block = number % tiling.column_blocks;
     const int rest = number / tiling.column_blocks;
     image = rest / tiling.row_blocks * (mma_rows >> tiling.groups_log2);
@@ -86,6 +88,48 @@ __device__ __forceinline__ void store_large(T* to, ptrdiff_t image_stride, int a
   else if (alignment == 2) store(integral_constant<int, 2>());
   else store(integral_constant<int, 1>());
 }
+
+// ---- blocks --------------------------------------------------------------------------------------
+
+// The shared memory of a block of the forward pass.
+template <int GroupRows, int Tiles>
+struct LargeForwardBlock {
+  static constexpr int stages = 2;
+  using Rows = ItemRows<GroupRows, 8 * Tiles>;
+
+  __host__ __device__ static constexpr int input_elements(int groups, int filter_rows) {
+    return stages * Rows::elements(groups, filter_rows - 1);
+  }
+  __host__ __device__ static constexpr int output_elements(int groups) {
+    return Rows::elements(groups, 0);
+  }
+  static constexpr size_t shared_bytes(int warps, int groups, int filter_rows) {
+    const auto bytes = [&](int elements) {
+      return device::SharedMemory::bytes<__half>(size_t(warps * elements));
+    };
+    return bytes(input_elements(groups, filter_rows)) + bytes(output_elements(groups)) +
+           bytes(SharedBands<__half>::elements(filter_rows));
+  }
+};
+
+// The shared memory of a block of the weight gradient.
+template <int GroupRows, int Tiles>
+struct LargeWeightGradientBlock {
+  static constexpr int stages = 2;
+  using Rows = ItemRows<GroupRows, 8 * Tiles>;
+
+  __host__ __device__ static constexpr int input_elements(int groups) {
+    return stages * Rows::elements(groups, filter_rows_of_warp - 1);
+  }
+  __host__ __device__ static constexpr int gradient_elements(int groups) {
+    return stages * Rows::elements(groups, 0);
+  }
+  static constexpr size_t shared_bytes(int warps, int groups) {
+    using device::SharedMemory;
+    return SharedMemory::bytes<__half>(size_t(warps * input_elements(groups))) +
+           SharedMemory::bytes<__half>(size_t(warps * gradient_elements(groups)));
+  }
+};
 
 // ---- launches ------------------------------------------------------------------------------------
 

@@ -122,24 +122,39 @@ constexpr int filter_row_groups(const LargeFilter& filter) {
   return int(divide_up(filter.rows(), 8));
 }
 
+// Shared memory of one warp: two stages of its input and of outputs or their gradient, and the filter.
+// The distance of two images is rounded up to 64 elements.
+constexpr size_t large_warp_bytes(TileShape tile, int groups, int filter_rows) {
+  const int64_t group = tile.group_rows * 8 * tile.tiles + 8, images = mma_rows / groups;
+  const int64_t halo = divide_up(filter_rows - 1, tile.group_rows);
+  const int64_t input = images * ((groups + halo) * group + 63), output = mma_rows * group;
+  return size_t(2 * (2 * input + 2 * output + 96 * filter_rows));
+}
+
 constexpr Plan large_plan(Shape shape, const LargeFilter& filter, Pass pass, const Chip& chip) {
   Plan result{};
-  result.tile = large_tile_shape(shape.width);
-  result.tiling = tiling_of(shape, result.tile);
-  const int widest = 8 * result.tile.tiles;
-  if (shape.width > widest)
-    result.tiling.column_blocks =
-        1 + int(divide_up(shape.width - widest, large_column_step(result.tile.tiles)));
-  const int64_t images = divide_up(shape.images, mma_rows >> result.tiling.groups_log2);
-  const int64_t per_image = int64_t(result.tiling.row_blocks) * result.tiling.column_blocks;
+  const TileShape tile = result.tile = large_tile_shape(shape.width);
+  Tiling& tiling = result.tiling;
+  // Fewer images are in an item than could be where low and wide ones would not fit with their halo.
+  while (tiling.groups_log2 < 4 &&
+         ((tile.group_rows << tiling.groups_log2) < shape.height ||
+          large_warp_bytes(tile, 1 << tiling.groups_log2, filter.rows()) > most_shared_bytes))
+    ++tiling.groups_log2;
+  tiling.row_blocks = int(divide_up(shape.height, tile.group_rows << tiling.groups_log2));
+  const int widest = 8 * tile.tiles;
+  tiling.column_blocks =
+      shape.width <= widest
+          ? 1
+          : 1 + int(divide_up(shape.width - widest, large_column_step(tile.tiles)));
+  const int64_t images = divide_up(shape.images, mma_rows >> tiling.groups_log2);
+  const int64_t per_image = int64_t(tiling.row_blocks) * tiling.column_blocks;
   const bool fits = per_image == 0 || images <= INT32_MAX / per_image;
-  result.tiling.items = fits ? int(images * per_image) : -1;
+  tiling.items = fits ? int(images * per_image) : -1;
   if (!fits) return result;
   const int warps = pass == Pass::forward ? 1 : filter_row_groups(filter);
-  result.splits =
-      image_splits(divide_up(int64_t(shape.channels) * warps, most_warps), result.tiling.items,
-                   int64_t(chip.multiprocessors) * large_blocks(pass), split_time(pass, false),
-                   most_items_of_split(pass));
+  result.splits = image_splits(divide_up(int64_t(shape.channels) * warps, most_warps), tiling.items,
+                               int64_t(chip.multiprocessors) * large_blocks(pass),
+                               split_time(pass, false), most_items_of_split(pass));
   return result;
 }
 

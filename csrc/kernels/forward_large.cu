@@ -1,31 +1,10 @@
 // Forward pass and input gradient of contiguous planes for filters of up to 31 x 31. Each warp owns a
 // channel, whose filter it keeps in shared memory, and works through a split of its items.
 #include "core/large_item.cuh"
-#include "core/large_toeplitz.cuh"
 #include "host/launch.h"
 
 namespace depthwise {
 namespace {
-
-template <int GroupRows, int Tiles>
-struct LargeForwardBlock {
-  static constexpr int stages = 2;
-  using Rows = ItemRows<GroupRows, 8 * Tiles>;
-
-  __host__ __device__ static constexpr int input_elements(int groups, int filter_rows) {
-    return stages * Rows::elements(groups, filter_rows - 1);
-  }
-  __host__ __device__ static constexpr int output_elements(int groups) {
-    return Rows::elements(groups, 0);
-  }
-  static constexpr size_t shared_bytes(int warps, int groups, int filter_rows) {
-    const auto bytes = [&](int elements) {
-      return device::SharedMemory::bytes<__half>(size_t(warps * elements));
-    };
-    return bytes(input_elements(groups, filter_rows)) + bytes(output_elements(groups)) +
-           bytes(SharedBands<__half>::elements(filter_rows));
-  }
-};
 
 // Grid: x counts channels by the warps of a block, y splits of the items.
 template <class T, int GroupRows, int Tiles>

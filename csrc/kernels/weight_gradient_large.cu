@@ -2,29 +2,10 @@
 // eight neighbouring rows of the filter of a channel over a split of the items; a second kernel adds the
 // splits in order.
 #include "core/large_item.cuh"
-#include "core/large_toeplitz.cuh"
 #include "host/launch.h"
 
 namespace depthwise {
 namespace {
-
-template <int GroupRows, int Tiles>
-struct LargeWeightGradientBlock {
-  static constexpr int stages = 2;
-  using Rows = ItemRows<GroupRows, 8 * Tiles>;
-
-  __host__ __device__ static constexpr int input_elements(int groups) {
-    return stages * Rows::elements(groups, filter_rows_of_warp - 1);
-  }
-  __host__ __device__ static constexpr int gradient_elements(int groups) {
-    return stages * Rows::elements(groups, 0);
-  }
-  static constexpr size_t shared_bytes(int warps, int groups) {
-    using device::SharedMemory;
-    return SharedMemory::bytes<__half>(size_t(warps * input_elements(groups))) +
-           SharedMemory::bytes<__half>(size_t(warps * gradient_elements(groups)));
-  }
-};
 
 // Grid: x counts groups of filter rows of the channels by the warps of a block, y splits of the items.
 template <class T, int GroupRows, int Tiles>

@@ -37,6 +37,13 @@ def cuda_cases() -> Iterator[Case]:
             yield Case(operation, shape, k, dtype)
         for shape, operation in itertools.product(PIXELS, MAIN):
             yield Case(operation, shape, k, dtype, "channels_last")
+    # Sizes that one kernel serves, which channels_last tensors are copied for.
+    for k, dtype, operation in itertools.product((4, 17, 24, 31), (FP16, BF16), MAIN[:3]):
+        for shape in PLANES:
+            yield Case(operation, shape, k, dtype)
+        for layout in ("channels_outermost", "slice_of_channels", "off_by_one_element"):
+            yield Case(operation, PLANES[-1], k, dtype, layout, multiprocessors=132)
+        yield Case(operation, PIXELS[0], k, dtype, "channels_last")
     # Optional results, other activations, layouts and GPUs.
     for k, dtype in itertools.product((9, 15), (FP16, BF16)):
         for layout, shape in _shapes(3):

@@ -32,6 +32,14 @@ _PLANES: tuple[dict[str, Any], ...] = (
     {"shape": (5, 2, 7, 58)},
     {"shape": (5, 2, 7, 60), "layout": "off_by_one_element"},
 )
+_LARGE: tuple[dict[str, Any], ...] = (
+    {"shape": (3, 5, 50, 100), "multiprocessors": 7},
+    {"shape": (40, 2, 9, 56), "kernel_size": 20},
+    {"shape": (2, 5, 37, 57), "layout": "off_by_one_element"},
+    {"shape": (1, 5, 40, 96), "layout": "slice_of_channels", "multiprocessors": 7},
+    {"shape": (5, 2, 7, 60), "kernel_size": 17},
+    {"shape": (5, 2, 7, 58), "kernel_size": 24},
+)
 _PIXELS: tuple[dict[str, Any], ...] = (
     {"shape": (2, 11, 34, 57), "multiprocessors": 7},
     {"shape": (20, 8, 9, 56)},
@@ -66,6 +74,17 @@ FAMILIES = {
     "weight gradient": _cases(
         Case("weight_gradient", (3, 2, 20, 94), 9, _BF16),
         *_PLANES,
+        *({"shape": (2, 2, 9, 59), "zeros": zeros} for zeros in ("input", "grad")),
+    ),
+    "forward, large filters": _cases(
+        Case("forward", (3, 2, 20, 94), 31, _FP16),
+        *_LARGE,
+        _other("input_gradient", _LARGE[1]),
+        _other("forward_without_bias", _LARGE[2] | {"zeros": "input"}),
+    ),
+    "weight gradient, large filters": _cases(
+        Case("weight_gradient", (3, 2, 20, 94), 31, _BF16),
+        *_LARGE,
         *({"shape": (2, 2, 9, 59), "zeros": zeros} for zeros in ("input", "grad")),
     ),
     "channels_last forward": _cases(

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "core/large_item.cuh"
 #include "kernels/forward.cu"
 #include "kernels/forward_channels_last.cu"
 #include "kernels/weight_gradient.cu"
@@ -191,6 +192,41 @@ void check_channels_last(const Architecture& on, const Shape& shape) {
   hold(found, "no kernel for this tile");
 }
 
+void check_large(const Architecture& on, const Shape& shape, const LargeFilter& filter) {
+  const auto hold = [&](bool holds, const char* what) { require(holds, what, on, shape); };
+  const Plan chosen = large_plan(shape, filter, Pass::weight_gradient, on.chip);
+  const Tiling& tiling = chosen.tiling;
+  hold(chosen.splits >= 1 && chosen.splits <= tiling.items, "a split without items");
+  std::vector<int> times(size_t(shape.images) * size_t(shape.height) * size_t(shape.width));
+  const auto with = [&]<int GroupRows, int Tiles>() {
+    const int groups = 1 << tiling.groups_log2;
+    hold(LargeForwardBlock<GroupRows, Tiles>::shared_bytes(1, groups, filter.rows()) <=
+             most_shared_bytes,
+         "a warp takes more shared memory than there is");
+    hold(LargeWeightGradientBlock<GroupRows, Tiles>::shared_bytes(1, groups) <= most_shared_bytes,
+         "a warp of the weight gradient takes more shared memory than there is");
+    for (int number = 0; number < tiling.items; ++number) {
+      const LargeItem<GroupRows, Tiles> item(number, tiling, shape);
+      hold(item.first_tile == 0 ? item.left == 0 : item.first_tile == large_halo_tiles,
+           "left halo");
+      hold(item.left + 8 * item.last_tile >= shape.width ||
+               item.last_tile == Tiles - large_halo_tiles,
+           "right halo");
+      for (int image = item.image; image < item.image + mma_rows / groups; ++image)
+        for (int y = item.top; y < item.top + groups * GroupRows; ++y)
+          for (int x = item.left + 8 * item.first_tile; x < item.left + 8 * item.last_tile; ++x)
+            if (image < shape.images && y < shape.height && x < shape.width)
+              ++times[(size_t(image) * size_t(shape.height) + size_t(y)) * size_t(shape.width) +
+                      size_t(x)];
+    }
+  };
+  if (chosen.tile == TileShape{8, 1}) with.operator()<8, 1>();
+  if (chosen.tile == TileShape{4, 2}) with.operator()<4, 2>();
+  if (chosen.tile == TileShape{2, 4}) with.operator()<2, 4>();
+  if (chosen.tile == TileShape{2, 8}) with.operator()<2, 8>();
+  for (const int count : times) hold(count == 1, "a pixel is not done exactly once");
+}
+
 template <int Size>
 void check(const Architecture& on, const Shape& shape) {
   check_contiguous<Size>(on, shape);
@@ -217,6 +253,11 @@ int main() {
           case 5: check<13>(on, shape); break;
           case 6: check<15>(on, shape); break;
         }
+  for (int size = 1; size <= 141; size += size < 9 ? 1 : 13)
+    for (const int other : {1, 9, 33, 64, 65, 100})
+      for (const Shape& shape : {Shape{3, 3, size, other}, Shape{17, 5, other, size}})
+        for (const LargeFilter& filter : {LargeFilter{31, 31, 1, 1}, LargeFilter{1, 11, 1, 1}})
+          check_large(architectures[turn++ % std::size(architectures)], shape, filter);
   std::puts("every plane is tiled");
 }
 
