@@ -64,6 +64,11 @@ def call_as_the_package_does(shape: tuple[int, ...], dtype: torch.dtype, format:
     cuda.input_gradient(grad, weight)
     for with_bias in (False, True):
         cuda.weight_gradient(input, grad, Filter(size, size), with_bias)
+    other = Filter(17, 3, 1, 2)
+    filters = torch.randn(channels, 1, *other.shape).to(dtype)
+    cuda.forward(input, filters, bias, other.dilation)
+    cuda.input_gradient(grad, filters, other.dilation)
+    cuda.weight_gradient(input, grad, other, True)
     value, moments = cuda.forward_moments(input, weight, bias, "gelu")
     cuda.moments(output, bias, "relu")
     mean, variance = torch.zeros(channels), torch.ones(channels)

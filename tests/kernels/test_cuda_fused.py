@@ -230,9 +230,11 @@ def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
     ]:
         with pytest.raises(ValueError, match="a tensor is added to a convolution alone: no bias"):
             convolution.forward(
-                *(case.input, case.weight, bias, table, activation),
-                residual,
+                *(case.input, case.weight, bias),
                 flipped=True,
+                normalisation=table,
+                activation=activation,
+                residual=residual,
                 addend=case.grad,
             )
 

@@ -9,10 +9,12 @@ import torch
 
 from convmixer_kernels import devices
 from convmixer_kernels.backends import triton as backend
+from convmixer_kernels.filters import Filter
 from tests.helpers.depthwise_cases import DEVICE
 from tests.helpers.python_process import run_python
 
 pytestmark = pytest.mark.gpu
+NINE = Filter(9, 9)
 
 
 def test_other_devices_are_refused() -> None:
@@ -91,17 +93,20 @@ def test_a_missing_c_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_supported() -> None:
     cuda = torch.device("cuda")
     for size in (3, 5, 7, 8, 9, 11, 13, 15):
-        assert backend.unsupported(cuda, torch.float16, size) is None
-    assert backend.unsupported(cuda, torch.float32, 9) is None
-    reason = backend.unsupported(cuda, torch.float16, 6)
+        assert backend.unsupported(cuda, torch.float16, Filter(size, size), True) is None
+    assert backend.unsupported(cuda, torch.float32, NINE, True) is None
+    assert backend.unsupported(cuda, torch.float16, Filter(6, 6), False) is None
+    reason = backend.unsupported(cuda, torch.float16, Filter(6, 6), True)
     assert reason is not None and "3, 5, 7, 8, 9, 11, 13, 15, not 6" in reason
-    reason = backend.unsupported(cuda, torch.float64, 9)
+    reason = backend.unsupported(cuda, torch.float16, Filter(1, 16), False)
+    assert reason is not None and "up to 15 rows and columns, not 1 x 16" in reason
+    reason = backend.unsupported(cuda, torch.float64, NINE, False)
     assert reason is not None and "float16, bfloat16 and float32, not torch.float64" in reason
 
 
 def test_bfloat16_is_refused_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_interpreted", lambda: True)
-    reason = backend.unsupported(torch.device("cpu"), torch.bfloat16, 9)
+    reason = backend.unsupported(torch.device("cpu"), torch.bfloat16, NINE, False)
     assert reason is not None and "bfloat16; use float16 or float32" in reason
     monkeypatch.setattr(backend, "_interpreted", lambda: False)
-    assert backend.unsupported(torch.device("cuda"), torch.bfloat16, 9) is None
+    assert backend.unsupported(torch.device("cuda"), torch.bfloat16, NINE, False) is None

@@ -358,7 +358,7 @@ def test_a_choice_without_a_plane_is_made_if_every_plane_has_it(
     monkeypatch.setattr(preference, "MEASURED", (measured(order=("cuda", "torch", "triton")),))
     monkeypatch.setattr(dispatch, "_barred", lambda name, *what: "no" if name == barred else None)
     device = torch.device(DEVICE)
-    assert dispatch._resolve_once("auto", device, FP16, 3, False, None).name == chosen
+    assert dispatch._resolve_once("auto", device, FP16, (3, 3, 1, 1), False, None).name == chosen
 
 
 @pytest.mark.usefixtures("on_sm_90")
@@ -468,9 +468,9 @@ def test_autocast_casts_input_and_weight_only(impl: str, monkeypatch: pytest.Mon
     seen: list[tuple[torch.dtype, ...]] = []
     forward = dispatch.backend(impl).forward
 
-    def record(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def record(input: Tensor, weight: Tensor, bias: Tensor, dilation: tuple[int, int]) -> Tensor:
         seen.append((input.dtype, weight.dtype, bias.dtype))
-        result: Tensor = forward(input, weight, bias)
+        result: Tensor = forward(input, weight, bias, dilation)
         return result
 
     monkeypatch.setattr(dispatch.backend(impl), "forward", record)
