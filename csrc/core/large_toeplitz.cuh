@@ -27,7 +27,8 @@ class SharedBands {
  public:
   static constexpr int elements(int rows) { return rows * row_elements; }
 
-  // Stores the filter of a channel at `memory`, turned by half a turn if `flipped`.
+  // Stores the filter of a channel at `memory`, turned by half a turn if `flipped`. Other lanes see it
+  // after a barrier.
   __device__ __forceinline__ SharedBands(unsigned short* memory, const T* weight,
                                          const LargeFilter& filter, bool flipped, int lane) {
     const int rows = filter.rows(), columns = filter.columns();
@@ -44,7 +45,6 @@ class SharedBands {
                       row / filter.row_dilation * filter.width + column / filter.column_dilation)
               : static_cast<unsigned short>(0);
     }
-    __syncwarp();
     const int first = lane % 4 * 2 - lane / 4 + 7;
     words_ = reinterpret_cast<const uint32_t*>(memory + first % 2 * copy_elements + first / 2 * 2);
   }

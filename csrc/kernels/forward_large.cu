@@ -79,8 +79,6 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
     __syncwarp();
     store_large<Rows>(target, p.output_strides.image, output_alignment, output, item, p.shape,
                       tiling, output_pitch, lane);
-    // The next item overwrites outputs and this stage.
-    __syncwarp();
   }
 }
 
