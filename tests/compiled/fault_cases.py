@@ -146,6 +146,7 @@ FAMILIES = {
         {"shape": (5, 20, 4, 6), "activation": "relu", "multiprocessors": 132},
         {"shape": (40, 2, 8, 5), "activation": "identity"},
         {"shape": (40, 5, 16, 16), "offset": 100.0, "multiprocessors": 7},
+        {"shape": (2, 130, 8, 8)},  # moments of more channels than a block merges
     ),
     "batch norm, unaligned": _cases(
         Case("statistics", (3, 5, 7, 9), 9, _FP16),
