@@ -1,11 +1,12 @@
 // The compute core for filters of up to 31 x 31: that of toeplitz.cuh, with the bands in shared memory.
 //
-// The bands of 31 rows are five registers a row, more than a lane has. So the rows of the filter lie in
+// Five registers a row are 155 for 31 rows, beside sums and addresses. So the rows of the filter lie in
 // shared memory, each between zeros, and an input row loads the bands that it meets. The extent of the
 // filter is known at run time; its rows without taps are skipped.
 #pragma once
 #include "core/device.h"
 #include "core/toeplitz.cuh"
+#include "host/plan.h"
 
 namespace depthwise {
 
@@ -112,10 +113,8 @@ __device__ __forceinline__ void multiply_large(float (&accumulator)[GroupRows][T
   }
 }
 
-// The transposed products of the weight gradient for `filter_rows_of_warp` neighbouring rows of the filter:
-// the other rows are other warps' work. As DiagonalSums, but that each input window is five chunks.
-constexpr int filter_rows_of_warp = 8;
-
+// The transposed products of the weight gradient, as DiagonalSums, for `filter_rows_of_warp` rows of the
+// filter and input windows of five chunks. Other warps have the other rows.
 template <class T>
 class LargeDiagonalSums {
   static constexpr int pairs = window_chunks / 2;

@@ -169,6 +169,25 @@ __device__ __forceinline__ void fetch_elements(T* to, int pitch, const T* from,
   }
 }
 
+// Brings a span of the images from `image` on to shared memory at column Shift, in the widest pieces that
+// the planes allow.
+template <class Rows, int Tiles, int Shift, class T>
+__device__ __forceinline__ void fetch_span(T* to, const Planes<const T>& planes, int image,
+                                           const Span& span, const Shape& shape, int pitch,
+                                           int lane) {
+  const T* const from = planes.first + image * planes.image_stride;
+  const auto fetch = [&](auto piece) {
+    fetch_rows<Rows, Tiles, Shift, decltype(piece)::value>(to, pitch, planes.tensor, from,
+                                                           planes.image_stride, span, shape, lane);
+  };
+  using std::integral_constant;
+  constexpr int widest = Shift % 8 == 0 ? 8 : 4;
+  if (planes.alignment >= widest) fetch(integral_constant<int, widest>());
+  else if (widest > 4 && planes.alignment == 4) fetch(integral_constant<int, 4>());
+  else if (planes.alignment == 2) fetch(integral_constant<int, 2>());
+  else fetch_elements<Rows, Tiles, Shift>(to, pitch, from, planes.image_stride, span, shape, lane);
+}
+
 // Brings an item of planes to shared memory at column Shift, with Pad rows of halo above and below.
 template <class Rows, int Pad, int Shift, int GroupRows, int Tiles, class T>
 __device__ __forceinline__ void fetch_item(T* to, const Planes<const T>& planes,
@@ -185,24 +204,15 @@ __device__ __forceinline__ void fetch_item(T* to, const Planes<const T>& planes,
                   one_row_block ? shape.height : (GroupRows << tiling.groups_log2) + 2 * Pad,
                   one_row_block ? 0 : item.top(tiling) - Pad,
                   item.left()};
-  const T* const from = planes.first + item.image() * planes.image_stride;
-  const auto fetch = [&](auto piece) {
-    fetch_rows<Rows, Tiles, Shift, decltype(piece)::value>(to, pitch, planes.tensor, from,
-                                                           planes.image_stride, span, shape, lane);
-  };
-  using std::integral_constant;
-  constexpr int widest = Shift % 8 == 0 ? 8 : 4;
-  if (planes.alignment >= widest) fetch(integral_constant<int, widest>());
-  else if (widest > 4 && planes.alignment == 4) fetch(integral_constant<int, 4>());
-  else if (planes.alignment == 2) fetch(integral_constant<int, 2>());
-  else fetch_elements<Rows, Tiles, Shift>(to, pitch, from, planes.image_stride, span, shape, lane);
+  fetch_span<Rows, Tiles, Shift>(to, planes, item.image(), span, shape, pitch, lane);
 }
 
-// Writes the outputs of an item to the planes.
-template <class Rows, int Piece, int GroupRows, int Tiles, class T>
+// Writes the outputs of an item to the planes, Piece elements at a time.
+template <class Rows, int Piece, int GroupRows, int Tiles, int HaloTiles, class T>
 __device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, const T* from,
-                                           const Item<GroupRows, Tiles>& item, const Shape& shape,
-                                           const Tiling& tiling, int pitch, int lane) {
+                                           const Item<GroupRows, Tiles, HaloTiles>& item,
+                                           const Shape& shape, const Tiling& tiling, int pitch,
+                                           int lane) {
   using Value = device::Bits<Piece>;
   const int images = min(mma_rows >> tiling.groups_log2, shape.images - item.image());
   const int top = item.top(tiling), rows = min(GroupRows << tiling.groups_log2, shape.height - top);
@@ -217,6 +227,24 @@ __device__ __forceinline__ void store_rows(T* planes, ptrdiff_t image_stride, co
         });
     to += image_stride, from += pitch;
   }
+}
+
+// Writes the outputs of an item in the widest pieces that the planes allow.
+template <class Rows, int GroupRows, int Tiles, int HaloTiles, class T>
+__device__ __forceinline__ void store_item(const Planes<T>& planes, const T* from,
+                                           const Item<GroupRows, Tiles, HaloTiles>& item,
+                                           const Shape& shape, const Tiling& tiling, int pitch,
+                                           int lane) {
+  lane = device::keep_in_loop(lane);
+  const auto store = [&](auto piece) {
+    store_rows<Rows, decltype(piece)::value>(planes.first, planes.image_stride, from, item, shape,
+                                             tiling, pitch, lane);
+  };
+  using std::integral_constant;
+  if (planes.alignment == 8) store(integral_constant<int, 8>());
+  else if (planes.alignment == 4) store(integral_constant<int, 4>());
+  else if (planes.alignment == 2) store(integral_constant<int, 2>());
+  else store(integral_constant<int, 1>());
 }
 
 // ---- readers and writers -------------------------------------------------------------------------
@@ -309,16 +337,7 @@ class Writer {
   }
 
   __device__ __forceinline__ void store_next(const T* from, int lane) {
-    lane = device::keep_in_loop(lane);
-    const auto store = [&](auto piece) {
-      store_rows<Rows, decltype(piece)::value>(planes_.first, planes_.image_stride, from, item_,
-                                               shape_, tiling_, pitch_, lane);
-    };
-    using std::integral_constant;
-    if (planes_.alignment == 8) store(integral_constant<int, 8>());
-    else if (planes_.alignment == 4) store(integral_constant<int, 4>());
-    else if (planes_.alignment == 2) store(integral_constant<int, 2>());
-    else store(integral_constant<int, 1>());
+    store_item<Rows>(planes_, from, item_, shape_, tiling_, pitch_, lane);
     item_.advance(tiling_);
   }
 

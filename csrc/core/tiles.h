@@ -41,8 +41,10 @@ constexpr TileShape tile_shape(int width) {
   return tile_shapes[tile_shape_count - 1];
 }
 
-// Columns from one column block to the next: the outermost tiles are halo.
-constexpr int column_block_step(int tiles) { return 8 * (tiles - 2); }
+// Columns from one column block to the next: the outermost tiles are halo, one at each end or more.
+constexpr int column_block_step(int tiles, int halo_tiles = 1) {
+  return 8 * (tiles - 2 * halo_tiles);
+}
 
 // The items that the planes of one channel are cut into, each the work of one warp at a time. Row group j
 // of an item is number j % groups of image j / groups of the item.
@@ -53,16 +55,19 @@ struct Tiling {
   int items;          // of one channel; -1 where they would not fit an int
 };
 
-constexpr Tiling tiling_of(Shape shape, TileShape tile) {
+// An item has at least 2^least_groups_log2 row groups of an image.
+constexpr Tiling tiling_of(Shape shape, TileShape tile, int halo_tiles = 1,
+                           int least_groups_log2 = 0) {
   Tiling tiling{};
+  tiling.groups_log2 = least_groups_log2;
   while (tiling.groups_log2 < 4 && (tile.group_rows << tiling.groups_log2) < shape.height)
     ++tiling.groups_log2;
   const int groups = 1 << tiling.groups_log2;
   tiling.row_blocks = int(divide_up(shape.height, groups * tile.group_rows));
-  tiling.column_blocks =
-      shape.width <= 8 * tile.tiles
-          ? 1
-          : 1 + int(divide_up(shape.width - 8 * tile.tiles, column_block_step(tile.tiles)));
+  tiling.column_blocks = shape.width <= 8 * tile.tiles
+                             ? 1
+                             : 1 + int(divide_up(shape.width - 8 * tile.tiles,
+                                                 column_block_step(tile.tiles, halo_tiles)));
   const int64_t image_tiles = divide_up(shape.images, mma_rows / groups);
   const int64_t per_image = int64_t(tiling.row_blocks) * tiling.column_blocks;
   const bool fits = per_image == 0 || image_tiles <= INT32_MAX / per_image;
@@ -72,9 +77,10 @@ constexpr Tiling tiling_of(Shape shape, TileShape tile) {
 
 // ---- items ---------------------------------------------------------------------------------------
 
-// The position of the rows of an item in shared memory. Sizes and offsets are in elements. An image of the item has groups * GroupRows rows and `halo` more. From
-// row group to row group it is an odd multiple of 16 bytes (modulo 128 bytes), within an image and
-// across images, so that loading a matrix meets no bank conflict.
+// The position of the rows of an item in shared memory. Sizes and offsets are in elements. An image of the
+// item has groups * GroupRows rows and `halo` more. From row group to row group it is an odd multiple of
+// 16 bytes (modulo 128 bytes), within an image and across images, so that loading a matrix meets no bank
+// conflict.
 template <int GroupRows, int Columns>
 struct ItemRows {
   static_assert(Columns % 8 == 0);
@@ -98,8 +104,8 @@ struct ItemRows {
 };
 
 // An item by its number. Items follow each other from left to right, then from top to bottom, then by
-// image. Where column blocks overlap, the outermost tiles of each serve as halo only.
-template <int GroupRows, int Tiles>
+// image. Where column blocks overlap, the outermost HaloTiles tiles of each serve as halo only.
+template <int GroupRows, int Tiles, int HaloTiles = 1>
 class Item {
  public:
   constexpr Item(int number, const Tiling& tiling)
@@ -120,11 +126,11 @@ class Item {
   constexpr int top(const Tiling& tiling) const {
     return row_block_ * (GroupRows << tiling.groups_log2);
   }
-  constexpr int left() const { return column_block_ * column_block_step(Tiles); }
+  constexpr int left() const { return column_block_ * column_block_step(Tiles, HaloTiles); }
   // The tiles [first_tile, last_tile) whose outputs belong to this item.
-  constexpr int first_tile() const { return column_block_ == 0 ? 0 : 1; }
+  constexpr int first_tile() const { return column_block_ == 0 ? 0 : HaloTiles; }
   constexpr int last_tile(const Tiling& tiling) const {
-    return column_block_ + 1 == tiling.column_blocks ? Tiles : Tiles - 1;
+    return column_block_ + 1 == tiling.column_blocks ? Tiles : Tiles - HaloTiles;
   }
 
  private:

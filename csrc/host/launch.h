@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -151,12 +152,12 @@ void add_kernels(KernelTable<ChannelsLastWeightGradientKernels>&);
 #define COMPILE_FOR_SIZES(Kernels)
 #endif
 
-// Calls visit(Constant<group_rows>, Constant<tiles>) for each of `tile_shapes`.
-template <class Visit>
+// Calls visit(Constant<group_rows>, Constant<tiles>) for each tile of a table.
+template <const auto& shapes = tile_shapes, class Visit>
 void each_tile(Visit visit) {
   [&]<size_t... I>(std::index_sequence<I...>) {
-    (visit(Constant<tile_shapes[I].group_rows>(), Constant<tile_shapes[I].tiles>()), ...);
-  }(std::make_index_sequence<tile_shape_count>());
+    (visit(Constant<shapes[I].group_rows>(), Constant<shapes[I].tiles>()), ...);
+  }(std::make_index_sequence<std::size(shapes)>());
 }
 
 // The chips that the kernels are compiled for, with the least and with the most shared memory. PTX runs on

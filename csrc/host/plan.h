@@ -101,29 +101,32 @@ constexpr Plan plan(Shape shape, int filter_size, Pass pass, const Chip& chip) {
 
 // ---- filters of up to 31 x 31 --------------------------------------------------------------------
 
-// From narrow to wide planes. Sixteen accumulators a lane and row group would leave no room for two rows of
-// the widest.
+// From narrow to wide planes. Tiles outside a plane are not multiplied, so four shapes do.
 constexpr TileShape large_tile_shapes[] = {{8, 1}, {4, 2}, {2, 4}, {2, 8}};
 
 constexpr TileShape large_tile_shape(int width) {
-  for (const TileShape tile : large_tile_shapes)
-    if (width <= 8 * tile.tiles) return tile;
-  return large_tile_shapes[3];
+  TileShape widest{};
+  for (const TileShape tile : large_tile_shapes) {
+    widest = tile;
+    if (width <= 8 * tile.tiles) break;
+  }
+  return widest;
 }
 
-// Where column blocks overlap, two tiles at each seam are halo: 31 columns reach 15 columns on a side.
+// The tiles at each end of a column block that are halo: 31 columns reach 15 columns to a side.
 constexpr int large_halo_tiles = 2;
-constexpr int large_column_step(int tiles) { return 8 * (tiles - 2 * large_halo_tiles); }
 
-constexpr int large_blocks(Pass) { return 2; }
+// Blocks that a multiprocessor runs at a time, and the launch bounds of the kernels.
+constexpr int large_blocks = 2;
 
-// The warps that share a channel: each sums the gradients of eight neighbouring rows of the filter.
+// Neighbouring rows of the filter whose gradients a warp sums. Several warps share a channel.
+constexpr int filter_rows_of_warp = 8;
 constexpr int filter_row_groups(const LargeFilter& filter) {
-  return int(divide_up(filter.rows(), 8));
+  return int(divide_up(filter.rows(), filter_rows_of_warp));
 }
 
-// Shared memory of one warp: two stages of its input and of outputs or their gradient, and the filter.
-// The distance of two images is rounded up to 64 elements.
+// The most shared memory of one warp: two stages of its input and of outputs or their gradient, and the
+// filter, 192 bytes a row. The kernels lay out items as ItemRows does; the planner's test compares.
 constexpr size_t large_warp_bytes(TileShape tile, int groups, int filter_rows) {
   const int64_t group = tile.group_rows * 8 * tile.tiles + 8, images = mma_rows / groups;
   const int64_t halo = divide_up(filter_rows - 1, tile.group_rows);
@@ -133,27 +136,17 @@ constexpr size_t large_warp_bytes(TileShape tile, int groups, int filter_rows) {
 
 constexpr Plan large_plan(Shape shape, const LargeFilter& filter, Pass pass, const Chip& chip) {
   Plan result{};
-  const TileShape tile = result.tile = large_tile_shape(shape.width);
-  Tiling& tiling = result.tiling;
-  // Fewer images are in an item than could be where low and wide ones would not fit with their halo.
-  while (tiling.groups_log2 < 4 &&
-         ((tile.group_rows << tiling.groups_log2) < shape.height ||
-          large_warp_bytes(tile, 1 << tiling.groups_log2, filter.rows()) > most_shared_bytes))
-    ++tiling.groups_log2;
-  tiling.row_blocks = int(divide_up(shape.height, tile.group_rows << tiling.groups_log2));
-  const int widest = 8 * tile.tiles;
-  tiling.column_blocks =
-      shape.width <= widest
-          ? 1
-          : 1 + int(divide_up(shape.width - widest, large_column_step(tile.tiles)));
-  const int64_t images = divide_up(shape.images, mma_rows >> tiling.groups_log2);
-  const int64_t per_image = int64_t(tiling.row_blocks) * tiling.column_blocks;
-  const bool fits = per_image == 0 || images <= INT32_MAX / per_image;
-  tiling.items = fits ? int(images * per_image) : -1;
-  if (!fits) return result;
+  result.tile = large_tile_shape(shape.width);
+  // An item has fewer images than could share it where low and wide ones would not fit with their halo.
+  int groups_log2 = 0;
+  while (groups_log2 < 4 &&
+         large_warp_bytes(result.tile, 1 << groups_log2, filter.rows()) > most_shared_bytes)
+    ++groups_log2;
+  result.tiling = tiling_of(shape, result.tile, large_halo_tiles, groups_log2);
+  if (result.tiling.items < 0) return result;
   const int warps = pass == Pass::forward ? 1 : filter_row_groups(filter);
-  result.splits = image_splits(divide_up(int64_t(shape.channels) * warps, most_warps), tiling.items,
-                               int64_t(chip.multiprocessors) * large_blocks(pass),
+  result.splits = image_splits(divide_up(int64_t(shape.channels) * warps, most_warps),
+                               result.tiling.items, int64_t(chip.multiprocessors) * large_blocks,
                                split_time(pass, false), most_items_of_split(pass));
   return result;
 }

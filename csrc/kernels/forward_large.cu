@@ -8,7 +8,7 @@ namespace {
 
 // Grid: x counts channels by the warps of a block, y splits of the items.
 template <class T, int GroupRows, int Tiles>
-__global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
+__global__ void __launch_bounds__(32 * most_warps, large_blocks)
     depthwise_forward_large(LargeForwardArguments p, Tiling tiling, int input_alignment,
                             int output_alignment) {
   using Block = LargeForwardBlock<GroupRows, Tiles>;
@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
   const int input_pitch = Rows::image(groups, filter_rows - 1);
   const int output_pitch = Rows::image(groups, 0);
   const int input_elements = Block::input_elements(groups, filter_rows);
+  const int stage_elements = input_elements / Block::stages;
   const int output_elements = Block::output_elements(groups);
   const int band_elements = SharedBands<T>::elements(filter_rows);
 
@@ -44,20 +45,22 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
   const Planes<const T> source{static_cast<const T*>(p.input),
                                static_cast<const T*>(p.input) + channel * p.input_strides.channel,
                                p.input_strides.image, input_alignment};
-  T* const target = static_cast<T*>(p.output) + channel * p.output_strides.channel;
+  const Planes<T> target{static_cast<T*>(p.output),
+                         static_cast<T*>(p.output) + channel * p.output_strides.channel,
+                         p.output_strides.image, output_alignment};
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if (number + 1 < last) {
-      const LargeItem<GroupRows, Tiles> next(number + 1, tiling, p.shape);
-      fetch_large<Rows>(input + (stage ^ 1) * (input_elements / Block::stages), input_pitch, source,
-                        next, above, (GroupRows << tiling.groups_log2) + filter_rows - 1, p.shape,
-                        tiling, lane);
+      const LargeItem<GroupRows, Tiles> next(number + 1, tiling);
+      fetch_large<Rows>(input + (stage ^ 1) * stage_elements, source, next, above,
+                        (GroupRows << tiling.groups_log2) + filter_rows - 1, p.shape, tiling,
+                        input_pitch, lane);
     }
     device::copy_commit();
     if (number < first) continue;
     device::copy_wait<1>();
     __syncwarp();
-    const LargeItem<GroupRows, Tiles> item(number, tiling, p.shape);
+    const LargeItem<GroupRows, Tiles> item(number, tiling);
     float accumulator[GroupRows][Tiles][4];
 #pragma unroll
     for (int s = 0; s < GroupRows; ++s)
@@ -65,8 +68,8 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
       for (int q = 0; q < Tiles; ++q)
 #pragma unroll
         for (float& value : accumulator[s][q]) value = bias;
-    multiply_large<T, Rows>(accumulator, input + stage * (input_elements / Block::stages) + rows,
-                            bands, filter_rows, row_mask, {item.first_tile, item.last_tile}, lane);
+    multiply_large<T, Rows>(accumulator, input + stage * stage_elements + rows, bands, filter_rows,
+                            row_mask, wanted_tiles(item, tiling, p.shape), lane);
 #pragma unroll
     for (int q = 0; q < Tiles; ++q)
 #pragma unroll
@@ -77,8 +80,7 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::forward))
         *reinterpret_cast<uint32_t*>(second_group + at) = device::pack<T>(value[2], value[3]);
       }
     __syncwarp();
-    store_large<Rows>(target, p.output_strides.image, output_alignment, output, item, p.shape,
-                      tiling, output_pitch, lane);
+    store_item<Rows>(target, output, item, p.shape, tiling, output_pitch, lane);
   }
 }
 

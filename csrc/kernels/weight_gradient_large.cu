@@ -9,7 +9,7 @@ namespace {
 
 // Grid: x counts groups of filter rows of the channels by the warps of a block, y splits of the items.
 template <class T, int GroupRows, int Tiles>
-__global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::weight_gradient))
+__global__ void __launch_bounds__(32 * most_warps, large_blocks)
     depthwise_weight_gradient_large(LargeWeightGradientArguments p, Tiling tiling,
                                     int input_alignment, int gradient_alignment) {
   using Block = LargeWeightGradientBlock<GroupRows, Tiles>;
@@ -21,6 +21,8 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::weight_gra
   const int gradient_pitch = Rows::image(groups, 0);
   const int input_elements = Block::input_elements(groups);
   const int gradient_elements = Block::gradient_elements(groups);
+  const int input_stage = input_elements / Block::stages;
+  const int gradient_stage = gradient_elements / Block::stages;
   static_assert(2 * Rows::elements(16, 0) >= 2 * LargeDiagonalSums<T>::scratch_floats,
                 "the buffer of the input also serves to store the sums");
 
@@ -51,23 +53,23 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::weight_gra
   BiasSum<T> bias_sum;
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if (number + 1 < last) {
-      const LargeItem<GroupRows, Tiles> next(number + 1, tiling, p.shape);
+      const LargeItem<GroupRows, Tiles> next(number + 1, tiling);
       const int rows = GroupRows << tiling.groups_log2;
-      fetch_large<Rows>(input + (stage ^ 1) * (input_elements / Block::stages), input_pitch, x,
-                        next, above, rows + filter_rows_of_warp - 1, p.shape, tiling, lane);
-      fetch_large<Rows>(gradient + (stage ^ 1) * (gradient_elements / Block::stages),
-                        gradient_pitch, dy, next, 0, rows, p.shape, tiling, lane);
+      fetch_large<Rows>(input + (stage ^ 1) * input_stage, x, next, above,
+                        rows + filter_rows_of_warp - 1, p.shape, tiling, input_pitch, lane);
+      fetch_large<Rows>(gradient + (stage ^ 1) * gradient_stage, dy, next, 0, rows, p.shape, tiling,
+                        gradient_pitch, lane);
     }
     device::copy_commit();
     if (number < first) continue;
     device::copy_wait<1>();
     __syncwarp();
     const int lane_in_loop = device::keep_in_loop(lane);
-    const LargeItem<GroupRows, Tiles> item(number, tiling, p.shape);
-    const TileRange wanted{item.first_tile, item.last_tile};
+    const LargeItem<GroupRows, Tiles> item(number, tiling);
+    const TileRange wanted = wanted_tiles(item, tiling, p.shape);
     uint32_t columns[GroupRows][Tiles][2];
     load_gradient<Rows>(columns,
-                        gradient + stage * (gradient_elements / Block::stages) +
+                        gradient + stage * gradient_stage +
                             Rows::group_at(lane_in_loop % 16, tiling.groups_log2, gradient_pitch),
                         lane_in_loop);
     if (with_bias) {
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks(Pass::weight_gra
       }
       bias_sum.add(columns);
     }
-    const T* const staged = input + stage * (input_elements / Block::stages);
+    const T* const staged = input + stage * input_stage;
     sums.template multiply<Rows>(
         columns,
         staged +

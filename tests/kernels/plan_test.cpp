@@ -109,22 +109,22 @@ void require(bool holds, const char* what, const Architecture& on, const Shape& 
   std::exit(1);
 }
 
-template <int GroupRows, int Tiles>
+template <int GroupRows, int Tiles, int HaloTiles = 1>
 void check_items(const Architecture& on, const Shape& shape, const Tiling& tiling) {
   const auto hold = [&](bool holds, const char* what) { require(holds, what, on, shape); };
   std::vector<int> times(size_t(shape.images) * size_t(shape.height) * size_t(shape.width));
   const int groups = 1 << tiling.groups_log2;
-  Item<GroupRows, Tiles> walking(0, tiling);
+  Item<GroupRows, Tiles, HaloTiles> walking(0, tiling);
   for (int number = 0; number < tiling.items; ++number, walking.advance(tiling)) {
-    const Item<GroupRows, Tiles> item(number, tiling);
+    const Item<GroupRows, Tiles, HaloTiles> item(number, tiling);
     hold(item.image() == walking.image() && item.top(tiling) == walking.top(tiling) &&
              item.left() == walking.left(),
          "walking from item to item leads elsewhere than counting");
     hold(item.left() % 8 == 0, "an item does not begin at a chunk");
-    // Inner column blocks must see a whole chunk on either side of their outputs.
-    hold(item.first_tile() == 0 ? item.left() == 0 : item.first_tile() == 1, "left halo");
+    // Inner column blocks must see whole chunks on either side of their outputs.
+    hold(item.first_tile() == 0 ? item.left() == 0 : item.first_tile() == HaloTiles, "left halo");
     hold(item.last_tile(tiling) == Tiles ? item.left() + 8 * Tiles >= shape.width
-                                         : item.last_tile(tiling) == Tiles - 1,
+                                         : item.last_tile(tiling) == Tiles - HaloTiles,
          "right halo");
     for (int image = item.image(); image < item.image() + mma_rows / groups; ++image)
       for (int y = item.top(tiling); y < item.top(tiling) + groups * GroupRows; ++y)
@@ -197,34 +197,19 @@ void check_large(const Architecture& on, const Shape& shape, const LargeFilter& 
   const Plan chosen = large_plan(shape, filter, Pass::weight_gradient, on.chip);
   const Tiling& tiling = chosen.tiling;
   hold(chosen.splits >= 1 && chosen.splits <= tiling.items, "a split without items");
-  std::vector<int> times(size_t(shape.images) * size_t(shape.height) * size_t(shape.width));
-  const auto with = [&]<int GroupRows, int Tiles>() {
-    const int groups = 1 << tiling.groups_log2;
-    hold(LargeForwardBlock<GroupRows, Tiles>::shared_bytes(1, groups, filter.rows()) <=
+  const int groups = 1 << tiling.groups_log2;
+  bool found = false;
+  each_tile<large_tile_shapes>([&](auto group_rows, auto tiles) {
+    if (!(chosen.tile == TileShape{group_rows, tiles})) return;
+    found = true;
+    hold(LargeForwardBlock<group_rows, tiles>::shared_bytes(1, groups, filter.rows()) <=
              most_shared_bytes,
          "a warp takes more shared memory than there is");
-    hold(LargeWeightGradientBlock<GroupRows, Tiles>::shared_bytes(1, groups) <= most_shared_bytes,
+    hold(LargeWeightGradientBlock<group_rows, tiles>::shared_bytes(1, groups) <= most_shared_bytes,
          "a warp of the weight gradient takes more shared memory than there is");
-    for (int number = 0; number < tiling.items; ++number) {
-      const LargeItem<GroupRows, Tiles> item(number, tiling, shape);
-      hold(item.first_tile == 0 ? item.left == 0 : item.first_tile == large_halo_tiles,
-           "left halo");
-      hold(item.left + 8 * item.last_tile >= shape.width ||
-               item.last_tile == Tiles - large_halo_tiles,
-           "right halo");
-      for (int image = item.image; image < item.image + mma_rows / groups; ++image)
-        for (int y = item.top; y < item.top + groups * GroupRows; ++y)
-          for (int x = item.left + 8 * item.first_tile; x < item.left + 8 * item.last_tile; ++x)
-            if (image < shape.images && y < shape.height && x < shape.width)
-              ++times[(size_t(image) * size_t(shape.height) + size_t(y)) * size_t(shape.width) +
-                      size_t(x)];
-    }
-  };
-  if (chosen.tile == TileShape{8, 1}) with.operator()<8, 1>();
-  if (chosen.tile == TileShape{4, 2}) with.operator()<4, 2>();
-  if (chosen.tile == TileShape{2, 4}) with.operator()<2, 4>();
-  if (chosen.tile == TileShape{2, 8}) with.operator()<2, 8>();
-  for (const int count : times) hold(count == 1, "a pixel is not done exactly once");
+    check_items<group_rows, tiles, large_halo_tiles>(on, shape, tiling);
+  });
+  hold(found, "no kernel for this tile");
 }
 
 template <int Size>
