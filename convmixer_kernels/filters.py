@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -58,6 +58,25 @@ class Filter(NamedTuple):
         dilation = "" if self.dilation == (1, 1) else f" with dilation {_text(self.dilation)}"
         return f"{self.height} x {self.width}{dilation}"
 
+    def unserved(self, fused: bool, kernel_sizes: Sequence[int], most_extent: int) -> str | None:
+        """Say in a line why kernels do not take this filter, None if they do.
+
+        Args:
+            fused: whether activation and normalisation follow in the same call.
+            kernel_sizes: the square filters that fused kernels take.
+            most_extent: the most rows or columns that others reach over.
+        """
+        if fused and self.size not in kernel_sizes:
+            sizes = ", ".join(map(str, kernel_sizes))
+            return f"fused with normalisation it takes kernel sizes {sizes}, not {self}"
+        rows, columns = self.extent
+        if max(rows, columns) > most_extent:
+            return (
+                f"it takes filters that reach over up to {most_extent} rows and columns, not "
+                f"{rows} x {columns} (kernel size {self})"
+            )
+        return None
+
     def embed(self, weight: Tensor) -> Tensor:
         """Return filters of `embedding_size` that compute what `weight` does, with zeros around it.
 
@@ -87,9 +106,9 @@ class Filter(NamedTuple):
         return rows, columns
 
 
-def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return the numbers for rows and columns."""
-    return value if isinstance(value, tuple) else (value, value)
+def pair(value: Any) -> tuple[Any, ...]:
+    """Return the numbers for rows and columns, of a setting that may be a single one for both."""
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
 def _text(pair: tuple[int, int]) -> str:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from convmixer_kernels import dispatch
 from convmixer_kernels.arguments import check_tensor
-from convmixer_kernels.filters import Filter
+from convmixer_kernels.filters import Filter, pair
 from convmixer_kernels.functional import depthwise_conv2d
 
 _Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
@@ -242,9 +242,9 @@ def edited(convolution: nn.Conv2d, weight: Tensor) -> str | None:
         return None
     if convolution.groups != shape[0]:
         return f"groups is {convolution.groups}, with weight of shape {shape}"
-    if _pair(kernel_size) != shape[2:]:
+    if pair(kernel_size) != shape[2:]:
         return f"kernel_size is {kernel_size}, with weight of shape {shape}"
-    if _pair(convolution.stride) != (1, 1):
+    if pair(convolution.stride) != (1, 1):
         return f"stride is {convolution.stride}, not 1"
     return _padding_reason(convolution)
 
@@ -253,11 +253,6 @@ def one_node(module: nn.Module, input: torch.fx.Proxy) -> Any:
     """Record a layer as one node of `torch.fx`; the tensors choose later what runs in it."""
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
-
-
-def _pair(value: Any) -> Any:
-    """Return the (height, width) of a size, which may have been set to a single number."""
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def _channels_reason(convolution: nn.Conv2d) -> str | None:
@@ -271,7 +266,7 @@ def _channels_reason(convolution: nn.Conv2d) -> str | None:
 
 def _same_padding(convolution: nn.Conv2d) -> tuple[int, int] | None:
     """Return the symmetric padding that keeps the size of the image; None if there is none."""
-    sizes, steps = _pair(convolution.kernel_size), _pair(convolution.dilation)
+    sizes, steps = pair(convolution.kernel_size), pair(convolution.dilation)
     rows, columns = (step * (size - 1) for size, step in zip(sizes, steps, strict=True))
     return None if rows % 2 or columns % 2 else (rows // 2, columns // 2)
 
@@ -282,10 +277,10 @@ def _padding_reason(convolution: nn.Conv2d) -> str | None:
     padding: Any = convolution.padding
     if padding == "same":
         return None
-    padding = (0, 0) if padding == "valid" else _pair(padding)
+    padding = (0, 0) if padding == "valid" else pair(padding)
     if padding == _same_padding(convolution):
         return None
-    filter = Filter(*_pair(convolution.kernel_size), *_pair(convolution.dilation))
+    filter = Filter(*pair(convolution.kernel_size), *pair(convolution.dilation))
     return f"padding {padding} is not 'same' for kernel size {filter}"
 
 

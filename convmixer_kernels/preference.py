@@ -145,8 +145,7 @@ def possible(architecture: Architecture, problem: Problem) -> tuple[Preference, 
 
     The CUDA kernels come before the Triton kernels, which read their bands anew for each row, and
     both before PyTorch, on every architecture; without tensor cores PyTorch comes first, and so it
-    does for filters of fewer than nine taps. What was measured goes before
-    every rule.
+    does for filters of fewer than nine taps. What was measured goes before every rule.
     """
     measured = [each for each in MEASURED if each.may_cover(architecture, problem)]
     if problem.plane is None:

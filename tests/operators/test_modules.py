@@ -156,7 +156,10 @@ def test_edited_attributes_count(message, converted):
             layer(image)
 
 
-@pytest.mark.parametrize("changes", [{"dilation": (2, 3)}, {"dilation": 2, "padding": (2, 2)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"dilation": (2, 3)}, {"dilation": [2, 3]}, {"dilation": 2, "padding": (2, 2)}],
+)
 def test_edited_dilation_is_served(changes):
     expected, layer = plain(4, 3), DepthwiseConv2d(4, 3, impl="triton")
     for module in (layer, expected):
@@ -164,6 +167,7 @@ def test_edited_dilation_is_served(changes):
     layer.load_state_dict(expected.state_dict())
     image = torch.randn(2, 4, 8, 7)
     torch.testing.assert_close(layer(image), expected(image))
+    assert convert_depthwise(nn.Sequential(expected)).converted == ("0",)
 
 
 def test_edited_groups_are_an_error_of_pytorch():

@@ -235,6 +235,13 @@ def test_our_kernels_come_first_where_there_are_tensor_cores(
             (preferred,) = preference.possible(architecture, preference.Problem(kernel_size, dtype))
             assert preferred.order == ("torch", "cuda", "triton")
             assert preferred.reason == f"it has no tensor-core path for {dtype}"
+    for taps, first in ((1, "torch"), (8, "torch"), (9, "cuda"), (961, "cuda")):
+        problem = preference.Problem(None, FP16, taps=taps)
+        (preferred,) = preference.possible(architecture, problem)
+        assert preferred.order[0] == first
+        assert preferred.reason == (
+            f"of {taps} taps, PyTorch needs few products" if taps < 9 else None
+        )
 
 
 @pytest.mark.parametrize(

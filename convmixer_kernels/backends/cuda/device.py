@@ -67,16 +67,7 @@ def unsupported(
 
 def unsupported_filter(filter: Filter, fused: bool = False) -> str | None:
     """Say why there is no kernel for a filter, None if there is."""
-    if fused and filter.size not in KERNEL_SIZES:
-        sizes = ", ".join(map(str, KERNEL_SIZES))
-        return f"fused with normalisation it takes kernel sizes {sizes}, not {filter}"
-    rows, columns = filter.extent
-    if max(rows, columns) > MOST_EXTENT:
-        return (
-            f"it takes filters that reach over up to {MOST_EXTENT} rows and columns, not "
-            f"{rows} x {columns} (kernel size {filter})"
-        )
-    return None
+    return filter.unserved(fused, KERNEL_SIZES, MOST_EXTENT)
 
 
 def launcher(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[ModuleType, LaunchContext]:

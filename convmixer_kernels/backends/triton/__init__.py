@@ -84,17 +84,7 @@ def unsupported(
 
 def unsupported_filter(filter: Filter, fused: bool = False) -> str | None:
     """Say why there is no kernel for a filter, None if there is."""
-    if fused and filter.size not in KERNEL_SIZES:
-        sizes = ", ".join(map(str, KERNEL_SIZES))
-        return f"fused with normalisation it takes kernel sizes {sizes}, not {filter}"
-    most = max(KERNEL_SIZES)
-    rows, columns = filter.extent
-    if max(rows, columns) > most:
-        return (
-            f"it takes filters that reach over up to {most} rows and columns, not "
-            f"{rows} x {columns} (kernel size {filter})"
-        )
-    return None
+    return filter.unserved(fused, KERNEL_SIZES, max(KERNEL_SIZES))
 
 
 @functools.cache
