@@ -156,7 +156,7 @@ class AugmentedImages(_KeyedImages):
 
 
 class DrawnOperations(_KeyedImages):
-    """What is to be done to each of several images of one size."""
+    """The operations drawn for training images of one size, which are applied to many at once."""
 
     def __init__(self, labels: Indices, size: tuple[int, int], config: Config) -> None:
         super().__init__(labels, config)

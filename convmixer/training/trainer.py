@@ -483,7 +483,7 @@ class Trainer:
 
     @property
     def position(self) -> str:
-        """What the run does next, in words."""
+        """The name of the step that the run takes next, for its log."""
         if self.epoch == self.config.epochs:
             return "the final test"
         if self.step == self.loader.steps:

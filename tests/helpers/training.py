@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -117,3 +118,9 @@ def assert_same_state(first: Any, second: Any, where: str = "") -> None:
         assert first.dtype == second.dtype and torch.equal(first, second), where
     else:
         assert first == second, where
+
+
+def study_rows(out: Path) -> list[dict[str, str]]:
+    """Read the rows of results.csv in the folder of a study."""
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import signal
 
@@ -22,7 +21,7 @@ from convmixer.studies.plan import Result, plan
 from convmixer.studies.results import markdown
 from convmixer.studies.running import run_study
 from convmixer.studies.study import folder_name
-from tests.helpers.training import finished_run, tiny_config, tiny_options
+from tests.helpers.training import finished_run, study_rows, tiny_config, tiny_options
 
 ROWS = {"1": 3, "2": 14, "3": 5, "4": 2, "5": 7, "6": 5, "7": 10, "8": 33} | {
     "columbia-1": 1, "columbia-2": 4, "columbia-3": 3, "columbia-4": 5, "columbia-figure-2": 5,
@@ -198,11 +197,6 @@ def test_unknown_rows_and_tables_are_refused(tmp_path):
         find_study("columbia-5")
 
 
-def _rows(out) -> list[dict[str, str]]:
-    with (out / "results.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_an_ablation_writes_its_results_and_skips_what_is_finished(tmp_path, monkeypatch):
     out = tmp_path / "table"
     command = [
@@ -210,7 +204,7 @@ def test_an_ablation_writes_its_results_and_skips_what_is_finished(tmp_path, mon
         "--seeds", "2", "--rows", f"{BASELINE},{RELU}", "--out", str(out),
     ]  # fmt: skip
     assert main(command) == 0
-    rows = _rows(out)
+    rows = study_rows(out)
     assert [row["row"] for row in rows] == ["baseline", "ReLU for GELU"]
     for row in rows:
         assert row["seeds"] == "2" and row["parameters"] == "306"
@@ -285,14 +279,14 @@ def test_a_diverged_seed_is_noted_and_the_others_go_on(tmp_path, monkeypatch):
     )
     assert results[0].accuracies == [85.0] and "seed 0: the loss became nan" in results[0].note
     assert results[1].accuracies == [88.0, 89.0]
-    assert _rows(tmp_path)[0]["seeds"] == "1"
+    assert study_rows(tmp_path)[0]["seeds"] == "1"
 
 
 def test_results_are_written_after_every_row(tmp_path, monkeypatch):
     _scripted(monkeypatch, [90.0, TrainingInterruptedError("saved", 2)])
     with pytest.raises(TrainingInterruptedError):
         run_study(SEVEN, tiny_config(), tmp_path, labels=[BASELINE, RELU], silent=True)
-    assert [row["row"] for row in _rows(tmp_path)] == ["baseline"]
+    assert [row["row"] for row in study_rows(tmp_path)] == ["baseline"]
 
 
 def test_a_signal_at_the_end_of_a_run_keeps_the_next_from_starting(tmp_path, monkeypatch):
@@ -307,7 +301,7 @@ def test_a_signal_at_the_end_of_a_run_keeps_the_next_from_starting(tmp_path, mon
     monkeypatch.setattr(running, "train", interrupted)
     with pytest.raises(TrainingInterruptedError, match="before row 'ReLU for GELU', seed 0"):
         run_study(SEVEN, tiny_config(), tmp_path, labels=[BASELINE, RELU], silent=True)
-    assert [row["test_accuracy"] for row in _rows(tmp_path)] == ["90.000"]
+    assert [row["test_accuracy"] for row in study_rows(tmp_path)] == ["90.000"]
 
 
 def test_options_of_the_model_reach_the_runs_of_the_own_recipe(tmp_path, monkeypatch):
@@ -331,7 +325,7 @@ def test_an_interruption_tells_the_same_command(tmp_path, monkeypatch, capsys):
     assert error == f"stopped; saved x. Continue with: convmixer {' '.join(command)}\n"
 
 
-def test_the_list_shows_tables_and_rows(capsys):
+def test_the_list_shows_tables_andstudy_rows(capsys):
     assert main(["ablate", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(TITLES)
     assert main(["ablate", "--list", "--table", "7"]) == 0

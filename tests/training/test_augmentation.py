@@ -65,7 +65,7 @@ def _cifar(**changes) -> Config:
     return override(load_recipe("cifar10"), plain | named)
 
 
-# The same random state gives the images of timm's and torchvision's transforms
+# Images are those of timm's and torchvision's transforms from the same random state
 
 
 def _seeded(transform, image: Image.Image, seed: int) -> Tensor:

@@ -31,16 +31,7 @@ from convmixer.config.settings import Config
 from convmixer.errors import UsageError, one_line
 from convmixer.training.evaluation import checkpoint_config, evaluate
 from convmixer.training.run_folder import RunFolder
-from convmixer.training.runs import train
 from tests.helpers.training import TINY, tiny_config, tiny_options, write_image_folder
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A finished run of one epoch."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    train(tiny_config(epochs=1), out, silent=True)
-    return out
 
 
 def _failure(capsys, *words: str) -> str:

@@ -39,14 +39,6 @@ from tests.helpers.training import (
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A finished run of one epoch."""
-    out = tmp_path_factory.mktemp("commands") / "run"
-    train(tiny_config(epochs=1), out, silent=True)
-    return out
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder with three digits as images."""
     folder = tmp_path_factory.mktemp("images")
@@ -226,7 +218,7 @@ def test_every_variant_of_tables_1_and_2_has_the_epochs_of_its_procedure():
     assert "epochs" not in variant_fields("convmixer_1536_20", "imagenet")
 
 
-# What a run records and says
+# Records and lines of a run
 
 
 def test_a_run_records_its_starts(run_folder, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ CALLS = {
     "os.replace": 6,
     "os.link": 4,
 }
-"""Where processes are killed, and the highest number of the call that kills them."""
+"""The functions in which processes are killed, and the highest number of the call that kills."""
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_left_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""What becomes of a batch of 8-bit images on the device: mixing, normalisation, erasing."""
+"""Batches of 8-bit images are mixed, normalised and erased on the device."""
 
 from __future__ import annotations
 

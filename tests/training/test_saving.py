@@ -139,7 +139,7 @@ def test_saving_changes_no_result(config, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_in_an_evaluation_loses_nothing(config, tmp_path, monkeypatch, number):
-    """What SIGTERM asks for happens after the evaluation; a kill in it finds the run saved."""
+    """SIGTERM stops the run after the evaluation; a kill in the evaluation finds the run saved."""
     saved, scored = [], trainer_module.score
 
     def interrupted(*arguments):
@@ -268,7 +268,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_space_lets_it_go_on(
     _assert_same_end(tmp_path)
 
 
-# What is kept
+# States that are kept
 
 
 def test_the_latest_states_are_kept(config, tmp_path):

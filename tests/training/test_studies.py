@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-
 import matplotlib.image
 import pytest
 
@@ -18,7 +16,7 @@ from convmixer.studies.results import heading, noise
 from convmixer.studies.running import run_study
 from convmixer.studies.sweeps import parse_sweep, sweep_study
 from convmixer.training import plots
-from tests.helpers.training import finished_run, tiny_config, tiny_options
+from tests.helpers.training import finished_run, study_rows, tiny_config, tiny_options
 
 ACCURACIES = {3: 80.0, 5: 85.0, 7: 90.0}
 
@@ -37,11 +35,6 @@ def trained(monkeypatch):
     return configs
 
 
-def _rows(out) -> list[dict[str, str]]:
-    with (out / "results.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_sweep_trains_and_compares_the_values(tmp_path, capsys):
     out = tmp_path / "sweep"
     command = [
@@ -51,7 +44,7 @@ def test_a_sweep_trains_and_compares_the_values(tmp_path, capsys):
     command.remove("--model.kernel_size")
     command.remove("3")
     assert main(command) == 0
-    rows = _rows(out)
+    rows = study_rows(out)
     assert [row["row"] for row in rows] == ["kernel_size 1", "kernel_size 3", "kernel_size 5"]
     assert [row["changes"] for row in rows] == [
         "model.kernel_size 1", "model.kernel_size 3", ""
@@ -67,7 +60,7 @@ def test_rows_of_earlier_calls_stay(tmp_path, trained):
     command = ["sweep", "--recipe", "digits", "--seeds", "2", "--out", str(tmp_path)]
     assert main([*command, "kernel_size=3,7"]) == 0
     assert main([*command, "kernel_size=5"]) == 0
-    rows = _rows(tmp_path)
+    rows = study_rows(tmp_path)
     assert [row["row"] for row in rows] == ["kernel_size 3", "kernel_size 5", "kernel_size 7"]
     assert [row["test_accuracy"] for row in rows] == ["80.500", "85.500", "90.500"]
     assert [row["seeds"] for row in rows] == ["2"] * 3
@@ -78,17 +71,17 @@ def test_rows_of_a_table_come_together_in_one_folder(tmp_path, trained):
     command = ["ablate", "--table", "7", "--recipe", "digits", "--out", str(tmp_path)]
     assert main([*command, "--rows", "relu-for-gelu"]) == 0
     assert main([*command, "--rows", "baseline,without-randaugment"]) == 0
-    assert [row["row"] for row in _rows(tmp_path)] == [
+    assert [row["row"] for row in study_rows(tmp_path)] == [
         "baseline", "ReLU for GELU", "without RandAugment"
     ]  # fmt: skip
     assert len(trained) == 3
 
 
-def test_runs_with_other_settings_are_no_rows(tmp_path, trained):
+def test_runs_with_other_settings_are_nostudy_rows(tmp_path, trained):
     command = ["ablate", "--table", "7", "--recipe", "digits", "--out", str(tmp_path)]
     assert main([*command, "--rows", "relu-for-gelu", "--epochs", "3"]) == 0
     assert main([*command, "--rows", "baseline"]) == 0
-    assert [row["row"] for row in _rows(tmp_path)] == ["baseline"]
+    assert [row["row"] for row in study_rows(tmp_path)] == ["baseline"]
 
 
 def test_a_folder_holds_one_study(tmp_path, trained, capsys):
@@ -105,7 +98,7 @@ def test_combinations_of_several_fields(tmp_path, trained):
     assert [(c.model.kernel_size, c.optimizer.lr) for c in trained] == [
         (3, 0.01), (3, 0.1), (5, 0.01), (5, 0.1)
     ]  # fmt: skip
-    assert _rows(tmp_path)[0]["row"] == "kernel_size 3, lr 0.01"
+    assert study_rows(tmp_path)[0]["row"] == "kernel_size 3, lr 0.01"
 
 
 @pytest.mark.parametrize(
@@ -234,7 +227,7 @@ def test_twins_are_drawn_once(tmp_path, trained, monkeypatch):
     run_study(find_study("7"), recipe, tmp_path, silent=True)
     labels = [label.get_text() for label in figures["results.png"].axes[0].get_yticklabels()]
     assert "without random erasing" not in labels and "baseline" in labels
-    assert "without random erasing" in {row["row"] for row in _rows(tmp_path)}
+    assert "without random erasing" in {row["row"] for row in study_rows(tmp_path)}
 
 
 def test_headings_begin_with_a_capital():
