@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,9 +97,15 @@ def _collate(samples: list[_Sample]) -> TrainingBatch:
     if isinstance(contents[0], list):
         content = batched_operations.as_table(list(contents))
     else:
-        content = default_collate(list(contents))
+        content = _stacked(contents)
     reasons = [reason for each in bad for reason in each]
     return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Stack images (C, H, W), with the channels of a pixel side by side, as they lie in memory."""
+    stacked: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
+    return stacked.permute(0, 3, 1, 2)
 
 
 class _KeyedImages(Dataset[_Sample]):
@@ -370,7 +376,8 @@ class TrainingLoader:
 
     def _transferred(self, batch: TrainingBatch) -> Batch:
         self.bad_images.add(batch.bad)
-        return self._prepared(batch, batch.content.to(self._device, non_blocking=True))
+        images = batch.content.to(self._device, non_blocking=True)
+        return self._prepared(batch, images.contiguous())
 
     def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
         """Augment several batches at once: operations on few images cost little but their start."""

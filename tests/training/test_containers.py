@@ -59,7 +59,7 @@ def _write_tar(path: Path, numbers, files=None) -> None:
 
 
 def _pixels(images) -> np.ndarray:
-    return np.stack([np.asarray(images.image(index)) for index in range(len(images.labels))])
+    return np.stack([images.image(index) for index in range(len(images.labels))])
 
 
 @pytest.mark.parametrize("names", [("x_{}", "y_{}"), ("{}_images", "{}_labels")])

@@ -99,7 +99,7 @@ def test_cifar10_batches_are_read_with_their_channels_in_order(tmp_path, below):
     raw = pickle.loads((tmp_path / "cifar" / below / "data_batch_2").read_bytes())
     red, green, blue = raw["data"][3].reshape(3, 32, 32)
     expected = np.stack([red, green, blue], axis=-1)
-    assert np.array_equal(np.asarray(splits.train.image(8 + 3)), expected)
+    assert np.array_equal(splits.train.image(8 + 3), expected)
     assert splits.train.labels[8 + 3] == 3
 
 
