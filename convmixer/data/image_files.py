@@ -159,7 +159,7 @@ def read_encoded(contents: bytes, mode: str, name: str) -> Pixels:
 
 
 def _decode(source: str | io.BytesIO, name: str, mode: str) -> Pixels:
-    own = SUFFIXES.get(PurePath(name).suffix.lower())
+    own = SUFFIXES.get(os.path.splitext(name)[1].lower())
     formats = [own] if own is not None else []
     formats += [name for name in _UNDER_ANY_SUFFIX if name != own]
     with Image.open(source, formats=formats) as opened:

@@ -38,6 +38,7 @@ from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
 from convmixer.training.bad_images import BadImages, ImageReader
 from convmixer.training.distributed import Processes
+from convmixer.training.prefetching import prefetched
 from convmixer.training.resident import LARGEST_SIDE, MOST_BYTES, resident_images
 from convmixer.training.run_state import seed_cpu
 
@@ -343,7 +344,7 @@ class TrainingLoader:
         )
         self._augmentation = dataset.augmentation
         self._together = max(1, IMAGES_AUGMENTED_TOGETHER // batches.images_at_once)
-        self._loader: DataLoader[_Sample] = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             dataset, batch_sampler=batches, collate_fn=_collate, **_loader_options(workers, device)
         )
 
@@ -366,12 +367,16 @@ class TrainingLoader:
         """Optimizer steps of an epoch."""
         return self._batches.steps
 
+    def loaded(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """Iterate over batches as they come from the processes that load images."""
+        self._batches.epoch, self._batches.first_step = epoch, first_step
+        return iter(self._loader)
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Iterate over (images, targets), a pair an accumulation step, from `first_step` on."""
-        self._batches.epoch, self._batches.first_step = epoch, first_step
-        loaded = iter(self._loader)
+        loaded = self.loaded(epoch, first_step)
         if self._resident is None:
-            return map(self._transferred, loaded)
+            return prefetched(map(self._transferred, loaded), self._device)
         return itertools.chain.from_iterable(map(self._augmented, _groups(loaded, self._together)))
 
     def _transferred(self, batch: TrainingBatch) -> Batch:
@@ -454,7 +459,7 @@ class EvaluationLoader:
         elif self._keeps:
             batches = self._kept = list(self._loaded())
         else:
-            batches = self._loaded()
+            batches = prefetched(self._loaded(), self._device)
         return ((self._normalize(images), labels) for images, labels in batches)
 
     def _loaded(self) -> Iterator[Batch]:

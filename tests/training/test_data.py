@@ -20,6 +20,7 @@ from convmixer import evaluate, train
 from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
+from convmixer.data import batched_operations
 from convmixer.data.augmentation import as_tensor
 from convmixer.data.sources import ArrayImages, load_split, load_splits, stratified_split
 from convmixer.errors import UsageError, one_line
@@ -358,6 +359,23 @@ def test_images_do_not_depend_on_how_many_are_augmented_together(resident, monke
     monkeypatch.setattr(loaders, "IMAGES_AUGMENTED_TOGETHER", 16)
     parts = list(_loader(**changes).epoch(1))
     assert all(map(torch.equal, itertools.chain(*whole), itertools.chain(*parts)))
+
+
+def test_batches_are_augmented_together_up_to_a_number_of_images(monkeypatch):
+    monkeypatch.setattr(loaders, "IMAGES_AUGMENTED_TOGETHER", 25)
+    counts: list[int] = []
+    apply = batched_operations.apply
+
+    def counted(images, *arguments):
+        counts.append(len(images))
+        return apply(images, *arguments)
+
+    monkeypatch.setattr(batched_operations, "apply", counted)
+    loader = _loader(data__device_resident="true")
+    assert [len(images) for images, _ in loader.epoch(0)] == [8] * 4 and counts == [24, 8]
+    monkeypatch.setattr(loaders, "IMAGES_AUGMENTED_TOGETHER", 5)
+    counts.clear()
+    assert len(list(_loader(data__device_resident="true").epoch(0))) == 4 and counts == [8] * 4
 
 
 @RESIDENT
