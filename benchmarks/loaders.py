@@ -130,7 +130,7 @@ def _timms(config: Config, device: torch.device) -> _Epochs:
         num_classes=_CLASSES,
     )
     loader = create_loader(
-        ImageDataset(str(Path(data.folder) / "train")),
+        ImageDataset(f"{data.folder}/train"),
         (3, data.image_size, data.image_size),
         config.batch_size,
         is_training=True,
