@@ -394,6 +394,17 @@ def test_processes_and_accumulation_have_the_images_of_one_process(resident):
         assert all(map(torch.equal, one[step], map(torch.cat, zip(*parts, strict=True))))
 
 
+def test_images_are_loaded_in_8_bits_with_the_channels_of_a_pixel_side_by_side(tmp_path):
+    write_image_folder(tmp_path, {"train": 4, "test": 1})
+    config = tiny_images_config(tmp_path, data__device_resident="false")
+    images = load_splits(config.data, channels=3).train
+    batches = EpochBatches(8, 4, seed=0)
+    loader = TrainingLoader(images, config, batches, workers=0, device=CPU)
+    (content, *_), _ = loader.loaded(0)
+    assert content.dtype == torch.uint8 and content.shape == (4, 3, 8, 8)
+    assert content.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_epochs_and_seeds_augment_differently():
     def image(loader: TrainingLoader, epoch: int) -> torch.Tensor:
         return loader._loader.dataset[(epoch, 5)].content
@@ -474,9 +485,12 @@ def test_images_stay_on_the_device_where_their_policy_allows_it():
         _resident(images, tiny_config(data__device_resident="true", **blur))
 
 
-def test_large_images_stay_on_the_device_only_where_asked_to(monkeypatch):
+@pytest.mark.parametrize(("limit", "least"), [("MOST_BYTES", 1295 * 64), ("LARGEST_SIDE", 8)])
+def test_large_images_stay_on_the_device_only_where_asked_to(limit, least, monkeypatch):
     images = load_splits(tiny_config().data, channels=1).train
-    monkeypatch.setattr(resident, "MOST_BYTES", images.pixels.nbytes - 1)
+    monkeypatch.setattr(resident, limit, least)
+    assert _resident(images, tiny_config())
+    monkeypatch.setattr(resident, limit, least - 1)
     assert not _resident(images, tiny_config())
     assert _resident(images, tiny_config(data__device_resident="true"))
 

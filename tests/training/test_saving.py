@@ -99,13 +99,17 @@ def _saves(monkeypatch) -> list[tuple[int, int]]:
     return places
 
 
+@pytest.mark.parametrize(
+    ("every", "between"),
+    [("3 steps", ([(0, 3)], [(1, 1), (1, 4)])), ("5 steps", ([], []))],
+)
 def test_a_run_is_saved_every_so_many_steps_before_and_after_evaluation(
-    config, tmp_path, monkeypatch
+    every, between, config, tmp_path, monkeypatch
 ):
     places = _saves(monkeypatch)
-    config.save_every = "3 steps"
+    config.save_every = every
     train(config, tmp_path / "run", silent=True)
-    assert places == [(0, 3), (0, 5), (1, 0), (1, 1), (1, 4), (1, 5), (2, 0)]
+    assert places == [*between[0], (0, 5), (1, 0), *between[1], (1, 5), (2, 0)]
 
 
 def test_a_run_is_saved_every_so_many_minutes(config, tmp_path, monkeypatch):
