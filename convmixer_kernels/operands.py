@@ -1,4 +1,4 @@
-"""What the steps of the fused operations are given, where several of them take the same tensors."""
+"""Operands of the fused operations' steps, grouped: several steps take the same ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class PreActivation(NamedTuple):
-    """The argument of an activation: `value`, and `bias` where it is not part of it yet.
+    """An activation that is to be applied to value + bias.
 
-    `value` is (N, C, H, W), `bias` (C,) in the dtype of sums or None, `activation` "gelu", "relu"
-    or "identity".
+    `value` is (N, C, H, W), `bias` (C,) in the dtype of sums or None, and `activation` "gelu",
+    "relu" or "identity".
     """
 
     value: Tensor
@@ -23,8 +23,10 @@ class PreActivation(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What follows a convolution in its kernel: activation, normalisation (5, C), and the input
-    added if `residual`."""
+    """The rest of the work of a convolution's kernel: activation, normalisation, residual.
+
+    `normalisation` is (5, C), `residual` tells whether the input is added.
+    """
 
     normalisation: Tensor
     activation: str
@@ -68,5 +70,5 @@ class FusedBackward(NamedTuple):
 
     @property
     def before(self) -> PreActivation:
-        """The argument of the activation; its bias is part of the convolution."""
+        """The activation before it is applied; the convolution has the bias already."""
         return PreActivation(self.value, None, self.activation)

@@ -189,7 +189,7 @@ def call(arguments: Arguments, impl: str, process_group: Any = None) -> Tensor:
 
 
 def run(arguments: Arguments, impl: str, process_group: Any = None) -> dict[str, Tensor]:
-    """The same results as `compose`, of the public function."""
+    """The results that `compose` lists, from the public function."""
     copy = _leaves(arguments, {}, None)
     return _results(copy, call(copy, impl, process_group))
 
