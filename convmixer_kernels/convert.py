@@ -26,12 +26,17 @@ class Conversion:
 
     def __str__(self) -> str:
         """Give a line on what was converted, and one for each reason why others were not."""
-        lines = [_line("converted", self.converted)]
-        names = defaultdict(list)
-        for name, reason in self.left.items():
-            names[reason].append(name)
-        lines += [_line("left", layers, reason) for reason, layers in names.items()]
-        return "\n".join(lines)
+        return report("converted", self.converted, self.left)
+
+
+def report(done: str, names: tuple[str, ...], left: dict[str, str]) -> str:
+    """Return a line on what was done, and one for each reason why it was not."""
+    lines = [_line(done, names)]
+    names_left = defaultdict(list)
+    for name, reason in left.items():
+        names_left[reason].append(name)
+    lines += [_line("left", layers, reason) for reason, layers in names_left.items()]
+    return "\n".join(lines)
 
 
 def _line(done: str, names: list[str] | tuple[str, ...], reason: str = "") -> str:
@@ -113,9 +118,13 @@ def restore_depthwise(module: nn.Module) -> tuple[str, ...]:
     return tuple(restored)
 
 
-def _check_model(module: nn.Module, remedy: str) -> None:
+def check_module(module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: got {module!r}, expected an nn.Module")
+
+
+def _check_model(module: nn.Module, remedy: str) -> None:
+    check_module(module)
     if isinstance(module, nn.Conv2d):
         raise ValueError(
             f"module: got a lone convolution, which cannot be replaced in place; use {remedy}"
