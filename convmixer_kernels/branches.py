@@ -29,16 +29,20 @@ _OTHER_NORMS = {
 }
 
 
+# The names that lead from a block to one of its layers.
+Path: TypeAlias = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Layer:
     """The output of a layer.
 
     Attributes:
-        path: the names that lead from the block to the layer.
+        path: to the layer.
         operand: what the layer is applied to.
     """
 
-    path: tuple[str, ...]
+    path: Path
     operand: Term
 
 
@@ -59,11 +63,11 @@ class Dataflow:
 
     Attributes:
         term: the sum of its branches.
-        after: the names of the layers that follow, each applied to the output of the one before.
+        after: the layers that follow, each applied to the output of the one before.
     """
 
     term: Term
-    after: tuple[str, ...]
+    after: tuple[Path, ...]
 
 
 class Convolution(NamedTuple):
@@ -81,7 +85,8 @@ class Convolution(NamedTuple):
 class Norm(NamedTuple):
     """A batch normalisation of `operand`, by the statistics of the batch if `of_batch`.
 
-    All tensors are (C,).
+    `updates` counts those of the running statistics, of which PyTorch counts no version; the other
+    tensors are (C,).
     """
 
     operand: Value
@@ -89,12 +94,13 @@ class Norm(NamedTuple):
     running_var: Tensor
     gamma: Tensor | None
     beta: Tensor | None
+    updates: Tensor | None
     eps: float
     of_batch: bool
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.running_mean, self.running_var, self.gamma, self.beta
+        return self.running_mean, self.running_var, self.gamma, self.beta, self.updates
 
 
 class Total(NamedTuple):
@@ -135,8 +141,10 @@ class MergedBranches(nn.Module):
         (input,) = inputs
         if isinstance(input, torch.fx.Proxy):
             return one_node(self, input)
-        value = read(self, self._dataflow.term)
-        if isinstance(value, str) or not isinstance(input, Tensor) or input.dim() != 4:
+        value, after = read(self, self._dataflow.term), find_all(self, self._dataflow.after)
+        if isinstance(value, str) or isinstance(after, str):
+            return super().forward(input)
+        if not isinstance(input, Tensor) or input.dim() != 4:
             return super().forward(input)
         operations = list(list_operations(value))
         if any([isinstance(each, Norm) and each.of_batch for each in operations]):
@@ -144,8 +152,8 @@ class MergedBranches(nn.Module):
             return super().forward(input)
         weight, bias = self._filters(value, operations, input)
         output = depthwise_conv2d(input, weight, bias, impl=self.merged_impl)
-        for name in self._dataflow.after:
-            output = self.get_submodule(name)(output)
+        for layer in after:
+            output = layer(output)
         return output
 
     def _filters(
@@ -197,16 +205,35 @@ def read(block: nn.Module, term: Term) -> Value | str:
     operand = read(block, term.operand)
     if isinstance(operand, str):
         return operand
-    name, layer = ".".join(term.path), block
-    for part in term.path:
+    layer = _find(block, term.path)
+    if isinstance(layer, str):
+        return layer
+    result = _overridden(layer) or _apply(layer, operand)
+    return f"{'.'.join(term.path)}: {result}" if isinstance(result, str) else result
+
+
+def find_all(block: nn.Module, paths: Iterable[Path]) -> list[nn.Module] | str:
+    """Return the layers that paths lead to; or, in a line, why calling them is not enough."""
+    layers: list[nn.Module] = []
+    for path in paths:
+        layer = _find(block, path)
+        if isinstance(layer, str):
+            return layer
+        layers.append(layer)
+    return layers
+
+
+def _find(block: nn.Module, path: Path) -> nn.Module | str:
+    """Return the layer that a path leads to; or why a call of those around it does more."""
+    layer = block
+    for number, part in enumerate(path):
+        if number > 0 and (reason := _overridden(layer)):
+            return f"{'.'.join(path[:number])}: {reason}"
         found = layer._modules.get(part)
         if found is None:
-            return f"{name} has been removed"
-        if reason := _overridden(found):
-            return f"{name}: {reason}"
+            return f"{'.'.join(path)} has been removed"
         layer = found
-    result = _apply(layer, operand)
-    return f"{name}: {result}" if isinstance(result, str) else result
+    return layer
 
 
 def _overridden(layer: nn.Module) -> str | None:
@@ -259,7 +286,8 @@ def _norm(layer: Any, operand: Value) -> Norm | str:
         return "it has no running statistics"
     # Frozen ones are no subclasses of it: they use running statistics in training mode as well.
     of_batch = layer.training and isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    return Norm(operand, mean, var, layer.weight, layer.bias, layer.eps, of_batch)
+    updates = getattr(layer, "num_batches_tracked", None)
+    return Norm(operand, mean, var, layer.weight, layer.bias, updates, layer.eps, of_batch)
 
 
 def list_operations(value: Value) -> Iterator[Convolution | Norm]:
@@ -294,7 +322,7 @@ def merge(
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     filter = merged_filter(operations)
-    identity = like.new_ones(len(like), 1, 1, 1, dtype=dtype)
+    identity = like.new_ones(like.shape[0], 1, 1, 1, dtype=dtype)
     merged = _merge(value, identity, filter)
     return merged.weight, merged.bias
 

@@ -17,8 +17,10 @@ from convmixer_kernels.branches import (
     Dataflow,
     Layer,
     MergedBranches,
+    Path,
     Sum,
     Term,
+    find_all,
     is_norm,
     list_operations,
     merged_filter,
@@ -26,6 +28,9 @@ from convmixer_kernels.branches import (
 )
 from convmixer_kernels.convert import check_module, report
 from convmixer_kernels.mixed_classes import mixed_class
+
+_IN_PLACE = (operator.iadd, "add_")
+_ADDITIONS = (operator.add, torch.add, "add", *_IN_PLACE)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def merge_branches(module: nn.Module, impl: str = "auto") -> Merge:
     for block in reversed(list(module.modules())):
         if isinstance(block, MergedBranches):
             closed.add(block)
-            outcomes[block] = _why_left(block, block._dataflow.term, impl)
+            outcomes[block] = _why_left(block, block._dataflow, impl)
             if outcomes[block] is None:
                 block.merged_impl = impl
         elif _has_own_forward(block):
@@ -171,7 +176,7 @@ def _visit(
     elif _adds_up_convolutions(block, steps.term):
         closed.add(block)
         if steps == in_training:
-            outcomes[block] = _why_left(block, steps.term, impl)
+            outcomes[block] = _why_left(block, steps, impl)
         else:
             outcomes[block] = "its forward pass is another one in training mode"
         if outcomes[block] is None:
@@ -184,7 +189,14 @@ class _Steps(NamedTuple):
     """The fields of a `Dataflow`."""
 
     term: Term
-    after: tuple[str, ...]
+    after: tuple[Path, ...]
+
+
+class _Proxy(torch.fx.Proxy):
+    """A value of a traced forward pass that tells ``a += b`` from ``a + b``."""
+
+    def __iadd__(self, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
 
 class _Tracer(torch.fx.Tracer):
@@ -193,6 +205,9 @@ class _Tracer(torch.fx.Tracer):
     def __init__(self, closed: set[nn.Module]) -> None:
         super().__init__()
         self.closed = closed
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if module in self.closed or _is_layer(module) or super().is_leaf_module(module, name):
@@ -216,12 +231,15 @@ def _trace(block: nn.Module, closed: set[nn.Module], training: bool) -> _Steps |
     for node in graph.nodes:
         _find_term(block, node, terms)
     (node,) = graph.output_node().args
-    after: list[str] = []
+    after: list[Path] = []
     while node not in terms:
         if not isinstance(node, torch.fx.Node) or (argument := _only_argument(node)) is None:
             return None
-        after.append(str(node.target))
+        after.append(_path(node))
         node = argument
+    if len(graph.nodes) > len(terms) + len(after) + 1:
+        # What the output does not depend on may have changed something in place.
+        return None
     return _Steps(terms[node], tuple(reversed(after)))
 
 
@@ -235,13 +253,24 @@ def _find_term(block: nn.Module, node: torch.fx.Node, terms: dict[Any, Term]) ->
             return
         operand = terms[argument]
         if not isinstance(layer, nn.Conv2d) or _is_image(block, operand):
-            terms[node] = Layer(tuple(str(node.target).split(".")), operand)
-    elif node.target in (operator.add, torch.add, "add", "add_") and not node.kwargs:
+            terms[node] = Layer(_path(node), operand)
+    elif node.target in _ADDITIONS and not node.kwargs:
         # The sum of a list begins with 0.
         operands = [each for each in node.args if each != 0]
+        if node.target in _IN_PLACE and _is_seen_elsewhere(block, operands[0]):
+            return
         if all(each in terms for each in operands):
             added = [terms[each] for each in operands]
             terms[node] = Sum(tuple(added)) if len(added) > 1 else added[0]
+
+
+def _is_seen_elsewhere(block: nn.Module, value: Any) -> bool:
+    """Tell whether a value that is changed in place is the image or has another user."""
+    while len(value.users) == 1 and value.op == "call_module":
+        if not isinstance(block.get_submodule(str(value.target)), nn.Identity):
+            return False
+        value = value.args[0]
+    return value.op == "placeholder" or len(value.users) > 1
 
 
 def _only_argument(node: torch.fx.Node) -> torch.fx.Node | None:
@@ -250,6 +279,10 @@ def _only_argument(node: torch.fx.Node) -> torch.fx.Node | None:
         return None
     (argument,) = node.args
     return argument if isinstance(argument, torch.fx.Node) else None
+
+
+def _path(node: torch.fx.Node) -> Path:
+    return tuple(str(node.target).split("."))
 
 
 def _layers(block: nn.Module, term: Term) -> Iterator[nn.Module]:
@@ -284,13 +317,15 @@ def _count_depthwise(block: nn.Module, closed: set[nn.Module]) -> int:
     return sum(_count_depthwise(each, closed) for each in inside)
 
 
-def _why_left(block: nn.Module, term: Term, impl: str) -> str | None:
+def _why_left(block: nn.Module, steps: _Steps | Dataflow, impl: str) -> str | None:
     """Say in a line why the branches of a block cannot be merged under `impl`; None if they can."""
     if "forward" in block.__dict__ or block._compiled_call_impl is not None:
         return "its forward has been replaced or compiled, which would go on running"
-    value = read(block, term)
+    value, after = read(block, steps.term), find_all(block, steps.after)
     if isinstance(value, str):
         return value
+    if isinstance(after, str):
+        return after
     operations = list(list_operations(value))
     filter = merged_filter(operations)
     if reason := dispatch.unsupported_filter(filter, impl):

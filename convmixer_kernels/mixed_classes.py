@@ -28,5 +28,5 @@ def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
 
 
 def _new(name: str, first: Any, original: Any) -> Any:
-    cls = mixed_class(name, first, original)
+    cls: Any = mixed_class(name, first, original)
     return cls.__new__(cls)
