@@ -55,7 +55,8 @@ def convert_depthwise(module: nn.Module, impl: str = "auto") -> Conversion:
     is given `impl`.
 
     A model that merges its branches for inference (`reparameterize` of RepVGG, RepLKNet, MobileOne
-    and others) builds its convolutions anew then: convert it afterwards.
+    and others) builds its convolutions anew then: convert it afterwards, or have its branches
+    merged by `merge_branches`, which keeps them.
 
     Args:
         module: any model; a lone convolution has no parent to be replaced in, use

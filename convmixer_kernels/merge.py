@@ -265,12 +265,12 @@ def _find_term(block: nn.Module, node: torch.fx.Node, terms: dict[Any, Term]) ->
 
 
 def _is_seen_elsewhere(block: nn.Module, value: Any) -> bool:
-    """Tell whether a value that is changed in place is the image or has another user."""
+    """Tell whether something else reads a value, or what an identity made it of."""
     while len(value.users) == 1 and value.op == "call_module":
         if not isinstance(block.get_submodule(str(value.target)), nn.Identity):
             return False
         value = value.args[0]
-    return value.op == "placeholder" or len(value.users) > 1
+    return len(value.users) > 1
 
 
 def _only_argument(node: torch.fx.Node) -> torch.fx.Node | None:

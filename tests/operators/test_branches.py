@@ -205,6 +205,15 @@ def test_half_precision_is_rounded_no_more_than_in_branches(dtype: torch.dtype, 
         assert error <= 2 * limit + torch.finfo(dtype).eps * wanted.norm(), name
 
 
+def test_a_named_implementation_runs_or_raises() -> None:
+    merged, plain = (block.double().eval() for block in pair(impl="cuda"))
+    image = images()
+    with pytest.raises(ValueError, match="impl='cuda' cannot serve this input"):
+        merged(image)
+    merged.merged_impl = "torch"
+    torch.testing.assert_close(merged(image), plain(image))
+
+
 def test_autocast_rounds_the_merged_filter_to_its_dtype(filters: list[Tensor]) -> None:
     merged, plain = (block.eval() for block in pair())
     image = images(torch.float32)
@@ -228,6 +237,16 @@ def filters(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     monkeypatch.setattr(inference_tables, "keep", recorded)
     return computed
+
+
+def test_filters_are_rounded_once(filters: list[Tensor]) -> None:
+    """The branches are merged in float32, whatever their dtype is."""
+    merged, _ = pair("normalised")
+    for dtype in (FP16, torch.float64):
+        without_gradients(merged.to(dtype).eval(), images(dtype))
+    rounded, exact = filters
+    assert (rounded.dtype, exact.dtype) == (FP16, torch.float64)
+    torch.testing.assert_close(rounded, exact.half(), rtol=5e-4, atol=1e-7)
 
 
 def without_gradients(block: nn.Module, image: Tensor) -> Tensor:
@@ -525,12 +544,14 @@ def assert_branches_run(merged: nn.Module, plain: nn.Module, convolutions: int) 
     assert torch.equal(merged(image), plain(image)) and len(called) == convolutions
 
 
-def test_hooks_of_branches_run() -> None:
+@pytest.mark.parametrize("path", ["branches.1", "branches.1.0", "branches.1.1"])
+def test_hooks_of_branches_run(path: str) -> None:
     merged, plain = (block.eval() for block in pair("large and small"))
     seen: list[nn.Module] = []
-    hook = merged.branches[1].register_forward_hook(lambda branch, *_: seen.append(branch))
+    layer = merged.get_submodule(path)
+    hook = layer.register_forward_hook(lambda layer, *_: seen.append(layer))
     assert_branches_run(merged, plain, 2)
-    assert seen == [merged.branches[1]]
+    assert seen == [layer]
     hook.remove()
     merged(images(torch.float32))
     assert len(seen) == 1
