@@ -28,7 +28,6 @@ _OTHER_NORMS = {
     "torchvision.ops.misc.FrozenBatchNorm2d",
 }
 
-
 # The names that lead from a block to one of its layers.
 Path: TypeAlias = tuple[str, ...]
 
@@ -104,7 +103,7 @@ class Norm(NamedTuple):
 
 
 class Total(NamedTuple):
-    """The sum of branches."""
+    """The sum of the values of branches."""
 
     values: tuple[Value, ...]
 
@@ -119,8 +118,9 @@ class MergedBranches(nn.Module):
     `merge_branches` puts this class before the class of a block. The block keeps its layers,
     parameters, buffers, state dict, hooks and methods. Merged filters and bias are computed from
     those of the branches in float32 (float64 if the branches are), and gradients reach all of them.
-    The filters are then rounded once, to the dtype of the branches or that of autocast. Inference
-    keeps both until a parameter, a buffer or `eps` changes.
+    The filters are then rounded once, to the dtype of the branches or that of autocast, which is
+    the dtype of the output as well. Inference keeps both until a parameter, a buffer or `eps`
+    changes.
 
     The forward pass of the block's own class runs instead where the merged filter is not exact: a
     normalisation uses the statistics of the batch (training mode), layers of the branches have been
@@ -147,7 +147,7 @@ class MergedBranches(nn.Module):
         if not isinstance(input, Tensor) or input.dim() != 4:
             return super().forward(input)
         operations = list(list_operations(value))
-        if any([isinstance(each, Norm) and each.of_batch for each in operations]):
+        if not _is_one_convolution(operations):
             _note_training(operations)
             return super().forward(input)
         weight, bias = self._filters(value, operations, input)
@@ -213,7 +213,7 @@ def read(block: nn.Module, term: Term) -> Value | str:
 
 
 def find_all(block: nn.Module, paths: Iterable[Path]) -> list[nn.Module] | str:
-    """Return the layers that paths lead to; or, in a line, why calling them is not enough."""
+    """Return the layers that paths lead to; or, in a line, why calling one is not enough."""
     layers: list[nn.Module] = []
     for path in paths:
         layer = _find(block, path)
@@ -224,7 +224,7 @@ def find_all(block: nn.Module, paths: Iterable[Path]) -> list[nn.Module] | str:
 
 
 def _find(block: nn.Module, path: Path) -> nn.Module | str:
-    """Return the layer that a path leads to; or why a call of those around it does more."""
+    """Return the layer that a path leads to; or, in a line, why calling it is not enough."""
     layer = block
     for number, part in enumerate(path):
         if number > 0 and (reason := _overridden(layer)):
@@ -237,7 +237,7 @@ def _find(block: nn.Module, path: Path) -> nn.Module | str:
 
 
 def _overridden(layer: nn.Module) -> str | None:
-    """Say in a line what a call of a layer does besides its class's forward; None if nothing."""
+    """Say in a line why calling a layer is not just its class's forward pass; None if it is."""
     if (
         layer._forward_hooks
         or layer._forward_pre_hooks
@@ -300,6 +300,13 @@ def list_operations(value: Value) -> Iterator[Convolution | Norm]:
         yield value
     elif value is not None:
         yield value
+
+
+def _is_one_convolution(operations: list[Convolution | Norm]) -> bool:
+    """Tell whether operations amount to a convolution that does not depend on the batch."""
+    if any([isinstance(each, Norm) and each.of_batch for each in operations]):
+        return False
+    return any([isinstance(each, Convolution) for each in operations])
 
 
 def merged_filter(operations: Iterable[Convolution | Norm]) -> Filter:

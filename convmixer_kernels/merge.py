@@ -54,10 +54,11 @@ class Merge:
 def merge_branches(module: nn.Module, impl: str = "auto") -> Merge:
     """Run parallel depthwise branches inside `module` as one convolution wherever that is exact.
 
-    A block is merged that adds up depthwise convolutions of its input (RepLKNet, UniRepLKNet, SLaK,
-    the re-parameterisable blocks of timm), each normalised or not, and perhaps the input itself.
-    What the block does is found by tracing its forward pass with `torch.fx`. With stride 1, 'same'
-    zero padding and normalisation by running statistics, branches b sum up to one convolution by
+    A block is merged that adds up depthwise convolutions of its input, each normalised or not, and
+    perhaps the input itself: those of RepLKNet, UniRepLKNet and SLaK, and of RepViT, MobileOne and
+    FastViT in timm. What a block does is found by tracing its forward pass with `torch.fx`. With
+    stride 1, 'same' zero padding and normalisation by running statistics, branches b sum up to one
+    convolution by
 
         weight = sum of gamma_b / sqrt(var_b + eps_b) * weight_b, embedded in the largest extent
         bias = sum of beta_b + gamma_b / sqrt(var_b + eps_b) * (bias_b - mean_b)
@@ -162,7 +163,13 @@ def _visit(
     closed: set[nn.Module],
     outcomes: dict[nn.Module, str | None],
 ) -> None:
-    """Merge the branches of a block, or note in `outcomes` why a sum of convolutions is left."""
+    """Merge the branches of a block, or note why a sum of convolutions is left.
+
+    Args:
+        closed: the blocks that are one layer where a block around them is traced; this one may
+            join them.
+        outcomes: what is said of blocks, None where they are merged.
+    """
     try:
         steps, in_training = (_trace(block, closed, training) for training in (False, True))
     except Exception as error:  # A forward pass may raise anything where it is traced.
@@ -216,7 +223,7 @@ class _Tracer(torch.fx.Tracer):
 
 
 def _trace(block: nn.Module, closed: set[nn.Module], training: bool) -> _Steps | None:
-    """Return the steps of a block in a mode; None if they begin with no linear one."""
+    """Return the steps of a block in a mode; None if it does something else than such steps."""
     modes = {each: each.training for each in block.modules()}
     try:
         for each in modes:

@@ -581,6 +581,14 @@ def test_blocks_that_merge_themselves_run_as_they_then_do() -> None:
     assert torch.equal(block(image), block.merged(image))
 
 
+def test_blocks_without_convolutions_run_as_they_are() -> None:
+    block = trained(Added(depthwise(5), normed(depthwise(3)))).eval()
+    assert merge_branches(block).merged == ("",)
+    block.branches[0] = block.branches[1][0] = nn.Identity()
+    image = images(torch.float32)
+    assert torch.equal(block(image.clone()), image + block.branches[1](image))
+
+
 def test_inputs_that_are_no_batch_of_images_reach_the_block() -> None:
     block = Added(depthwise(5), depthwise(3)).to(DEVICE)
     plain = copy.deepcopy(block)
