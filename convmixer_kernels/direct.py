@@ -36,12 +36,19 @@ _is_wrapper = torch._C._functorch.is_functorch_wrapped_tensor
 def dispatcher_is_idle() -> bool:
     """Tell whether no compiler, tracer, mode, transform, autocast or profiler sees operators."""
     return not (
+        operators_are_changed()
+        or torch._C._is_any_autocast_enabled()
+        or profiler._is_profiler_enabled
+    )
+
+
+def operators_are_changed() -> bool:
+    """Tell whether a compiler, tracer, mode or transform records operators or changes them."""
+    return (
         torch.compiler.is_compiling()
         or torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE
         or torch._C._is_torch_function_mode_enabled()
-        or torch._C._is_any_autocast_enabled()
         or in_forward_mode()
-        or profiler._is_profiler_enabled
     )
 
 

@@ -344,8 +344,8 @@ def _inference_tables(
     if not arguments.fits_batch_norm(momentum, eps, activation):
         return None
     sources = Sources(running_mean, running_var, gamma, beta, bias)
-    device = input.get_device()
-    tables = inference_tables.kept(sources, name, eps, device)
+    settings, device = (eps, name), input.get_device()
+    tables: Tables | None = inference_tables.kept(sources, settings, device)
     if tables is None:
         for each in sources:
             if each is not None and not (
@@ -360,7 +360,7 @@ def _inference_tables(
             normalisation = dispatch.backend(name).running_normalisation(norm)
             return Tables(normalisation, arguments.precise(bias, input))
 
-        tables = inference_tables.keep(sources, name, eps, device, compute)
+        tables = inference_tables.keep(sources, settings, device, compute)
     return tables if tables.normalisation.shape[1] == input.shape[1] else None
 
 
