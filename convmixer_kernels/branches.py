@@ -14,7 +14,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convmixer_kernels import derivatives, direct, inference_tables
+from convmixer_kernels import direct, inference_tables
 from convmixer_kernels.arguments import autocast_dtype
 from convmixer_kernels.filters import Filter, pair
 from convmixer_kernels.functional import depthwise_conv2d
@@ -172,7 +172,7 @@ class MergedBranches(nn.Module):
 
         if direct.operators_are_changed():
             return compute()
-        if derivatives.wanted((input, *tensors)):
+        if direct.records((input, *tensors)):
             _note_training(operations)
             return compute()
         if not all([each is None or direct.is_plain(each) for each in tensors]):

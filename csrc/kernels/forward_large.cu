@@ -42,12 +42,8 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks)
   const int rows = Rows::group_at(lane % 16, tiling.groups_log2, input_pitch) + lane / 16 * 8;
   T* const first_group = output + Rows::group_at(lane / 4, tiling.groups_log2, output_pitch);
   T* const second_group = output + Rows::group_at(lane / 4 + 8, tiling.groups_log2, output_pitch);
-  const Planes<const T> source{static_cast<const T*>(p.input),
-                               static_cast<const T*>(p.input) + channel * p.input_strides.channel,
-                               p.input_strides.image, input_alignment};
-  const Planes<T> target{static_cast<T*>(p.output),
-                         static_cast<T*>(p.output) + channel * p.output_strides.channel,
-                         p.output_strides.image, output_alignment};
+  const auto source = planes_of<const T>(p.input, p.input_strides, channel, input_alignment);
+  const auto target = planes_of<T>(p.output, p.output_strides, channel, output_alignment);
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if (number + 1 < last) {

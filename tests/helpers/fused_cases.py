@@ -111,9 +111,11 @@ def record_steps(monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> list[
         for name in names:
             step = getattr(dispatch.backend(impl), name)
 
-            def call(*args: object, name: str = name, step: Callable[..., object] = step) -> object:
+            def call(*args: Any, name: str = name, step: Callable[..., object] = step) -> object:
                 if name == "fused_backward":
-                    name += " input" * (args[3] is not None) + " weight" * (args[0] is not None)
+                    (given,) = args
+                    name += " input" * (given.weight is not None)
+                    name += " weight" * (given.input is not None)
                 calls.append(name)
                 return step(*args)
 
