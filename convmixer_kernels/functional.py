@@ -439,4 +439,5 @@ def _after_training(
         if buffer is not None and updated is not None and updated is not buffer:
             buffer.copy_(updated)
     if not torch.compiler.is_compiling():
+        inference_tables.forget((running_mean, running_var))
         inference_tables.trained((running_mean, running_var, *parameters))

@@ -119,6 +119,19 @@ def keep(
     return tables
 
 
+def forget(tensors: Iterable[Tensor | None]) -> None:
+    """Drop the tables of buffers that PyTorch's own batch normalisation has trained.
+
+    It counts no version of them.
+    """
+    if not _entries:
+        return
+    changed = {id(tensor) for tensor in tensors if tensor is not None}
+    for key, entry in list(_entries.items()):
+        if any(id(source.reference()) in changed for source in entry.described):
+            _entries.pop(key, None)
+
+
 def trained(tensors: Iterable[Tensor | None]) -> None:
     """Take note of tensors that a training pass changes, now or in the optimizer's next step.
 

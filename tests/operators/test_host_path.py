@@ -328,6 +328,15 @@ def train(module: nn.BatchNorm2d) -> None:
     )
 
 
+def train_in_pytorch(module: nn.BatchNorm2d) -> None:
+    """PyTorch changes the statistics without a new version."""
+    gelu_batch_norm(
+        *(image(), module.weight, module.bias, module.running_mean, module.running_var),
+        training=True,
+        impl="torch",
+    )
+
+
 def step(module: nn.BatchNorm2d) -> None:
     module.weight.grad = torch.ones_like(module.weight)
     torch.optim.SGD(module.parameters(), lr=1.0).step()
@@ -341,6 +350,7 @@ CHANGES: dict[str, Callable[[nn.BatchNorm2d], object]] = {
     "in place": set_in_place,
     "load_state_dict": load,
     "training": train,
+    "training in PyTorch": train_in_pytorch,
     "an optimizer's step": step,
     "other memory": other_memory,
     "half": lambda module: module.half(),
