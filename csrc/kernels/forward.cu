@@ -58,8 +58,7 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   clear(input, input_elements, lane);
   Bands<T, Size, Tiles> bands;

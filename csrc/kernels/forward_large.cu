@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks)
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   const SharedBands<T> bands(reinterpret_cast<unsigned short*>(band_rows),
                              static_cast<const T*>(p.weight) + ptrdiff_t(channel) * p.filter.taps(),

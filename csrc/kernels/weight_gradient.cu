@@ -61,8 +61,7 @@ __global__ void __launch_bounds__(32 * most_warps,
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   clear(input, input_elements, lane);
   clear(gradient, gradient_elements, lane);

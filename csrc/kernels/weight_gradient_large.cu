@@ -35,8 +35,7 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks)
   const int channel = int(number_of_warp / row_groups);
   const int first_row = int(number_of_warp % row_groups) * filter_rows_of_warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   const uint32_t row_mask = p.filter.row_mask() >> first_row;
   const int above = p.filter.above(false) - first_row;
