@@ -1,4 +1,4 @@
-"""Augmentation of training images: what is drawn for an image, and the image by Pillow."""
+"""Augmentation of training images: what is drawn for an image, and the augmented image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from torchvision import transforms
 
 from convmixer.config.settings import Config
 from convmixer.data.image_files import Pixels
-from convmixer.data.operations import NOTHING, Kind, Operation, Resampling, apply, rotation
+from convmixer.data.operations import (
+    NOTHING,
+    Kind,
+    Operation,
+    Resampling,
+    apply,
+    as_tensor,
+    rotation,
+)
 from convmixer.errors import UsageError
 
 TRANSLATE_FRACTION = 0.45
@@ -269,11 +277,6 @@ def draw_erased_box(probability: float, size: int) -> tuple[int, int, int, int]:
         if width < size and height < size:
             return random.randint(0, size - height), random.randint(0, size - width), height, width
     return NO_BOX
-
-
-def as_tensor(image: Pixels) -> Tensor:
-    """Return an image as uint8 (C, H, W), with the channels of a pixel side by side in memory."""
-    return torch.from_numpy(image).view(*image.shape[:2], -1).permute(2, 0, 1)
 
 
 def evaluation_crop(config: Config) -> transforms.Compose:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from convmixer.data.image_files import Pixels
+
 Resampling = Image.Resampling
 
 LARGEST_SIDE_OF_PILLOW = 64
@@ -103,17 +105,18 @@ def apply(
             image = _image(pixels)
             for each in operations[place:]:
                 image = _by_pillow(image, each, size, fill)
-            return _tensor(image)
+            return as_tensor(np.array(image))
         pixels = found
     return pixels
 
 
+def as_tensor(image: Pixels) -> Tensor:
+    """Return an image as uint8 (C, H, W), with the channels of a pixel side by side in memory."""
+    return torch.from_numpy(image).view(*image.shape[:2], -1).permute(2, 0, 1)
+
+
 def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def _by_pytorch(pixels: Tensor, operation: Operation, size: int) -> Tensor | None:
@@ -214,7 +217,7 @@ def _with_moved_rows(
 
     Pillow's bicubic filter weights 4 x 4 pixels, of which those of other rows have the weight 0.
     """
-    pixels = _tensor(image).permute(1, 2, 0)
+    pixels = as_tensor(np.array(image)).permute(1, 2, 0)
     height, width, channels = pixels.shape
     shifts = slope * (torch.arange(height, dtype=torch.float64) + 0.5) + offset
     first = shifts.floor()

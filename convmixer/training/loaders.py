@@ -67,7 +67,8 @@ class TrainingBatch(NamedTuple):
     """A batch as it comes from the processes that load images."""
 
     content: Tensor
-    """Augmented images, uint8 (N, C, H, W), or what `batched_operations.apply` is to do."""
+    """Augmented images, uint8 (N, C, H, W) in channels_last order, or what
+    `batched_operations.apply` is to do."""
     indices: Tensor
     """The place of each image in the training images, int64 (N,)."""
     labels: Tensor

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from convmixer.config.settings import Config
-from convmixer.data.augmentation import Augmentation, as_tensor
+from convmixer.data.augmentation import Augmentation
+from convmixer.data.operations import as_tensor
 from convmixer.data.sources import Images, Indices
 from convmixer.errors import UsageError
 from convmixer.training.bad_images import BadImages, ImageReader

@@ -20,7 +20,6 @@ from convmixer.config.settings import Config
 from convmixer.data import batched_operations
 from convmixer.data.augmentation import (
     Augmentation,
-    as_tensor,
     draw_erased_box,
     evaluation_crop,
 )
@@ -30,6 +29,7 @@ from convmixer.data.operations import (
     Operation,
     Resampling,
     apply,
+    as_tensor,
     rotation,
 )
 from convmixer.data.sources import ArrayImages, load_splits

@@ -21,7 +21,7 @@ from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
 from convmixer.data import batched_operations
-from convmixer.data.augmentation import as_tensor
+from convmixer.data.operations import as_tensor
 from convmixer.data.sources import ArrayImages, load_split, load_splits, stratified_split
 from convmixer.errors import UsageError, one_line
 from convmixer.training import loaders, plots, resident
