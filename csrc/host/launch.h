@@ -1,5 +1,7 @@
 // The kernels that are compiled, as tables, and their launches.
 #pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
@@ -151,6 +153,13 @@ void add_kernels(KernelTable<ChannelsLastWeightGradientKernels>&);
 #else
 #define COMPILE_FOR_SIZES(Kernels)
 #endif
+
+// Calls visit(zero of the type, its number) for each type of elements.
+template <class Visit>
+void each_element_type(Visit visit) {
+  visit(__half(), ElementType::half);
+  visit(__nv_bfloat16(), ElementType::bfloat16);
+}
 
 // Calls visit(Constant<group_rows>, Constant<tiles>) for each tile of a table.
 template <const auto& shapes = tile_shapes, class Visit>

@@ -82,18 +82,18 @@ std::string GlobalMemory::neighbourhood(uint64_t address) const {
   return text.empty() ? "no memory is permitted" : text;
 }
 
-void Buffer::make_stamps() {
-  if (!writers.empty()) return;
-  const size_t pairs = (end - begin) / 2 + 1;
-  writers.allocate(pairs);
-  readers.allocate(pairs);
+std::pair<size_t, size_t> Buffer::stamps_of(uint64_t address, uint32_t bytes) {
+  if (writers.empty()) {
+    const size_t pairs = (end - begin) / 2 + 1;
+    writers.allocate(pairs);
+    readers.allocate(pairs);
+  }
+  return {(address - begin) / 2, (address - begin + bytes - 1) / 2};
 }
 
 GlobalMemory::Others GlobalMemory::note_read(Buffer& buffer, uint64_t address, uint32_t bytes,
                                              uint32_t stamp) {
-  buffer.make_stamps();
-  const size_t first = (address - buffer.begin) / 2;
-  const size_t last = (address - buffer.begin + bytes - 1) / 2;
+  const auto [first, last] = buffer.stamps_of(address, bytes);
   Others others;
   for (size_t i = first; i <= last; ++i) {
     const uint32_t writer = buffer.writers[i];
@@ -107,9 +107,7 @@ GlobalMemory::Others GlobalMemory::note_read(Buffer& buffer, uint64_t address, u
 
 GlobalMemory::Others GlobalMemory::note_write(Buffer& buffer, uint64_t address, uint32_t bytes,
                                               uint32_t stamp) {
-  buffer.make_stamps();
-  const size_t first = (address - buffer.begin) / 2;
-  const size_t last = (address - buffer.begin + bytes - 1) / 2;
+  const auto [first, last] = buffer.stamps_of(address, bytes);
   Others others;
   for (size_t i = first; i <= last; ++i) {
     uint32_t& writer = buffer.writers[i];

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ptx {
@@ -34,12 +35,14 @@ class Stamps {
 struct Buffer {
   uint64_t begin = 0, end = 0;
   bool writable = true;
-  Stamps writers, readers;  // empty before make_stamps
+  Stamps writers, readers;  // empty before the first access with races searched
 
   bool holds(uint64_t address, uint64_t bytes) const {
     return address >= begin && address + bytes <= end;
   }
-  void make_stamps();  // at the first access with races searched
+
+  // The first and the last stamp of an access; the first access allocates all.
+  std::pair<size_t, size_t> stamps_of(uint64_t address, uint32_t bytes);
 };
 
 class Permissions {

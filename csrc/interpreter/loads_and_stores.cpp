@@ -64,6 +64,12 @@ void for_lanes(LaneMask lanes, Use use) {
   for (; lanes != 0; lanes &= lanes - 1) use(static_cast<unsigned>(std::countr_zero(lanes)));
 }
 
+template <class Use>
+void for_lanes_with_bytes(LaneMask lanes, uint32_t bytes, Use use) {
+  with_bytes(bytes,
+             [&](auto constant) { for_lanes(lanes, [&](unsigned l) { use(l, constant); }); });
+}
+
 uint8_t* local_place(Warp& warp, const Instruction& in, unsigned lane, uint64_t address,
                      uint32_t bytes) {
   const uint32_t size = warp.block->launch.program.local_bytes;
@@ -107,11 +113,9 @@ void fetch(Warp& warp, const Instruction& in, LaneMask lanes, Data& data) {
   Counters& counters = warp.block->launch.counters;
   const uint32_t total = uint32_t{in.elements} * in.element_bytes;
   const auto each = [&](auto place) {
-    with_bytes(total, [&](auto bytes) {
-      for_lanes(lanes, [&](unsigned l) {
-        if (const uint8_t* const from = place(l)) std::memcpy(data[l].bytes, from, bytes);
-        else std::memset(data[l].bytes, 0xff, bytes);
-      });
+    for_lanes_with_bytes(lanes, total, [&](unsigned l, auto bytes) {
+      if (const uint8_t* const from = place(l)) std::memcpy(data[l].bytes, from, bytes);
+      else std::memset(data[l].bytes, 0xff, bytes);
     });
   };
   const auto lane_count = static_cast<unsigned>(std::popcount(lanes));
@@ -142,10 +146,8 @@ void put(Warp& warp, const Instruction& in, LaneMask lanes, const Data& data) {
   Counters& counters = warp.block->launch.counters;
   const uint32_t total = uint32_t{in.elements} * in.element_bytes;
   const auto each = [&](auto place) {
-    with_bytes(total, [&](auto bytes) {
-      for_lanes(lanes, [&](unsigned l) {
-        if (uint8_t* const to = place(l)) std::memcpy(to, data[l].bytes, bytes);
-      });
+    for_lanes_with_bytes(lanes, total, [&](unsigned l, auto bytes) {
+      if (uint8_t* const to = place(l)) std::memcpy(to, data[l].bytes, bytes);
     });
   };
   const auto lane_count = static_cast<unsigned>(std::popcount(lanes));

@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(32 * most_warps,
 
 template <int Size>
 void add_kernels(KernelTable<BackwardKernels>& table) {
-  const auto add = [&](auto element, ElementType type) {
+  each_element_type([&](auto element, ElementType type) {
     using T = decltype(element);
     each_tile([&](auto group_rows, auto tiles) {
       constexpr TileShape tile{group_rows, tiles};
@@ -211,9 +211,7 @@ void add_kernels(KernelTable<BackwardKernels>& table) {
         if constexpr (backward_with_weight(Size)) add_one(std::true_type());
       }
     });
-  };
-  add(__half(), ElementType::half);
-  add(__nv_bfloat16(), ElementType::bfloat16);
+  });
 }
 
 COMPILE_FOR_SIZES(BackwardKernels)

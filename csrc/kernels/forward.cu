@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(32 * most_warps,
 
 template <int Size>
 void add_kernels(KernelTable<ForwardKernels>& table) {
-  const auto add = [&](auto element, ElementType type) {
+  each_element_type([&](auto element, ElementType type) {
     using T = decltype(element);
     each_tile([&](auto group_rows, auto tiles) {
       constexpr TileShape tile{group_rows, tiles};
@@ -169,9 +169,7 @@ void add_kernels(KernelTable<ForwardKernels>& table) {
                    depthwise_forward_fused<T, Size, group_rows, tiles, true>,
                    depthwise_forward_moments<T, Size, group_rows, tiles>});
     });
-  };
-  add(__half(), ElementType::half);
-  add(__nv_bfloat16(), ElementType::bfloat16);
+  });
 }
 
 COMPILE_FOR_SIZES(ForwardKernels)

@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::forward
 
 template <int Size>
 void add_kernels(KernelTable<ChannelsLastForwardKernels>& table) {
-  const auto add = [&](auto element, ElementType type) {
+  each_element_type([&](auto element, ElementType type) {
     using T = decltype(element);
     each_channels_last_tile<Size, Pass::forward>([&](auto group_rows, auto tiles, auto channels) {
       using Block = ChannelsLastForwardBlock<Size, group_rows, tiles, channels>;
@@ -205,9 +205,7 @@ void add_kernels(KernelTable<ChannelsLastForwardKernels>& table) {
                  depthwise_forward_channels_last<T, Size, group_rows, tiles, channels>,
                  depthwise_forward_fused_channels_last<T, Size, group_rows, tiles, channels>});
     });
-  };
-  add(__half(), ElementType::half);
-  add(__nv_bfloat16(), ElementType::bfloat16);
+  });
 }
 
 COMPILE_FOR_SIZES(ChannelsLastForwardKernels)

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(32 * most_warps,
 
 template <int Size>
 void add_kernels(KernelTable<WeightGradientKernels>& table) {
-  const auto add = [&](auto element, ElementType type) {
+  each_element_type([&](auto element, ElementType type) {
     using T = decltype(element);
     each_tile([&](auto group_rows, auto tiles) {
       constexpr TileShape tile{group_rows, tiles};
@@ -140,9 +140,7 @@ void add_kernels(KernelTable<WeightGradientKernels>& table) {
         table.add({{{type, tile, true}, shared_bytes},
                    depthwise_weight_gradient<T, Size, group_rows, tiles, true>});
     });
-  };
-  add(__half(), ElementType::half);
-  add(__nv_bfloat16(), ElementType::bfloat16);
+  });
 }
 
 COMPILE_FOR_SIZES(WeightGradientKernels)

@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::weight_
 
 template <int Size>
 void add_kernels(KernelTable<ChannelsLastWeightGradientKernels>& table) {
-  const auto add = [&](auto element, ElementType type) {
+  each_element_type([&](auto element, ElementType type) {
     using T = decltype(element);
     each_channels_last_tile<Size, Pass::weight_gradient>([&](auto group_rows, auto tiles,
                                                              auto channels) {
@@ -153,9 +153,7 @@ void add_kernels(KernelTable<ChannelsLastWeightGradientKernels>& table) {
       table.add({channels_last_block<Block>({type, {group_rows, tiles}, channels}),
                  depthwise_weight_gradient_channels_last<T, Size, group_rows, tiles, channels>});
     });
-  };
-  add(__half(), ElementType::half);
-  add(__nv_bfloat16(), ElementType::bfloat16);
+  });
 }
 
 COMPILE_FOR_SIZES(ChannelsLastWeightGradientKernels)
