@@ -14,10 +14,16 @@ from dataclasses import dataclass, field, replace
 
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 from convmixer_kernels.backends.triton.shape_key import TILE_COLUMNS, ShapeKey
+from convmixer_kernels.filters import Filter
 
 _WARP = 32
 _BLOCKS_PER_MULTIPROCESSOR = 32
 _REGISTERS_PER_MULTIPROCESSOR = 65536
+# Output rows of a program, and input rows of an iteration, of large filters. Six rows take 36
+# input rows at k = 31; with eight, the compiler spills.
+_LARGE_ROWS = 6
+# Columns of the filter whose gradients a program sums in float32.
+LARGE_FLOAT32_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,11 @@ class Configuration:
         unrolled_rows: rows of the image that an iteration of the main loop takes.
         mask_rows: whether the last iteration goes beyond the image.
         row_blocks: row blocks into which images are cut; 1 leaves them whole.
-        block_rows: rows of a row block.
+        block_rows: rows of a row block; of large filters, as many rows of sums are in registers.
         splits: programs that share a channel.
         registers: upper limit for a thread, None for the compiler's choice.
-        filter_rows: rows of the filter whose gradients a program sums (float32 weight gradient).
+        filter_rows: rows of the filter whose gradients a program sums (weight gradient in float32
+            and of large filters).
         channels: channels that a program works on at a time; more than one in channels_last.
         cost: modelled time, in no particular unit.
     """
@@ -91,6 +98,56 @@ def for_batch(configuration: Configuration, key: ShapeKey) -> Configuration:
         return configuration
     per_program = math.ceil(_groups(rounded, configuration) / configuration.splits)
     return replace(configuration, splits=math.ceil(_groups(key, configuration) / per_program))
+
+
+@functools.lru_cache(maxsize=1024)
+def large_forward(key: ShapeKey, row_dilation: int) -> Configuration:
+    """Return the configuration of the forward pass of large filters, or of an input gradient."""
+    row_blocks = row_dilation * math.ceil(math.ceil(key.height / row_dilation) / _LARGE_ROWS)
+    # Tiles of less alignment take more registers for addresses.
+    many = key.images * row_blocks * key.tiles_across >= 32
+    return Configuration(
+        tiles=32 if many and (key.alignment == 8 or not key.tensor_cores) else 16,
+        unrolled_rows=_LARGE_ROWS,
+        mask_rows=True,
+        row_blocks=row_blocks,
+        block_rows=_LARGE_ROWS,
+        splits=1,
+        registers=None,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def large_weight_gradient(key: ShapeKey, filter: Filter, context: LaunchContext) -> Configuration:
+    """Return the configuration of the weight gradient of large filters."""
+    rows = 8
+    if key.tensor_cores:
+        # Groups of as many rows as leave the fewest beyond the filter.
+        rows = min((8, 9, 7), key=lambda rows: math.ceil(filter.height / rows) * rows)
+    rows = min(rows, filter.height)
+    row_groups = math.ceil(filter.height / rows)
+    column_groups = 1
+    if not key.tensor_cores:
+        column_groups = math.ceil(filter.width / LARGE_FLOAT32_COLUMNS)
+    num_warps = 1 if key.tensor_cores else 4
+    resident = _resident_programs(context, 168 * num_warps, 16 << 10)
+    return _choose_splits(
+        key,
+        context.multiprocessors * resident // (row_groups * column_groups),
+        Configuration(
+            tiles=16,
+            unrolled_rows=8,
+            mask_rows=True,
+            row_blocks=1,
+            block_rows=key.height,
+            splits=1,
+            registers=None,
+            filter_rows=rows,
+            num_warps=num_warps,
+        ),
+        program_cost=16 * rows,
+        group_cost=key.height,
+    )
 
 
 def _groups(key: ShapeKey, configuration: Configuration) -> int:
