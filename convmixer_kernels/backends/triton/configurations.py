@@ -19,9 +19,6 @@ from convmixer_kernels.filters import Filter
 _WARP = 32
 _BLOCKS_PER_MULTIPROCESSOR = 32
 _REGISTERS_PER_MULTIPROCESSOR = 65536
-# Output rows of a program, and input rows of an iteration, of large filters. Six rows take 36
-# input rows at k = 31; with eight, the compiler spills.
-_LARGE_ROWS = 6
 # Columns of the filter whose gradients a program sums in float32.
 LARGE_FLOAT32_COLUMNS = 8
 
@@ -103,15 +100,18 @@ def for_batch(configuration: Configuration, key: ShapeKey) -> Configuration:
 @functools.lru_cache(maxsize=1024)
 def large_forward(key: ShapeKey, row_dilation: int) -> Configuration:
     """Return the configuration of the forward pass of large filters, or of an input gradient."""
-    row_blocks = row_dilation * math.ceil(math.ceil(key.height / row_dilation) / _LARGE_ROWS)
-    # Tiles of less alignment take more registers for addresses.
+    # Six output rows take 36 input rows at k = 31; with eight, or six whose elements are addressed
+    # one by one, the compiler spills.
+    rows = 6 if key.alignment > 1 else 5
+    row_blocks = row_dilation * math.ceil(math.ceil(key.height / row_dilation) / rows)
     many = key.images * row_blocks * key.tiles_across >= 32
     return Configuration(
+        # Tiles of less alignment take more registers for addresses.
         tiles=32 if many and (key.alignment == 8 or not key.tensor_cores) else 16,
-        unrolled_rows=_LARGE_ROWS,
+        unrolled_rows=rows,
         mask_rows=True,
         row_blocks=row_blocks,
-        block_rows=_LARGE_ROWS,
+        block_rows=rows,
         splits=1,
         registers=None,
     )
@@ -120,11 +120,7 @@ def large_forward(key: ShapeKey, row_dilation: int) -> Configuration:
 @functools.lru_cache(maxsize=1024)
 def large_weight_gradient(key: ShapeKey, filter: Filter, context: LaunchContext) -> Configuration:
     """Return the configuration of the weight gradient of large filters."""
-    rows = 8
-    if key.tensor_cores:
-        # Groups of as many rows as leave the fewest beyond the filter.
-        rows = min((8, 9, 7), key=lambda rows: math.ceil(filter.height / rows) * rows)
-    rows = min(rows, filter.height)
+    rows, unrolled_rows = _large_filter_rows(key, filter.height)
     row_groups = math.ceil(filter.height / rows)
     column_groups = 1
     if not key.tensor_cores:
@@ -136,18 +132,33 @@ def large_weight_gradient(key: ShapeKey, filter: Filter, context: LaunchContext)
         context.multiprocessors * resident // (row_groups * column_groups),
         Configuration(
             tiles=16,
-            unrolled_rows=8,
+            unrolled_rows=unrolled_rows,
             mask_rows=True,
             row_blocks=1,
             block_rows=key.height,
             splits=1,
-            registers=None,
+            # Without a limit the compiler spills a few bytes to fit in one more program.
+            registers=255 if key.tensor_cores and key.alignment <= 2 else None,
             filter_rows=rows,
             num_warps=num_warps,
         ),
         program_cost=16 * rows,
         group_cost=key.height,
     )
+
+
+def _large_filter_rows(key: ShapeKey, height: int) -> tuple[int, int]:
+    """Return rows of the filter that a program sums, and input rows of an iteration.
+
+    The sums take twelve registers a row. Addresses of less alignment take those of some rows, and
+    without any nothing is pipelined, so that an iteration need not replace all rows that it keeps.
+    """
+    if not key.tensor_cores:
+        return min(8, height), 1
+    choices = {8: (8, 9, 7), 4: (8, 7), 2: (7, 6), 1: (6, 5)}[key.alignment]
+    # A group of rows loads as much as another row takes.
+    rows = min(choices, key=lambda rows: math.ceil(height / rows) * (rows + 1))
+    return min(rows, height), 8 if key.alignment > 1 else 4
 
 
 def _groups(key: ShapeKey, configuration: Configuration) -> int:

@@ -152,9 +152,7 @@ def _forward_sizes(
     return (*sizes, *filter, *padding)
 
 
-def forward_constants(
-    key: ShapeKey, configuration: Configuration, flipped: bool
-) -> dict[str, Any]:
+def forward_constants(key: ShapeKey, configuration: Configuration, flipped: bool) -> dict[str, Any]:
     """Return the compile-time parameters of the kernel."""
     values: dict[str, Any] = {
         "WIDTH": key.width,

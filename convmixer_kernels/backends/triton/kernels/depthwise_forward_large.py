@@ -24,7 +24,7 @@ _RUN_TIME_SIZES = (
 
 @triton.jit
 def _load_band(pointers, filter_row, filter_rows, CHUNKS: tl.constexpr):
-    """Load the band of a row of the filter, (16, 8) for each 16 columns; zeros beside the filter."""
+    """Load the band of a row of the filter, (16, 8) for each 16 columns; zeros beside it."""
     inside = (filter_row >= 0) & (filter_row < filter_rows)
     start = tl.cast(filter_row, tl.int64) * (TILE_COLUMNS * BAND_COLUMNS * CHUNKS)
     band = ()
@@ -125,11 +125,11 @@ def forward_large_kernel(
                     updated = updated + (total,)
                 sums = updated
             bands = bands[: OUTPUT_ROWS - 1]
-    for number in tl.static_range(OUTPUT_ROWS):
-        row = number * row_dilation
+    for output_row in tl.static_range(OUTPUT_ROWS):
+        row = output_row * row_dilation
         inside = row_exists(row, located.first_row[:, None], height, True, True)
         tl.store(
             outputs + tl.cast(row, tl.int64) * WIDTH,
-            sums[number].to(output_ptr.dtype.element_ty),
+            sums[output_row].to(output_ptr.dtype.element_ty),
             mask=output_mask & inside,
         )

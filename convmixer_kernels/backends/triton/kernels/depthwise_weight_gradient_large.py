@@ -135,9 +135,6 @@ def weight_gradient_large_kernel(
             sum_large_diagonals(products[number * CHUNKS : (number + 1) * CHUNKS], margin),
             mask=is_tap & (filter_row < filter_height),
         )
-    if bias_sums_ptr is not None:
-        if first_filter_row == 0:
-            total = sum_tiles(
-                grad, channel, split, splits, tiles, height, WIDTH, ALIGNMENT, TILES
-            )
-            tl.store(bias_sums_ptr + entry, total)
+    if bias_sums_ptr is not None and first_filter_row == 0:
+        total = sum_tiles(grad, channel, split, splits, tiles, height, WIDTH, ALIGNMENT, TILES)
+        tl.store(bias_sums_ptr + entry, total)

@@ -98,7 +98,6 @@ def weight_gradient_large_float32_kernel(
                 tl.sum(tl.sum(sums[tap * FILTER_ROWS + number], axis=1), axis=0),
                 mask=(filter_row < filter_height) & (filter_column < filter_width),
             )
-    if bias_sums_ptr is not None:
-        if (first_filter_row == 0) & (first_tap == 0):
-            total = sum_tiles(grad, channel, split, splits, tiles, height, WIDTH, 1, TILES)
-            tl.store(bias_sums_ptr + entry, total)
+    if bias_sums_ptr is not None and first_filter_row + first_tap == 0:
+        total = sum_tiles(grad, channel, split, splits, tiles, height, WIDTH, 1, TILES)
+        tl.store(bias_sums_ptr + entry, total)

@@ -112,9 +112,7 @@ def locate_row_blocks(
 
 
 @triton.jit
-def find_input_rows(
-    first_row, height, padding, filter_rows, row_step, BLOCK_ROWS: tl.constexpr
-):
+def find_input_rows(first_row, height, padding, filter_rows, row_step, BLOCK_ROWS: tl.constexpr):
     """Find the input rows that meet the filter in some tile of `locate_row_blocks`.
 
     Input row t of a tile is `padding` rows above its first one and t * `row_step` further down. It
