@@ -150,7 +150,7 @@ def cases() -> Iterator[Case]:
         yield Case(operation, 13, shape=(64, 1536, 7, 7))
         yield Case(operation, 15, shape=(64, 1536, 16, 17))
     for operation in ("forward", "weight_gradient"):
-        for size in (17, 31):
+        for size in (17, 21, 31):
             yield Case(operation, size, shape=(64, 384, 64, 64))
         for width in (28, 14, 17):
             yield Case(operation, 31, shape=(64, 384, width, width))

@@ -104,16 +104,18 @@ def large_forward(key: ShapeKey, row_dilation: int) -> Configuration:
     # one by one, the compiler spills.
     rows = 6 if key.alignment > 1 else 5
     row_blocks = row_dilation * math.ceil(math.ceil(key.height / row_dilation) / rows)
-    many = key.images * row_blocks * key.tiles_across >= 32
+    # Tiles of less alignment take more registers for addresses.
+    easy = not key.tensor_cores or _window_alignment(key) == 8
+    many = easy and key.images * row_blocks * key.tiles_across >= 32
     return Configuration(
-        # Tiles of less alignment take more registers for addresses.
-        tiles=32 if many and (key.alignment == 8 or not key.tensor_cores) else 16,
+        tiles=32 if many else 16,
         unrolled_rows=rows,
         mask_rows=True,
         row_blocks=row_blocks,
         block_rows=rows,
         splits=1,
-        registers=None,
+        # Without a limit the compiler spills a few bytes to fit in one more program.
+        registers=200 if many and key.tensor_cores and key.window > 32 else None,
     )
 
 
@@ -137,8 +139,8 @@ def large_weight_gradient(key: ShapeKey, filter: Filter, context: LaunchContext)
             row_blocks=1,
             block_rows=key.height,
             splits=1,
-            # Without a limit the compiler spills a few bytes to fit in one more program.
-            registers=255 if key.tensor_cores and key.alignment <= 2 else None,
+            # The compiler spills without a limit, as in the forward pass.
+            registers=255 if key.tensor_cores and _window_alignment(key) < 8 else None,
             filter_rows=rows,
             num_warps=num_warps,
         ),
@@ -155,10 +157,15 @@ def _large_filter_rows(key: ShapeKey, height: int) -> tuple[int, int]:
     """
     if not key.tensor_cores:
         return min(8, height), 1
-    choices = {8: (8, 9, 7), 4: (8, 7), 2: (7, 6), 1: (6, 5)}[key.alignment]
+    choices = {8: (8, 9, 7), 4: (8, 7), 2: (6,), 1: (6, 5)}[_window_alignment(key)]
     # A group of rows loads as much as another row takes.
     rows = min(choices, key=lambda rows: math.ceil(height / rows) * (rows + 1))
     return min(rows, height), 8 if key.alignment > 1 else 4
+
+
+def _window_alignment(key: ShapeKey) -> int:
+    """Return the largest power of two, in elements and up to 16 bytes, at which windows begin."""
+    return math.gcd(key.alignment, key.left)
 
 
 def _groups(key: ShapeKey, configuration: Configuration) -> int:

@@ -66,7 +66,7 @@ def forward_large_kernel(
     OUTPUT_ROWS rows of the filter, of which each input row replaces one.
     """
     CHUNKS: tl.constexpr = (WINDOW + BAND_COLUMNS - 1) // BAND_COLUMNS
-    tl.static_assert(CHUNKS * BAND_COLUMNS == WINDOW, "a band has a column beyond the window")
+    tl.static_assert(CHUNKS * BAND_COLUMNS == WINDOW, "products would end beyond the window")
     groups = tl.cdiv(tiles, TILES)
     group = tl.program_id(0) % groups
     channel = (tl.program_id(0) // groups).to(tl.int64)

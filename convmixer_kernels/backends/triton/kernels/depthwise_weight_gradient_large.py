@@ -59,7 +59,7 @@ def weight_gradient_large_kernel(
     `row_dilation` apart meet the same rows of the gradient, so they follow one another.
     """
     CHUNKS: tl.constexpr = (WINDOW + BAND_COLUMNS - 1) // BAND_COLUMNS
-    tl.static_assert(CHUNKS * BAND_COLUMNS == WINDOW, "a band has a column beyond the window")
+    tl.static_assert(CHUNKS * BAND_COLUMNS == WINDOW, "products would end beyond the window")
     input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH, 1)
     grad = Planes(grad_ptr, grad_image_stride, grad_channel_stride, WIDTH, 1)
     split = tl.program_id(0) // channels
@@ -118,9 +118,9 @@ def weight_gradient_large_kernel(
                     updated = ()
                     for filter_row in tl.static_range(FILTER_ROWS):
                         for chunk in tl.static_range(CHUNKS):
-                            total = products[filter_row * CHUNKS + chunk]
-                            total = tl.dot(window[chunk], grad_rows[filter_row], total)
-                            updated = updated + (total,)
+                            before = products[filter_row * CHUNKS + chunk]
+                            product = tl.dot(window[chunk], grad_rows[filter_row], before)
+                            updated = updated + (product,)
                     products = updated
                     grad_rows = grad_rows[: FILTER_ROWS - 1]
 

@@ -31,7 +31,7 @@ def expand_bands_kernel(
     half a turn.
     """
     CHUNKS: tl.constexpr = (WINDOW + BAND_COLUMNS - 1) // BAND_COLUMNS
-    tl.static_assert(CHUNKS * BAND_COLUMNS == WINDOW, "a band has a column beyond the window")
+    tl.static_assert(CHUNKS * BAND_COLUMNS == WINDOW, "products would end beyond the window")
     i = tl.arange(0, BAND_COLUMNS)[None, None, :]
     j = tl.arange(0, TILE_COLUMNS)[None, :, None]
     band = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None, None]
