@@ -14,13 +14,11 @@ from benchmarks.lib.measurement import Measurement
 _ROUNDS = 5
 
 
-@pytest.fixture(scope="module")
-def measured(device: torch.device) -> dict[str, loaders.Measured]:
-    return loaders.measure(device, _ROUNDS)
-
-
 @pytest.mark.parametrize("loader", loaders.LOADERS)
-def test_loaders(loader: str, measured: dict[str, loaders.Measured], record: Any) -> None:
-    found = measured[loader]
-    ratio = statistics.median(found.ratios)
-    record(Measurement("loader", {"loader": loader}, found.seconds, info={"times_timm": ratio}))
+def test_loaders(loader: str, device: torch.device, record: Any) -> None:
+    found = loaders.measure(loader, device, _ROUNDS)
+    ratios = {
+        "times_timm": statistics.median(found.on_device.ratios),
+        "times_timm_handed_over": statistics.median(found.handed_over.ratios),
+    }
+    record(Measurement("loader", {"loader": loader}, found.on_device.seconds, info=ratios))

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from convmixer_kernels.activations import ACTIVATIONS
 from convmixer_kernels.filters import pair
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-
-class BatchNorm(NamedTuple):
-    """The arguments of batch normalisation, its tensors in the precision of the sums.
-
-    `of_batch` tells whether the statistics are those of the batch, or else the running ones.
-    """
-
-    gamma: Tensor | None
-    beta: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    of_batch: bool
-    momentum: float
-    eps: float
-    process_group: ProcessGroup | None
+from convmixer_kernels.operands import BatchNorm
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -5,14 +5,9 @@ Each is one contiguous tensor, in the dtype of sums; the classes name its rows i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
-
-
-def row(table: Tensor, kind: type[Moments | Normalisation | GradientSums], name: str) -> Tensor:
-    """Return a row of a table of a kind; that costs a fraction of naming them all."""
-    return table[kind._fields.index(name)]
 
 
 class Moments(NamedTuple):
@@ -22,11 +17,6 @@ class Moments(NamedTuple):
     mean: Tensor
     squares: Tensor
     """The sum of squared deviations from the mean."""
-
-    @classmethod
-    def of(cls, table: Tensor) -> Moments:
-        """Name the rows of a table."""
-        return cls(*table.unbind())
 
 
 class Normalisation(NamedTuple):
@@ -40,11 +30,6 @@ class Normalisation(NamedTuple):
     number: Tensor
     """The number of values behind mean and rstd; infinity for running statistics."""
 
-    @classmethod
-    def of(cls, table: Tensor) -> Normalisation:
-        """Name the rows of a table."""
-        return cls(*table.unbind())
-
 
 class GradientSums(NamedTuple):
     """Sums over a batch that the gradients of batch normalisation depend on: (2, C)."""
@@ -54,7 +39,15 @@ class GradientSums(NamedTuple):
     products: Tensor
     """Of that gradient times (activation - mean)."""
 
-    @classmethod
-    def of(cls, table: Tensor) -> GradientSums:
-        """Name the rows of a table."""
-        return cls(*table.unbind())
+
+Table = TypeVar("Table", Moments, Normalisation, GradientSums)
+
+
+def rows(table: Tensor, kind: type[Table]) -> Table:
+    """Name the rows of a table of a kind."""
+    return kind(*table.unbind())
+
+
+def row(table: Tensor, kind: type[Moments | Normalisation | GradientSums], name: str) -> Tensor:
+    """Return a row of a table of a kind; that costs a fraction of naming them all."""
+    return table[kind._fields.index(name)]

@@ -26,12 +26,17 @@ class Conversion:
 
     def __str__(self) -> str:
         """Give a line on what was converted, and one for each reason why others were not."""
-        lines = [_line("converted", self.converted)]
-        names = defaultdict(list)
-        for name, reason in self.left.items():
-            names[reason].append(name)
-        lines += [_line("left", layers, reason) for reason, layers in names.items()]
-        return "\n".join(lines)
+        return report("converted", self.converted, self.left)
+
+
+def report(done: str, names: tuple[str, ...], left: dict[str, str]) -> str:
+    """Return a line on what was done, and one for each reason why it was not."""
+    lines = [_line(done, names)]
+    names_left = defaultdict(list)
+    for name, reason in left.items():
+        names_left[reason].append(name)
+    lines += [_line("left", layers, reason) for reason, layers in names_left.items()]
+    return "\n".join(lines)
 
 
 def _line(done: str, names: list[str] | tuple[str, ...], reason: str = "") -> str:
@@ -50,7 +55,8 @@ def convert_depthwise(module: nn.Module, impl: str = "auto") -> Conversion:
     is given `impl`.
 
     A model that merges its branches for inference (`reparameterize` of RepVGG, RepLKNet, MobileOne
-    and others) builds its convolutions anew then: convert it afterwards.
+    and others) builds its convolutions anew then: convert it afterwards, or have its branches
+    merged by `merge_branches`, which keeps them.
 
     Args:
         module: any model; a lone convolution has no parent to be replaced in, use
@@ -113,9 +119,13 @@ def restore_depthwise(module: nn.Module) -> tuple[str, ...]:
     return tuple(restored)
 
 
-def _check_model(module: nn.Module, remedy: str) -> None:
+def check_module(module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: got {module!r}, expected an nn.Module")
+
+
+def _check_model(module: nn.Module, remedy: str) -> None:
+    check_module(module)
     if isinstance(module, nn.Conv2d):
         raise ValueError(
             f"module: got a lone convolution, which cannot be replaced in place; use {remedy}"

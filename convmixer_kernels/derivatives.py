@@ -1,4 +1,4 @@
-"""The derivatives that kernels lack: who asks for them, PyTorch's own, and the refusal.
+"""The derivatives that kernels lack: PyTorch's own, and the refusal.
 
 Kernels compute first derivatives, backward. Everything else (derivatives of gradients, forward-mode
 derivatives, the transforms of `torch.func`) PyTorch computes where "auto" chose the implementation;
@@ -12,31 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 _REMEDY = "impl='torch'"
-
-
-def wanted(arguments: Sequence[Any]) -> bool:
-    """Tell whether a call with these arguments has to be recorded for a derivative."""
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return True
-    return in_forward_mode()
-
-
-def in_forward_mode() -> bool:
-    """Tell whether tensors may carry tangents: within `torch.autograd.forward_ad.dual_level`."""
-    return forward_ad._current_level >= 0
-
-
-def in_transform() -> bool:
-    """Tell whether a transform of `torch.func` (vmap, grad, jvp, ...) runs the caller."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def beyond_backward() -> bool:
-    """Tell whether the running backward pass has to be differentiable or transformed itself."""
-    return torch.is_grad_enabled() or in_transform() or in_forward_mode()
 
 
 def refusal(call: str, remedy: str = _REMEDY) -> RuntimeError:

@@ -1,4 +1,4 @@
-"""Calls that may go from a public function to a kernel without PyTorch's dispatcher.
+"""The questions that a call asks PyTorch: who sees its operator, and which derivatives are wanted.
 
 The dispatcher costs a Python operator more than everything else in a call. It only calls the kernel
 if nothing else wants to see the operator; who may want to is asked here, one by one. Then the
@@ -7,6 +7,7 @@ kernel is called directly, with the same arguments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,12 +36,19 @@ _is_wrapper = torch._C._functorch.is_functorch_wrapped_tensor
 def dispatcher_is_idle() -> bool:
     """Tell whether no compiler, tracer, mode, transform, autocast or profiler sees operators."""
     return not (
+        operators_are_changed()
+        or torch._C._is_any_autocast_enabled()
+        or profiler._is_profiler_enabled
+    )
+
+
+def operators_are_changed() -> bool:
+    """Tell whether a compiler, tracer, mode or transform records operators or changes them."""
+    return (
         torch.compiler.is_compiling()
         or torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE
         or torch._C._is_torch_function_mode_enabled()
-        or torch._C._is_any_autocast_enabled()
-        or forward_ad._current_level >= 0
-        or profiler._is_profiler_enabled
+        or in_forward_mode()
     )
 
 
@@ -65,3 +73,28 @@ def takes(required: tuple[Any, ...], optional: tuple[Any, ...] = ()) -> bool:
         if not is_plain(each):
             return False
     return all([each is None or is_plain(each) for each in optional])
+
+
+# ---- derivatives ---------------------------------------------------------------------------------
+
+
+def records(arguments: Sequence[Any]) -> bool:
+    """Tell whether a call with these arguments has to be recorded for a derivative."""
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return True
+    return in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Tell whether tensors may carry tangents: within `torch.autograd.forward_ad.dual_level`."""
+    return forward_ad._current_level >= 0
+
+
+def in_transform() -> bool:
+    """Tell whether a transform of `torch.func` (vmap, grad, jvp, ...) runs the caller."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def beyond_backward() -> bool:
+    """Tell whether the running backward pass has to be differentiable or transformed itself."""
+    return torch.is_grad_enabled() or in_transform() or in_forward_mode()

@@ -14,8 +14,8 @@ from torch import Tensor
 from convmixer_kernels import (
     architectures,
     arguments,
-    derivatives,
     devices,
+    direct,
     layout,
     preference,
 )
@@ -99,7 +99,7 @@ def resolve(
     if name != "torch" and (reason := _only_in_pytorch()) is not None:
         if impl == "auto":
             return "torch"
-        if derivatives.in_transform():
+        if direct.in_transform():
             raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='torch'")
     return name
 
@@ -116,11 +116,11 @@ def _constant_when_traced(function: _F) -> _F:
 @_constant_when_traced
 def _only_in_pytorch() -> str | None:
     """Say why a call that is made now needs PyTorch's own operations, None if it does not."""
-    if derivatives.in_transform():
+    if direct.in_transform():
         return (
             "a transform of torch.func (vmap, grad, jvp, ...) runs, which kernels know nothing of"
         )
-    return "derivatives in forward mode may be asked for" if derivatives.in_forward_mode() else None
+    return "derivatives in forward mode may be asked for" if direct.in_forward_mode() else None
 
 
 def _plane(input: Tensor) -> Plane:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import reference
+from convmixer_kernels.operands import BatchNorm, PreActivation
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
@@ -115,10 +115,10 @@ def _activated_batch_norm(
     eps: float,
     *_: object,
 ) -> tuple[Tensor, Tensor]:
-    norm = BatchNorm(gamma, beta, running_mean, running_var, False, 0.0, eps, None)
-    output = reference.activated_batch_norm(_in_order(value), bias, residual, norm, activation)
-    normalisation = reference.running_normalisation(running_mean, running_var, gamma, beta, eps)
-    return output, normalisation
+    norm = BatchNorm(gamma, beta, running_mean, running_var, False, 0.0, eps)
+    before = PreActivation(_in_order(value), bias, activation)
+    output = reference.activated_batch_norm(before, residual, norm)
+    return output, reference.running_normalisation(norm)
 
 
 def _in_order(image: Tensor) -> Tensor:

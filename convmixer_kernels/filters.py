@@ -77,33 +77,42 @@ class Filter(NamedTuple):
             )
         return None
 
-    def embed(self, weight: Tensor) -> Tensor:
-        """Return filters of `embedding_size` that compute what `weight` does, with zeros around it.
+    def embed(self, weight: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """Return larger filters that compute what `weight` does, with zeros around its taps.
 
         Args:
             weight: (C, 1, height, width).
+            shape: rows and columns of the result, each at least those of `extent`; by default both
+                are `embedding_size`.
 
         Returns:
-            (C, 1, k, k) with k of `embedding_size`.
+            (C, 1, *shape).
         """
-        size = self.embedding_size
-        embedded = weight.new_zeros(*weight.shape[:2], size, size)
-        rows, columns = self._places()
+        shape = shape or self._square()
+        embedded = weight.new_zeros(*weight.shape[:2], *shape)
+        rows, columns = self._places(shape)
         embedded[..., rows, columns] = weight
         return embedded
 
     def pick(self, grad: Tensor) -> Tensor:
-        """Return of the gradient of `embed`'s result that of its argument, contiguous."""
-        rows, columns = self._places()
+        """Return of the gradient of `embed`'s square result that of its argument, contiguous."""
+        rows, columns = self._places(self._square())
         return grad[..., rows, columns].contiguous()
 
-    def _places(self) -> tuple[slice, slice]:
-        """Return the rows and the columns of the square filter where the taps are."""
-        centre = self.embedding_size // 2
-        first = [centre - (extent - 1) // 2 for extent in self.extent]
-        pairs = zip(first, self.extent, self.dilation, strict=True)
-        rows, columns = (slice(at, at + extent, step) for at, extent, step in pairs)
+    def _square(self) -> tuple[int, int]:
+        return self.embedding_size, self.embedding_size
+
+    def _places(self, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and the columns of a filter of this shape where the taps are."""
+        triples = zip(shape, self.extent, self.dilation, strict=True)
+        rows, columns = (_along_axis(*each) for each in triples)
         return rows, columns
+
+
+def _along_axis(size: int, extent: int, step: int) -> slice:
+    """Return which of `size` lines hold taps; the centre of an even number is the one before."""
+    first = (size - 1) // 2 - (extent - 1) // 2
+    return slice(first, first + extent, step)
 
 
 def pair(value: Any) -> tuple[Any, ...]:

@@ -10,16 +10,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from convmixer_kernels import (
     arguments,
-    derivatives,
     direct,
     dispatch,
     inference_tables,
     ops,
     sharding,
 )
-from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends import reference
 from convmixer_kernels.inference_tables import Sources, Tables
+from convmixer_kernels.operands import BatchNorm, Epilogue, PreActivation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -76,7 +75,7 @@ def depthwise_conv2d(
     steps = arguments.check_dilation(dilation)
     if direct.takes((input, weight), (bias,)):
         known = dispatch.convolution_at_once(input, weight, bias, impl, dilation=steps)
-        if known is not None and derivatives.wanted(tensors):
+        if known is not None and direct.records(tensors):
             return ops.depthwise_conv2d.directly(input, weight, bias, known, impl == "auto", steps)
         if known is not None:
             return dispatch.backend(known).forward(input, weight, bias, steps)
@@ -169,9 +168,8 @@ def depthwise_conv2d_gelu_batch_norm(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
         )
         if known is not None and tables is not None:
-            return dispatch.backend(known).forward_normalised(
-                input, weight, tables.bias, tables.normalisation, activation, residual
-            )
+            epilogue = Epilogue(tables.normalisation, activation, residual)
+            return dispatch.backend(known).forward_normalised(input, weight, tables.bias, epilogue)
     if training and direct.takes((input, weight), tensors[2:]):
         known = dispatch.convolution_at_once(input, weight, bias, impl, fused=True)
         per_channel = (gamma, beta, running_mean, running_var)
@@ -199,7 +197,8 @@ def depthwise_conv2d_gelu_batch_norm(
     if _in_pytorch(norm, name):
         value = reference.forward(input, weight, precise_bias)
         added = input if inside else None
-        output = reference.activated_batch_norm(value, None, added, norm, activation)
+        before = PreActivation(value, None, activation)
+        output = reference.activated_batch_norm(before, added, norm)
     else:
         statistics = (norm.running_mean, norm.running_var)
         operands = (input, weight, precise_bias, norm.gamma, norm.beta, *statistics)
@@ -277,9 +276,8 @@ def gelu_batch_norm(
             *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
         )
         if known is not None and tables is not None:
-            return dispatch.backend(known).normalise(
-                input, tables.bias, tables.normalisation, residual, activation
-            )
+            before = PreActivation(input, tables.bias, activation)
+            return dispatch.backend(known).normalise(before, tables.normalisation, residual)
     if training and direct.takes((input,), (*tensors[1:], bias, residual)):
         known = dispatch.image_at_once(input, bias, residual, impl)
         per_channel = (gamma, beta, running_mean, running_var)
@@ -303,7 +301,8 @@ def gelu_batch_norm(
     arguments.check_values_per_channel(input, norm)
     precise_bias = arguments.precise(bias, input)
     if _in_pytorch(norm, name):
-        output = reference.activated_batch_norm(input, precise_bias, residual, norm, activation)
+        before = PreActivation(input, precise_bias, activation)
+        output = reference.activated_batch_norm(before, residual, norm)
     else:
         operands = (input, precise_bias, residual, norm.gamma, norm.beta)
         statistics = (norm.running_mean, norm.running_var)
@@ -324,7 +323,7 @@ def _infers_directly(
     optional: tuple[Tensor | None, ...],
     differentiable: tuple[Tensor | None, ...],
 ) -> bool:
-    return direct.takes(required, optional) and not derivatives.wanted(differentiable)
+    return direct.takes(required, optional) and not direct.records(differentiable)
 
 
 def _inference_tables(
@@ -345,8 +344,8 @@ def _inference_tables(
     if not arguments.fits_batch_norm(momentum, eps, activation):
         return None
     sources = Sources(running_mean, running_var, gamma, beta, bias)
-    device = input.get_device()
-    tables = inference_tables.kept(sources, name, eps, device)
+    settings, device = (eps, name), input.get_device()
+    tables: Tables | None = inference_tables.kept(sources, settings, device)
     if tables is None:
         for each in sources:
             if each is not None and not (
@@ -355,16 +354,13 @@ def _inference_tables(
                 return None
 
         def compute() -> Tables:
-            normalisation = dispatch.backend(name).running_normalisation(
-                arguments.precise(running_mean, input),
-                arguments.precise(running_var, input),
-                arguments.precise(gamma, input),
-                arguments.precise(beta, input),
-                eps,
+            norm = _batch_norm(
+                input, gamma, beta, running_mean, running_var, False, momentum, eps, None
             )
+            normalisation = dispatch.backend(name).running_normalisation(norm)
             return Tables(normalisation, arguments.precise(bias, input))
 
-        tables = inference_tables.keep(sources, name, eps, device, compute)
+        tables = inference_tables.keep(sources, settings, device, compute)
     return tables if tables.normalisation.shape[1] == input.shape[1] else None
 
 
@@ -443,4 +439,5 @@ def _after_training(
         if buffer is not None and updated is not None and updated is not buffer:
             buffer.copy_(updated)
     if not torch.compiler.is_compiling():
+        inference_tables.forget((running_mean, running_var))
         inference_tables.trained((running_mean, running_var, *parameters))

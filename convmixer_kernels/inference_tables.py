@@ -1,9 +1,9 @@
 """Tables that inference computes from parameters alone, kept while those stay as they are.
 
-Inference normalises every batch by the same numbers, so the tables that kernels read are computed
-once. They are computed anew when one of their tensors is another object, has been changed in place
-(PyTorch counts the versions of a tensor), or has been given other memory (``.data =``, as
-``nn.Module.to`` does). Nothing is kept
+Inference normalises every batch by the same numbers and convolves it with the same merged filters,
+so what kernels read of them is computed once. It is computed anew when one of the tensors behind it
+is another object, has been changed in place (PyTorch counts the versions of a tensor), or has been
+given other memory (``.data =``, as ``nn.Module.to`` does). Nothing is kept
 
 - of inference tensors, which have no version;
 - while a CUDA graph is captured, so that a replay sees the statistics of its own time;
@@ -16,11 +16,13 @@ collective of `torch.distributed`, says so: ``torch.autograd.graph.increment_ver
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 MOST_ENTRIES = 1024
 _entries: dict[tuple[Any, ...], _Entry] = {}
@@ -29,7 +31,7 @@ _trained_by_graphs: dict[int, weakref.ref[Tensor]] = {}
 
 
 class Sources(NamedTuple):
-    """The tensors that tables are computed from, (C,) each."""
+    """The tensors that tables of normalisation are computed from, (C,) each."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -68,20 +70,22 @@ class _Entry(NamedTuple):
     """Tables, and the tensors that they were computed from."""
 
     described: tuple[_Source, ...]
-    tables: Tables
+    tables: Any
 
 
-def kept(sources: Sources, impl: str, eps: float, device: int) -> Tables | None:
+def kept(
+    sources: Sequence[Tensor | None], settings: tuple[Hashable, ...], device: int
+) -> Any | None:
     """Return the tables of `sources` if they are kept and up to date.
 
     The identities of tensors are the key. An entry goes with the first of its tensors that is
     freed, before another one can have the same identity.
 
     Args:
-        impl: the implementation that computed them.
+        settings: everything else that the tables depend on.
         device: the index of a CUDA device, or -1 for the CPU.
     """
-    entry = _entries.get(_key(sources, impl, eps, device))
+    entry = _entries.get(_key(sources, settings, device))
     if entry is None:
         return None
     for reference, version, address, _ in entry.described:
@@ -94,12 +98,15 @@ def kept(sources: Sources, impl: str, eps: float, device: int) -> Tables | None:
 
 
 def keep(
-    sources: Sources, impl: str, eps: float, device: int, compute: Callable[[], Tables]
-) -> Tables:
+    sources: Sequence[Tensor | None],
+    settings: tuple[Hashable, ...],
+    device: int,
+    compute: Callable[[], _T],
+) -> _T:
     """Compute the tables of `sources`, and keep them if changes of `sources` will be seen."""
     if _may_change_unseen(sources):
         return compute()
-    key = _key(sources, impl, eps, device)
+    key = _key(sources, settings, device)
 
     def forget(_: weakref.ref[Tensor]) -> None:
         _entries.pop(key, None)
@@ -110,6 +117,19 @@ def keep(
         _entries.clear()
     _entries[key] = _Entry(described, tables)
     return tables
+
+
+def forget(tensors: Iterable[Tensor | None]) -> None:
+    """Drop the tables of buffers that PyTorch's own batch normalisation has trained.
+
+    It counts no version of them.
+    """
+    if not _entries:
+        return
+    changed = {id(tensor) for tensor in tensors if tensor is not None}
+    for key, entry in list(_entries.items()):
+        if any(id(source.reference()) in changed for source in entry.described):
+            _entries.pop(key, None)
 
 
 def trained(tensors: Iterable[Tensor | None]) -> None:
@@ -134,13 +154,15 @@ def _is_capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def _key(sources: Sources, impl: str, eps: float, device: int) -> tuple[Any, ...]:
+def _key(
+    sources: Sequence[Tensor | None], settings: tuple[Hashable, ...], device: int
+) -> tuple[Any, ...]:
     # Work on another stream would not wait for the kernel that computes the tables.
     stream = torch._C._cuda_getCurrentRawStream(device) if device >= 0 else 0
-    return (*map(id, sources), eps, impl, device, stream)
+    return (*map(id, sources), *settings, device, stream)
 
 
-def _may_change_unseen(sources: Sources) -> bool:
+def _may_change_unseen(sources: Sequence[Tensor | None]) -> bool:
     return _is_capturing() or any(
         tensor is not None and (tensor.is_inference() or id(tensor) in _trained_by_graphs)
         for tensor in sources

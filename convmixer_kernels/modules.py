@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from convmixer_kernels import dispatch
 from convmixer_kernels.arguments import check_tensor
 from convmixer_kernels.filters import Filter, pair
 from convmixer_kernels.functional import depthwise_conv2d
+from convmixer_kernels.mixed_classes import mixed_class
 
 _Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
 
@@ -96,7 +96,6 @@ class DepthwiseConv2d(nn.Conv2d):
             raise ValueError(f"convolution: {reason}")
         original = _unparametrised(convolution)
         converted = _sharing(convolution, _depthwise_class(original))
-        assert isinstance(converted, DepthwiseConv2d)
         if not issubclass(original, DepthwiseConv2d):
             converted.converted_from = original
         converted.impl = impl
@@ -182,25 +181,11 @@ def _depthwise_class(original: type[nn.Conv2d]) -> type[DepthwiseConv2d]:
     """Return the class that a layer of class `original` is converted to."""
     if issubclass(original, DepthwiseConv2d):
         return original
-    return DepthwiseConv2d if original is nn.Conv2d else _mixed_class(original)  # type: ignore[arg-type]
-
-
-@functools.cache
-def _mixed_class(original: type) -> type[DepthwiseConv2d]:
-    # Pickle could not find a class that is made here by its name.
-    members = {"__reduce_ex__": _reduce_converted}
-    return type(f"Depthwise{original.__name__}", (DepthwiseConv2d, original), members)
-
-
-def _reduce_converted(layer: DepthwiseConv2d, protocol: int) -> tuple[Any, ...]:
-    reduced = nn.Module.__reduce_ex__(layer, max(protocol, 2))
-    assert isinstance(reduced, tuple)
-    return _new_converted, (layer.converted_from,), *reduced[2:]
-
-
-def _new_converted(original: type[nn.Conv2d]) -> DepthwiseConv2d:
-    cls = _depthwise_class(original)
-    return cls.__new__(cls)
+    if original is nn.Conv2d:
+        return DepthwiseConv2d
+    mixed: type[DepthwiseConv2d]
+    mixed = mixed_class("Depthwise", DepthwiseConv2d, original)  # type: ignore[arg-type]
+    return mixed
 
 
 def why_ineligible(module: nn.Module) -> str | None:

@@ -143,8 +143,8 @@ const Kernels& find(int filter_size, const Variant& variant) {
 // ---- forward and input gradient ------------------------------------------------------------------
 
 template <class Arguments, class AnyStrides>
-Arguments forward_arguments(const Sizes& sizes, int filter_size, const Tensor<AnyStrides>& input,
-                            uintptr_t weight, uintptr_t bias, const Tensor<AnyStrides>& output) {
+Arguments forward_arguments(const Sizes& sizes, const Tensor<AnyStrides>& input, uintptr_t weight,
+                            uintptr_t bias, const Tensor<AnyStrides>& output) {
   Arguments p{};
   p.input = data<AnyStrides>(input);
   p.weight = bytes(weight);
@@ -153,7 +153,6 @@ Arguments forward_arguments(const Sizes& sizes, int filter_size, const Tensor<An
   p.shape = shape_of(sizes);
   p.input_strides = strides<AnyStrides>(input);
   p.output_strides = strides<AnyStrides>(output);
-  p.filter_size = filter_size;
   return p;
 }
 
@@ -183,8 +182,9 @@ template <class AnyStrides>
 void forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size, bool flipped,
                 const Tensor<AnyStrides>& input, uintptr_t weight, uintptr_t bias,
                 const Tensor<AnyStrides>& output) {
-  auto p = forward_arguments<ForwardArgumentsOf<AnyStrides>, AnyStrides>(sizes, filter_size, input,
-                                                                         weight, bias, output);
+  auto p = forward_arguments<ForwardArgumentsOf<AnyStrides>, AnyStrides>(sizes, input, weight, bias,
+                                                                         output);
+  p.filter_size = filter_size;
   p.flipped = flipped;
   const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::forward);
   use_device(context);
@@ -197,8 +197,9 @@ void fused_forward_at(const LaunchContext& context, const Sizes& sizes, int filt
                       bool flipped, const Tensor<AnyStrides>& input, uintptr_t weight,
                       uintptr_t bias, const Tensor<AnyStrides>& output, uintptr_t normalisation,
                       int activation, bool residual, uintptr_t added) {
-  auto p = forward_arguments<FusedForwardArgumentsOf<AnyStrides>, AnyStrides>(
-      sizes, filter_size, input, weight, bias, output);
+  auto p = forward_arguments<FusedForwardArgumentsOf<AnyStrides>, AnyStrides>(sizes, input, weight,
+                                                                              bias, output);
+  p.filter_size = filter_size;
   p.flipped = flipped;
   p.normalisation = normalisation_of(normalisation, sizes);
   p.activation = Activation(activation);
@@ -218,8 +219,8 @@ void moments_forward_at(const LaunchContext& context, const Sizes& sizes, int fi
                         const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
                         const Tensor<Strides>& output, int activation, uintptr_t moments,
                         uintptr_t merged) {
-  auto p = forward_arguments<MomentsForwardArguments, Strides>(sizes, filter_size, input, weight,
-                                                               bias, output);
+  auto p = forward_arguments<MomentsForwardArguments, Strides>(sizes, input, weight, bias, output);
+  p.filter_size = filter_size;
   p.activation = Activation(activation);
   p.moments = floats(moments);
   const Plan plan = plan_of<Strides>(context, sizes, filter_size, Pass::forward);
@@ -334,14 +335,7 @@ Plan large_plan_of(const LaunchContext& context, const Sizes& sizes, const Large
 void forward_large_at(const LaunchContext& context, const Sizes& sizes, const Filter& filter,
                       bool flipped, const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
                       const Tensor<Strides>& output) {
-  LargeForwardArguments p{};
-  p.input = data<Strides>(input);
-  p.weight = bytes(weight);
-  p.bias = floats(bias);
-  p.output = data<Strides>(output);
-  p.shape = shape_of(sizes);
-  p.input_strides = strides<Strides>(input);
-  p.output_strides = strides<Strides>(output);
+  auto p = forward_arguments<LargeForwardArguments, Strides>(sizes, input, weight, bias, output);
   p.filter = filter_of(filter);
   p.flipped = flipped;
   const Plan plan = large_plan_of(context, sizes, p.filter, Pass::forward);

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.lib import large_kernel_networks as networks
-from convmixer_kernels import convert_depthwise
+from convmixer_kernels import convert_depthwise, merge_branches
 from convmixer_kernels.filters import Filter
 
 PAGE = Path(__file__).with_name("models.md")
@@ -25,10 +25,11 @@ HEAD = """\
 `make models` writes this page. It counts the multiplications of each network's depthwise
 convolutions, as it is trained, for an image of 224 x 224, and the share of them that
 `convert_depthwise(model, impl)` puts on the kernels. Convolutions that are left have a stride of
-2, or filters that reach too far, and run in PyTorch. A share says nothing of time.
+2, or filters that reach too far, and run in PyTorch. A share says nothing of time. The last column
+counts the blocks that `merge_branches(model, "cuda")` runs as one convolution in evaluation.
 
-| model | depthwise filters | `"cuda"` | `"triton"` | left by `"cuda"` |
-| --- | --- | ---: | ---: | --- |
+| model | depthwise filters | `"cuda"` | `"triton"` | left by `"cuda"` | merged |
+| --- | --- | ---: | ---: | --- | --- |
 """
 TAIL = """
 ConvMixer, ConvNeXt, InceptionNeXt and MobileNetV4 are timm's; the others are
@@ -106,11 +107,16 @@ def row(name: str, build: Build) -> str:
         reasons = convert_depthwise(model, impl).left
         left = [layer for name, layer in all_layers.items() if name in reasons]
         shares.append(1 - sum(layer.products for layer in left) / total)
+    merged = Counter(
+        sum(name.startswith(f"{block}.") for name in all_layers)
+        for block in merge_branches(model, "cuda").merged
+    )
     filters = Counter(str(layer) for layer in all_layers.values())
     triton, cuda = (f"{100 * share:.1f} %" for share in shares)
     listed = ", ".join(f"{count} of {filter}" for filter, count in filters.most_common())
     others = ", ".join(dict.fromkeys(map(str, left)))
-    return f"| {name} | {listed} | {cuda} | {triton} | {others} |\n"
+    blocks = ", ".join(f"{count} of {branches} filters" for branches, count in merged.items())
+    return f"| {name} | {listed} | {cuda} | {triton} | {others} | {blocks} |\n"
 
 
 def page() -> str:

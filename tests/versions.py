@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # with run-time bounds under numpy 2.4.
 PACKAGES = ("torchvision", "numpy<2.4")
 TESTS = (
+    "test_branches.py",
     "test_exporting.py",
     "test_flops.py",
     "test_megengine.py",

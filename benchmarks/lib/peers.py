@@ -180,7 +180,7 @@ def _takes(peer: Peer, filter: Filter) -> bool:
 
 
 def block_peers(case: Case, selection: Selection) -> list[Peer]:
-    """The same for a block, without the ways that differ in the convolution alone."""
+    """List the peers of a block, without those that vary the convolution alone."""
     return [EAGER, *_compiled(case, selection), *KERNELS]
 
 

@@ -22,6 +22,7 @@ from benchmarks.phases import building, source_variants
 from benchmarks.phases.context import Visit, tool
 from convmixer_kernels import dispatch
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import Epilogue, FusedBackward, PreActivation
 
 _SECONDS = 20
 _LIBRARIES = ("default", "cublas", "cublaslt")
@@ -174,14 +175,12 @@ def _choices(impl: str, kernel_size: int) -> dict[str, Callable[[_Tensors], Any]
     steps = dispatch.backend(impl)
 
     def fused(t: _Tensors) -> Any:
-        return steps.fused_backward(
-            *(t.input, t.value, t.grad, t.weight, t.normalisation, t.sums),
-            *("gelu", True, kernel_size, True),
-        )
+        given = (t.input, t.weight, t.value, t.grad, t.normalisation, t.sums)
+        return steps.fused_backward(FusedBackward(*given, "gelu", True, kernel_size, True))
 
     def split(t: _Tensors) -> Any:
         grad_value, _ = steps.value_gradient(
-            t.value, None, t.grad, t.normalisation, t.sums, "gelu", True
+            PreActivation(t.value, None, "gelu"), t.grad, t.normalisation, t.sums, True
         )
         if impl == "torch":  # its autograd calls the others
             return grad_value
@@ -193,7 +192,7 @@ def _choices(impl: str, kernel_size: int) -> dict[str, Callable[[_Tensors], Any]
 
     def normalised(activation: str) -> Callable[[_Tensors], Any]:
         return lambda t: steps.forward_normalised(
-            t.input, t.weight, None, t.normalisation, activation, True
+            t.input, t.weight, None, Epilogue(t.normalisation, activation, True)
         )
 
     def moments(activation: str) -> Callable[[_Tensors], Any]:

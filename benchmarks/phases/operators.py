@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convmixer_kernels import dispatch
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 
 # Kernel size, height and width: planes that are whole, ragged, tiny and wide.
 SMALL = ((9, 32, 32), (7, 14, 14), (15, 8, 8), (9, 9, 13), (5, 40, 72), (11, 16, 16))
@@ -50,16 +51,14 @@ def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
         kernels = dispatch.kernel_backend(impl)
         kernels.input_gradient(output, weight)
         kernels.weight_gradient(input, output, Filter.of(weight), True)
-    steps.forward_normalised(input, weight, None, normalisation, "gelu", True)
-    steps.moments(value, None, "gelu")
-    steps.batch_normalisation(moments[None], gamma, beta, mean, var, 0.1, 1e-5)
-    steps.normalise(value, None, normalisation, input, "gelu")
-    steps.gradient_sums(value, None, output, normalisation, "gelu")
-    steps.value_gradient(value, None, output, normalisation, sums, "gelu", True)
-    steps.fused_backward(
-        *(input, value, output, weight, normalisation, sums, "gelu", True),
-        *(kernel_size, True),
-    )
+    steps.forward_normalised(input, weight, None, Epilogue(normalisation, "gelu", True))
+    steps.moments(PreActivation(value, None, "gelu"))
+    steps.batch_normalisation(moments[None], BatchNorm(gamma, beta, mean, var, True, 0.1, 1e-5))
+    steps.normalise(PreActivation(value, None, "gelu"), normalisation, input)
+    steps.gradient_sums(PreActivation(value, None, "gelu"), output, normalisation)
+    steps.value_gradient(PreActivation(value, None, "gelu"), output, normalisation, sums, True)
+    given = (input, weight, value, output, normalisation, sums)
+    steps.fused_backward(FusedBackward(*given, "gelu", True, kernel_size, True))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.lib.shapes import LAYOUTS, OPERATIONS
 from benchmarks.reports import formats
 from benchmarks.reports.records import Record, Run, fastest
 from benchmarks.reports.tables import SWEPT, TITLES, floor, focus, is_graphed, matching
+from convmixer.training.plots import tidy
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = {
@@ -37,15 +38,6 @@ def _figure(run: Run, width: float, height: float, title: str) -> Figure:
     machine = run.machine["device"] if run.on_gpu else f"the CPU {run.machine['device']}"
     figure.suptitle(f"{title}, on {machine}", fontsize=12.5, x=0.01, ha="left")
     return figure
-
-
-def _tidy(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
-    axes.set_title(title, fontsize=10.5, loc="left")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(True, color="#E3E3E3", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _logarithmic(axes: Axes, plain: Callable[[float], str]) -> None:
@@ -174,7 +166,7 @@ def kernel_sizes(run: Run, kind: str, path: Path) -> str | None:
         if run.ceilings:
             floors = [floor(panels.setting, operation, size, run.ceilings) for size in sizes]
             axes.plot(sizes, floors, color=_FLOOR, linestyle=":", linewidth=1.8)
-        _tidy(axes, TITLES[operation], "kernel size")
+        tidy(axes, TITLES[operation], "", "kernel size")
     _logarithmic(panels.axes[0], _plain_time)
     panels.axes[0].set_ylabel("median time of a call")
     _legend(panels.figure, panels.records, "ceilings of this machine (copy, matrix product)")
@@ -198,7 +190,7 @@ def planes(run: Run, path: Path) -> str | None:
         axes.tick_params(axis="x", labelsize=8)
         _lines(axes, found, "plane", lambda each: 100 * each.info["share_of_copy"])
         axes.axhline(100, color=_FLOOR, linestyle=":", linewidth=1.8)
-        _tidy(axes, TITLES[operation], "height and width")
+        tidy(axes, TITLES[operation], "", "height and width")
     panels.axes[0].set_ylim(bottom=0)
     panels.axes[0].set_ylabel("share of the copy bandwidth (%)")
     _legend(panels.figure, panels.records, "a copy of input to output")
@@ -219,7 +211,7 @@ def roofline(run: Run, path: Path) -> str | None:
             points = sorted((_intensity(each), _rate(each)) for each in found)
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[name], markersize=5)
-        _tidy(axes, layout, "operations a byte")
+        tidy(axes, layout, "", "operations a byte")
         _kernel_size_axis(axes, panels.records)
     _logarithmic(panels.axes[0], _plain_rate)
     panels.axes[0].set_ylabel("operations a second")
@@ -314,7 +306,7 @@ def throughput(run: Run, rows: Sequence[Any], path: Path) -> str | None:
     axes.margins(x=0.1)
     handles = _who(found)
     versus = "; times as fast as PyTorch" if len(handles) > 1 else ""
-    _tidy(axes, "", f"images a second, each in its faster layout{versus}")
+    tidy(axes, "", "", f"images a second, each in its faster layout{versus}")
     if any(name in printed for name in names):
         handles.append(
             Line2D(
@@ -360,7 +352,7 @@ def input_sizes(run: Run, kernel_sizes: Sequence[int], path: Path) -> str | None
                 xs, ys = zip(*points, strict=True)
                 axes.plot(xs, [1e3 * y for y in ys], "o-", color=colour, markersize=4)
                 ends[-1][f"k = {kernel_size}"] = (1e3 * ys[-1], xs[-1], colour)
-        _tidy(axes, label, "height and width of the images")
+        tidy(axes, label, "", "height and width of the images")
         axes.set_xticks(sorted({each.subject["size"] for each in found}))
     panels[0].set_ylim(bottom=0)
     for axes, labels in zip(panels, ends, strict=True):

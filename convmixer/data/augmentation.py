@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from convmixer.config.settings import Config
+from convmixer.data.image_files import Pixels
 from convmixer.data.operations import NOTHING, Kind, Operation, Resampling, apply, rotation
 from convmixer.errors import UsageError
 
@@ -203,11 +204,10 @@ class Augmentation:
         """True if `convmixer.data.batched_operations` has all operations."""
         return self._policy is None or self._policy.is_batched
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Pixels) -> Tensor:
         """Return the augmented image, uint8 (C, image_size, image_size)."""
-        for operation in self.draw(*image.size):
-            image = apply(image, operation, self.size, self.fill)
-        return as_tensor(image)
+        height, width = image.shape[:2]
+        return apply(as_tensor(image), self.draw(width, height), self.size, self.fill)
 
     def draw(self, width: int, height: int) -> list[Operation]:
         """Draw the operations of an image."""
@@ -271,10 +271,9 @@ def draw_erased_box(probability: float, size: int) -> tuple[int, int, int, int]:
     return NO_BOX
 
 
-def as_tensor(image: Image.Image) -> Tensor:
-    """Return the pixels of an image, uint8 (C, H, W)."""
-    pixels: Tensor = transforms.functional.pil_to_tensor(image)
-    return pixels
+def as_tensor(image: Pixels) -> Tensor:
+    """Return an image as uint8 (C, H, W), with the channels of a pixel side by side in memory."""
+    return torch.from_numpy(image).view(*image.shape[:2], -1).permute(2, 0, 1)
 
 
 def evaluation_crop(config: Config) -> transforms.Compose:
@@ -283,8 +282,9 @@ def evaluation_crop(config: Config) -> transforms.Compose:
     resized = math.floor(data.image_size / data.crop_fraction)
     return transforms.Compose(
         [
+            Image.fromarray,
             transforms.Resize(resized, transforms.InterpolationMode(data.interpolation)),
             transforms.CenterCrop(data.image_size),
-            as_tensor,
+            transforms.PILToTensor(),
         ]
     )

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from convmixer.data.image_files import SUFFIXES, read_encoded, read_image
+from convmixer.data.image_files import SUFFIXES, Pixels, read_encoded, read_image
 from convmixer.errors import UsageError
 from convmixer.files import kind_of_file
 
@@ -34,11 +33,11 @@ CLASS_NAMES = "classes.txt"
 class ReadImages:
     """Images that a function reads on demand, by their number in its container."""
 
-    read: Callable[[int], Image.Image]
+    read: Callable[[int], Pixels]
     labels: Indices
     numbers: Indices
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Pixels:
         """Return one image."""
         return self.read(int(self.numbers[index]))
 
@@ -125,7 +124,7 @@ class _Members:
     """Archive, name of the member, offset and size in bytes of each."""
     mode: str
 
-    def __call__(self, number: int) -> Image.Image:
+    def __call__(self, number: int) -> Pixels:
         archive, name, offset, size = self.places[number]
         with open(archive, "rb") as file:
             file.seek(offset)
@@ -201,7 +200,7 @@ def _members(archives: Sequence[Path], mode: str) -> ReadImages:
     return _read_on_demand(_Members(tuple(places), mode), np.asarray(labels, dtype=np.int64))
 
 
-def _read_on_demand(read: Callable[[int], Image.Image], labels: Indices) -> ReadImages:
+def _read_on_demand(read: Callable[[int], Pixels], labels: Indices) -> ReadImages:
     return ReadImages(read, labels, np.arange(len(labels)))
 
 
@@ -213,7 +212,7 @@ class _Column:
     name: str
     mode: str
 
-    def __call__(self, number: int) -> Image.Image:
+    def __call__(self, number: int) -> Pixels:
         image = self.data[number][self.name]
         name = f"{number} of the column {self.name}"
         if image["bytes"] is None:

@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torchvision.io import decode_jpeg
 
 from convmixer.errors import UsageError
 from convmixer.files import IMAGE, kind_of_file
+
+Pixels = NDArray[np.uint8]
+"""An image, uint8 (H, W) or (H, W, 3)."""
 
 _NOT_READ = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
 """Formats that Pillow only names, or decodes by starting another program."""
@@ -104,7 +110,7 @@ def left_out_note(folder: Path, others: Counter[str]) -> str:
     return f"{folder}: left out {files} in the folder of a class ({', '.join(shown)}{more})"
 
 
-def read_image(path: str, mode: str) -> Image.Image:
+def read_image(path: str, mode: str) -> Pixels:
     """Read an image file, the first image of several in it.
 
     16-bit samples are scaled to 8 bits. Samples of 32 bits are scaled too; no file names their
@@ -127,13 +133,13 @@ def read_image(path: str, mode: str) -> Image.Image:
         raise UnreadableImageError(f"cannot read image {path}: {_reason(path, error)}") from None
 
 
-def _read(path: str, mode: str) -> Image.Image:
+def _read(path: str, mode: str) -> Pixels:
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError("it is no file")  # Opening a pipe would wait for its writer.
     return _decode(path, path, mode)
 
 
-def read_encoded(contents: bytes, mode: str, name: str) -> Image.Image:
+def read_encoded(contents: bytes, mode: str, name: str) -> Pixels:
     """Read an image from the contents of a file; see `read_image`.
 
     Args:
@@ -152,8 +158,8 @@ def read_encoded(contents: bytes, mode: str, name: str) -> Image.Image:
         raise UnreadableImageError(f"cannot read image {name}: {_reason(None, error)}") from None
 
 
-def _decode(source: str | io.BytesIO, name: str, mode: str) -> Image.Image:
-    own = SUFFIXES.get(PurePath(name).suffix.lower())
+def _decode(source: str | io.BytesIO, name: str, mode: str) -> Pixels:
+    own = SUFFIXES.get(os.path.splitext(name)[1].lower())
     formats = [own] if own is not None else []
     formats += [name for name in _UNDER_ANY_SUFFIX if name != own]
     with Image.open(source, formats=formats) as opened:
@@ -163,13 +169,39 @@ def _decode(source: str | io.BytesIO, name: str, mode: str) -> Image.Image:
             raise UsageError(
                 f"{width} x {height} pixels; expected at most {LONGEST_SHAPE} times as long as wide"
             )
-        if opened.mode in ("F", "I") or opened.mode.startswith("I;"):
-            return _in_8_bits(opened).convert(mode)
-        if opened.has_transparency_data:
-            visible = opened.convert("RGBA")
-            white = Image.new("RGBA", visible.size, "white")
-            return Image.alpha_composite(white, visible).convert(mode)
-        return opened.convert(mode)
+        if opened.format == "JPEG" and opened.mode == mode:
+            pixels = _decode_jpeg(source)
+            if pixels is not None:
+                return pixels
+        return np.array(_converted(opened, mode))
+
+
+def _decode_jpeg(source: str | io.BytesIO) -> Pixels | None:
+    """Return the pixels of a JPEG, or None for one that torchvision refuses.
+
+    torchvision and Pillow decode by the same library, of which Pillow's build may accept more.
+    torchvision makes no copies, and is faster.
+    """
+    if isinstance(source, str):
+        encoded = np.fromfile(source, np.uint8)
+    else:
+        encoded = np.array(source.getbuffer())
+    try:
+        pixels: Pixels = decode_jpeg(torch.from_numpy(encoded)).permute(1, 2, 0).numpy()
+    except RuntimeError:
+        return None
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Return an image in a mode, as `read_image` describes."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;"):
+        return _in_8_bits(image).convert(mode)
+    if image.has_transparency_data:
+        visible = image.convert("RGBA")
+        white = Image.new("RGBA", visible.size, "white")
+        return Image.alpha_composite(white, visible).convert(mode)
+    return image.convert(mode)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from PIL import Image
 from convmixer.config.settings import DataConfig
 from convmixer.data.containers import CONTAINERS
 from convmixer.data.image_files import (
+    Pixels,
     class_folders,
     image_files,
     is_hidden,
@@ -48,7 +49,7 @@ class Images(Protocol):
     def labels(self) -> Indices:
         """Class of every image, int64 (N,)."""
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Pixels:
         """Return one image."""
 
     def select(self, indices: Indices) -> Images:
@@ -63,9 +64,9 @@ class ArrayImages:
     labels: Indices
     mode: str
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Pixels:
         """Return one image."""
-        return Image.fromarray(self.pixels[index]).convert(self.mode)
+        return np.array(Image.fromarray(self.pixels[index]).convert(self.mode))
 
     def select(self, indices: Indices) -> ArrayImages:
         """Return the images at `indices`."""
@@ -80,7 +81,7 @@ class FileImages:
     labels: Indices
     mode: str
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Pixels:
         """Return one image; see `convmixer.data.image_files.read_image`."""
         return read_image(self.paths[index], self.mode)
 

@@ -26,6 +26,7 @@ from convmixer_kernels import (
     direct,
     dispatch,
     gelu_batch_norm,
+    inference_tables,
 )
 from convmixer_kernels.filters import Filter
 from convmixer_kernels.modules import edited
@@ -202,6 +203,12 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
         # Autocast gives the convolutions another dtype than the residual, and PyTorch promotes it.
         return False
     return dispatch.resolve(input, weight, impl, fused=True) != "torch"
+
+
+def forget_tables(block: nn.Module) -> None:
+    """Have inference compute anew what it keeps of a block whose norms trained by themselves."""
+    if not torch.compiler.is_compiling() and any(each.training for each in block.modules()):
+        inference_tables.forget(block.buffers())
 
 
 def untouched(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:

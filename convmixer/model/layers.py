@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from convmixer.model.fused_block import (
     FusedBlock,
     activated_norm,
+    forget_tables,
     fused_block,
     patch_operands,
     runs_kernels,
@@ -128,6 +129,7 @@ class Block(Chain):
             return fused.forward(input)
         spatial: Tensor = residual(input)
         mixed: Tensor = norm(activation(pointwise(spatial)))
+        forget_tables(self)
         return mixed + spatial if self.pointwise_residual else mixed
 
     def _fused(
@@ -194,6 +196,7 @@ class PatchStem(Chain):
         if fused is not None and runs_kernels(value, None, self.impl):
             return gelu_batch_norm(value, impl=self.impl, **fused.next_batch())
         output: Tensor = norm(activation(value))
+        forget_tables(self)
         return output
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image
-
-from convmixer.data.image_files import UnreadableImageError
+from convmixer.data.image_files import Pixels, UnreadableImageError
 from convmixer.data.sources import Images
 from convmixer.errors import UsageError
 
@@ -58,7 +56,7 @@ class ImageReader:
         self._images, self._limit = images, limit
         self._reasons: dict[int, str] = {}
 
-    def read(self, index: int) -> Image.Image | str:
+    def read(self, index: int) -> Pixels | str:
         """Return an image, or a line that names it if it cannot be read.
 
         Raises:
@@ -73,7 +71,7 @@ class ImageReader:
         check_bad_images(list(self._reasons.values()), self._limit)
         return self._reasons[index]
 
-    def readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
+    def readable(self, index: int) -> tuple[Pixels, int, list[str]]:
         """Return the first image from `index` on that can be read, its index, and the others.
 
         The first image follows the last.

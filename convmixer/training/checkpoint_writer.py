@@ -69,7 +69,7 @@ class CheckpointWriter:
         """Write checkpoints in the order of the mapping.
 
         Args:
-            checkpoints: the contents of each file.
+            checkpoints: the contents of each file, among them the state of the run.
             step: number of optimizer steps of the run so far.
 
         Raises:
@@ -93,5 +93,5 @@ class CheckpointWriter:
     def _write(self, states: Mapping[Path, Mapping[str, Any]], step: int) -> None:
         for path, state in states.items():
             save_checkpoint(state, path)
-        if self._keep > 1 and self._folder.last in states:
+        if self._keep > 1:
             self._folder.keep_last(step, self._keep)

@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
 from convmixer.training.bad_images import BadImages, ImageReader
 from convmixer.training.distributed import Processes
+from convmixer.training.prefetching import prefetched
 from convmixer.training.resident import LARGEST_SIDE, MOST_BYTES, resident_images
 from convmixer.training.run_state import seed_cpu
 
@@ -97,9 +98,15 @@ def _collate(samples: list[_Sample]) -> TrainingBatch:
     if isinstance(contents[0], list):
         content = batched_operations.as_table(list(contents))
     else:
-        content = default_collate(list(contents))
+        content = _stacked(contents)
     reasons = [reason for each in bad for reason in each]
     return TrainingBatch(content, indices, labels, seeds, boxes, reasons)
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Stack images (C, H, W), with the channels of a pixel side by side, as they lie in memory."""
+    stacked: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
+    return stacked.permute(0, 3, 1, 2)
 
 
 class _KeyedImages(Dataset[_Sample]):
@@ -337,7 +344,7 @@ class TrainingLoader:
         )
         self._augmentation = dataset.augmentation
         self._together = max(1, IMAGES_AUGMENTED_TOGETHER // batches.images_at_once)
-        self._loader: DataLoader[_Sample] = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             dataset, batch_sampler=batches, collate_fn=_collate, **_loader_options(workers, device)
         )
 
@@ -360,17 +367,22 @@ class TrainingLoader:
         """Optimizer steps of an epoch."""
         return self._batches.steps
 
+    def loaded(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """Iterate over batches as they come from the processes that load images."""
+        self._batches.epoch, self._batches.first_step = epoch, first_step
+        return iter(self._loader)
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Iterate over (images, targets), a pair an accumulation step, from `first_step` on."""
-        self._batches.epoch, self._batches.first_step = epoch, first_step
-        loaded = iter(self._loader)
+        loaded = self.loaded(epoch, first_step)
         if self._resident is None:
-            return map(self._transferred, loaded)
+            return prefetched(map(self._transferred, loaded), self._device)
         return itertools.chain.from_iterable(map(self._augmented, _groups(loaded, self._together)))
 
     def _transferred(self, batch: TrainingBatch) -> Batch:
         self.bad_images.add(batch.bad)
-        return self._prepared(batch, batch.content.to(self._device, non_blocking=True))
+        images = batch.content.to(self._device, non_blocking=True)
+        return self._prepared(batch, images.contiguous())
 
     def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
         """Augment several batches at once: operations on few images cost little but their start."""
@@ -447,7 +459,7 @@ class EvaluationLoader:
         elif self._keeps:
             batches = self._kept = list(self._loaded())
         else:
-            batches = self._loaded()
+            batches = prefetched(self._loaded(), self._device)
         return ((self._normalize(images), labels) for images, labels in batches)
 
     def _loaded(self) -> Iterator[Batch]:

@@ -40,6 +40,17 @@ _WITHOUT_LOCKS = (
 )
 
 
+@contextlib.contextmanager
+def _of_any_content(path: Path, remedy: str) -> Iterator[None]:
+    """Report whatever an edited file makes its reader raise as a damaged file, in a line."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{path} is damaged ({type(error).__name__}): {remedy}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     with replacing(path) as file:
@@ -219,19 +230,12 @@ class RunFolder:
         Raises:
             UsageError: the file is damaged.
         """
-        try:
+        with _of_any_content(self.summary, "remove it, and --resume writes it again"):
             summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
             for name in SUMMARY_NUMBERS:
                 float(summary[name])
             for name in SUMMARY_TEXTS:
                 summary[name]
-        except OSError:
-            raise
-        except Exception as error:  # An edited file may hold anything.
-            raise UsageError(
-                f"{self.summary} is damaged ({type(error).__name__}): remove it, and --resume "
-                "writes it again"
-            ) from None
         return summary
 
     def load_metrics(self) -> list[dict[str, float]]:
@@ -240,19 +244,13 @@ class RunFolder:
         Raises:
             UsageError: the file is damaged.
         """
-        try:
+        expected = "expected a line of names and a line of numbers for each epoch"
+        with _of_any_content(self.metrics, expected):
             with self.metrics.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
             metrics = [{key: float(cell) for key, cell in row.items() if cell} for row in rows]
             for row in metrics:
                 row["epoch"], row["train_loss"], row["train_accuracy"]
-        except OSError:
-            raise
-        except Exception as error:  # An edited file may hold anything.
-            raise UsageError(
-                f"{self.metrics} is damaged ({type(error).__name__}): expected a line of names and "
-                "a line of numbers for each epoch"
-            ) from None
         return metrics
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:

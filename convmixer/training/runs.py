@@ -113,8 +113,9 @@ def _run(
     with processes.together(), processes.main_first():
         splits = load_splits(config.data, config.model.in_chans)
     continued = state is not None
-    parts = None if state is None else state.get("parts")
-    trainer = Trainer(config, splits, folder, processes, console, parts)
+    # Earlier versions saved neither of the two.
+    parts, started_in = ((state or {}).get(name) for name in ("parts", "processes"))
+    trainer = Trainer(config, splits, folder, processes, console, parts, started_in)
     with processes.together():
         if config.initial_checkpoint and not continued:
             trainer.stepper.start_from(Path(config.initial_checkpoint))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,19 @@ class Stepper:
         processes: this process among those of the run.
         parts: parts of a batch that this process computes one after another; None for those of the
             settings.
+        stands_for: number of processes whose parts these are, in turn.
     """
 
-    def __init__(self, config: Config, processes: Processes, parts: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        processes: Processes,
+        parts: int | None = None,
+        stands_for: int = 1,
+    ) -> None:
         self.config, self.processes = config, processes
         self.parts = config.accumulation_steps if parts is None else parts
+        self._stands_for = stands_for
         device = processes.device
         self.model: nn.Module = build_model(config, device)
         if shares_statistics(config, processes):
@@ -87,7 +95,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for part, (images, targets) in enumerate(batch):
-            with self._gradient_exchange(part == self.parts - 1):
+            with self._gradient_exchange(part == self.parts - 1), self._statistics_of(part):
                 self._accumulate(images, targets)
         self.scaler.unscale_(self.optimizer)
         limit = config.optimizer.clip_grad_norm
@@ -109,6 +117,28 @@ class Stepper:
         if wanted or not isinstance(self.parallel, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.parallel.no_sync()
+
+    @contextlib.contextmanager
+    def _statistics_of(self, part: int) -> Iterator[None]:
+        """Give the parts of the processes that this one stands for equal weights in the statistics.
+
+        With the momentum m, the mean of the running statistics r of n processes goes to
+        (1 - m) r + m (s_1 + ... + s_n) / n, where s_i are the statistics of their parts. So do n
+        updates here one after another, the i-th with the momentum (m / n) / (1 - m + i m / n).
+        """
+        norms = [
+            module
+            for module in self.model.modules()
+            if self._stands_for > 1 and isinstance(module, nn.BatchNorm2d)
+        ]
+        momenta = [norm.momentum for norm in norms]
+        for norm, momentum in zip(norms, momenta, strict=True):
+            if momentum is not None:
+                share = momentum / self._stands_for
+                norm.momentum = share / (1.0 - momentum + (part % self._stands_for + 1) * share)
+        yield
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     def _accumulate(self, images: Tensor, targets: Tensor) -> None:
         """Add the gradients of one part of a batch, and its sums."""

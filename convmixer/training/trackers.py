@@ -51,7 +51,7 @@ class _WeightsAndBiases:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "epoch" and value is not None}
+    return {name: value for name, value in row.items() if name != "epoch"}
 
 
 def _title(column: str) -> str:

@@ -55,7 +55,7 @@ NEEDED_STATE = frozenset(
     }
 )  # fmt: skip
 """The entries of `last.pt` that a continuation needs."""
-STATE = NEEDED_STATE | {"statistics", "parts", "images"}
+STATE = NEEDED_STATE | {"statistics", "parts", "processes", "images"}
 """The entries of `last.pt`; earlier versions wrote those of `NEEDED_STATE` alone."""
 
 
@@ -110,6 +110,24 @@ def parts_per_process(parts: int, config: Config, processes: Processes) -> int:
     return config.accumulation_steps if rest else shared
 
 
+def processes_stood_for(started_in: int, parts: int, config: Config, processes: Processes) -> int:
+    """Return the number of processes whose parts a process of a continued run computes in turn.
+
+    Their parts have equal weights in the running statistics of BatchNorm, as in the mean over these
+    processes. It is 1 where the parts, or those processes, cannot be shared out.
+
+    Args:
+        started_in: number of processes with which the run was started.
+        parts: parts of a batch over accumulation and processes with which the run was started.
+        config: the settings.
+        processes: those that go on.
+    """
+    shared_out = parts % processes.world == 0 and started_in % processes.world == 0
+    if shares_statistics(config, processes) or not shared_out:
+        return 1
+    return started_in // processes.world
+
+
 class Trainer:
     """A run and its progress.
 
@@ -121,6 +139,7 @@ class Trainer:
         console: the reader of lines.
         parts: parts of a batch over accumulation and processes with which the run was started; None
             for a new run.
+        started_in: number of processes with which the run was started; None for a new run.
 
     Raises:
         UsageError: settings and images do not fit together.
@@ -134,6 +153,7 @@ class Trainer:
         processes: Processes,
         console: Console,
         parts: int | None = None,
+        started_in: int | None = None,
     ) -> None:
         self.config, self.splits, self.folder = config, splits, folder
         self.processes, self.console = processes, console
@@ -141,7 +161,13 @@ class Trainer:
             self._check_splits()
         seed_everything(config.seed)
         self.parts = parts or config.accumulation_steps * processes.world
-        self.stepper = Stepper(config, processes, parts_per_process(self.parts, config, processes))
+        self.started_in = started_in or processes.world
+        self.stepper = Stepper(
+            config,
+            processes,
+            parts_per_process(self.parts, config, processes),
+            processes_stood_for(self.started_in, self.parts, config, processes),
+        )
         self.writer = CheckpointWriter(folder, config.keep)
         self.loader = self._training_loader()
         self.test_loader = self._evaluation_loader(splits.test)
@@ -250,6 +276,7 @@ class Trainer:
             "best_epoch": self.best_epoch,
             "throughput": self.throughput.state(),
             "parts": self.parts,
+            "processes": self.started_in,
             "images": self.images,
             "config": to_dict(self.config),
         }

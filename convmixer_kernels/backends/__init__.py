@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 
 
 class Backend(Protocol):
@@ -48,11 +49,9 @@ class Backend(Protocol):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        normalisation: Tensor,
-        activation: str,
-        residual: bool,
+        epilogue: Epilogue,
     ) -> Tensor:
-        """Convolve, activate, normalise and add `input` if `residual`: rounded once."""
+        """Convolve, activate, normalise and add `input` if asked: rounded once."""
         ...
 
     def forward_moments(
@@ -61,86 +60,43 @@ class Backend(Protocol):
         """Return the rounded convolution, and the moments of its activation."""
         ...
 
-    def moments(self, value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    def moments(self, before: PreActivation) -> Tensor:
         """Return the moments of activation(value + bias)."""
         ...
 
-    def batch_normalisation(
-        self,
-        moments: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
+    def batch_normalisation(self, moments: Tensor, norm: BatchNorm) -> Tensor:
         """Return the normalisation by the moments (parts, 3, C), and update running statistics."""
         ...
 
-    def running_normalisation(
-        self,
-        running_mean: Tensor,
-        running_var: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        eps: float,
-    ) -> Tensor:
+    def running_normalisation(self, norm: BatchNorm) -> Tensor:
         """Return the normalisation by running statistics."""
         ...
 
     def normalise(
-        self,
-        value: Tensor,
-        bias: Tensor | None,
-        normalisation: Tensor,
-        residual: Tensor | None,
-        activation: str,
+        self, before: PreActivation, normalisation: Tensor, residual: Tensor | None
     ) -> Tensor:
         """Activate and normalise value + bias, and add `residual`: rounded once."""
         ...
 
-    def gradient_sums(
-        self,
-        value: Tensor,
-        bias: Tensor | None,
-        grad: Tensor,
-        normalisation: Tensor,
-        activation: str,
-    ) -> Tensor:
+    def gradient_sums(self, before: PreActivation, grad: Tensor, normalisation: Tensor) -> Tensor:
         """Return the sums that the gradients depend on."""
         ...
 
     def value_gradient(
         self,
-        value: Tensor,
-        bias: Tensor | None,
+        before: PreActivation,
         grad: Tensor,
         normalisation: Tensor,
         sums: Tensor,
-        activation: str,
         with_bias: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of `value` and, if asked, of `bias`."""
         ...
 
     def fused_backward(
-        self,
-        input: Tensor | None,
-        value: Tensor,
-        grad: Tensor,
-        weight: Tensor | None,
-        normalisation: Tensor,
-        sums: Tensor,
-        activation: str,
-        residual: bool,
-        kernel_size: int,
-        with_bias: bool,
+        self, call: FusedBackward
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of input, weight and bias.
-
-        There is none of weight without `input`, and none of input without `weight`.
-        """
+        """Return the gradients of input, weight and bias: those that `FusedBackward` tells."""
         ...
 
 

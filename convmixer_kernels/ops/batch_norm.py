@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convmixer_kernels import derivatives, dispatch, layout
-from convmixer_kernels.arguments import BatchNorm
+from convmixer_kernels import derivatives, direct, dispatch, layout
 from convmixer_kernels.backends import Backend, reference
-from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation, row
+from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation, row, rows
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from convmixer_kernels.ops.declaration import (
     differentiable_operator,
     empty_sums,
@@ -48,20 +48,18 @@ class _Call(NamedTuple):
 
     def in_pytorch(
         self,
-        value: Tensor,
-        bias: Tensor | None,
+        before: PreActivation,
         added: Tensor | None,
-        gamma: Tensor | None,
-        beta: Tensor | None,
+        affine: tuple[Tensor | None, Tensor | None],
         normalisation: Tensor,
     ) -> Tensor:
         """Compute the normalised activation by PyTorch's own operations."""
         mean = var = None
         if not self.of_batch:
-            table = Normalisation.of(normalisation)
+            table = rows(normalisation, Normalisation)
             mean, var = table.mean, table.rstd.pow(-2) - self.eps
-        norm = BatchNorm(gamma, beta, mean, var, self.of_batch, 0.0, self.eps, None)
-        return reference.activated_batch_norm(value, bias, added, norm, self.activation)
+        norm = BatchNorm(*affine, mean, var, self.of_batch, 0.0, self.eps)
+        return reference.activated_batch_norm(before, added, norm)
 
     def refusal(self) -> RuntimeError:
         return derivatives.refusal(*self._names())
@@ -107,12 +105,12 @@ def _backward(
 ) -> Gradients:
     """Compute the gradients by kernels, or by PyTorch if they have to be differentiable as well."""
     saved = ctx.saved_tensors
-    if not derivatives.beyond_backward():
+    if not direct.beyond_backward():
         return by_kernels(ctx, *saved, grad)
     call: _Call = ctx.call
     if call.automatic and call.process_group is None:
         return by_pytorch(ctx, *saved, grad)
-    if derivatives.in_transform() or derivatives.in_forward_mode():
+    if direct.in_transform() or direct.in_forward_mode():
         raise call.refusal()
     with torch.no_grad():
         grads = by_kernels(ctx, *saved, grad)
@@ -145,9 +143,7 @@ class _Convolved(torch.autograd.Function):
 class _ConvolvedTraining(_Convolved):
     @staticmethod
     def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        op = depthwise_conv2d_batch_norm_training
-        run = op.kernel if is_direct else op.run
-        results = run(*arguments)
+        results = depthwise_conv2d_batch_norm_training.results(is_direct, *arguments)
         process_group, residual, *rest = arguments[8:]
         settings = (residual, process_group, True, *rest)
         return _keep_convolved(ctx, is_direct, arguments, results, settings)
@@ -156,10 +152,10 @@ class _ConvolvedTraining(_Convolved):
 class _ConvolvedFrozen(_Convolved):
     @staticmethod
     def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        op = depthwise_conv2d_batch_norm_frozen
-        run = op.kernel if is_direct else op.run
         residual, *rest = arguments[8:]
-        results = run(*arguments[:7], True, residual, *rest)
+        results = depthwise_conv2d_batch_norm_frozen.results(
+            is_direct, *arguments[:7], True, residual, *rest
+        )
         settings = (residual, None, False, *rest)
         return _keep_convolved(ctx, is_direct, arguments, results, settings)
 
@@ -237,8 +233,9 @@ def _convolved_gradients_of_pytorch(
         beta: Tensor | None,
     ) -> Tensor:
         value = reference.forward(input, weight, bias)
+        before = PreActivation(value, None, call.activation)
         added = input if call.residual else None
-        return call.in_pytorch(value, None, added, gamma, beta, normalisation)
+        return call.in_pytorch(before, added, (gamma, beta), normalisation)
 
     operands = (input, weight, bias, gamma, _any_beta(ctx, normalisation))
     return derivatives.of_pytorch(function, operands, ctx.needs_input_grad[1:6], grad)
@@ -272,10 +269,11 @@ def _convolved_training(
         value, moments = layout.empty_like_input(input), _no_moments(input)
     else:
         value, moments = steps.forward_moments(input, weight, bias, activation)
-    parameters = (gamma, beta, running_mean, running_var, momentum, eps)
-    normalisation = _normalisation_of_batch(steps, moments, process_group, *parameters)
+    norm = BatchNorm(gamma, beta, running_mean, running_var, True, momentum, eps)
+    normalisation = _normalisation_of_batch(steps, moments, norm, process_group)
+    before = PreActivation(value, None, activation)
     added = input if residual else None
-    return _normalise(steps, value, None, normalisation, added, activation), value, normalisation
+    return _normalise(steps, before, normalisation, added), value, normalisation
 
 
 def _fake_convolved_training(input: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -299,15 +297,17 @@ def _convolved_frozen(
     automatic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps = dispatch.backend(impl)
-    normalisation = steps.running_normalisation(running_mean, running_var, gamma, beta, eps)
+    norm = BatchNorm(gamma, beta, running_mean, running_var, False, 0.0, eps)
+    normalisation = steps.running_normalisation(norm)
     if keep_value:
         value = steps.forward(input, weight, bias)
-        added = input if residual else None
-        output = _normalise(steps, value, None, normalisation, added, activation)
+        before = PreActivation(value, None, activation)
+        output = _normalise(steps, before, normalisation, input if residual else None)
         return output, value, normalisation
     if input.shape[0] == 0:
         return layout.empty_like_input(input), nothing(input), normalisation
-    output = steps.forward_normalised(input, weight, bias, normalisation, activation, residual)
+    epilogue = Epilogue(normalisation, activation, residual)
+    output = steps.forward_normalised(input, weight, bias, epilogue)
     return output, nothing(input), normalisation
 
 
@@ -344,20 +344,20 @@ def _convolved_backward(
     needs_value = needs_input or needs_weight or needs_bias
     steps = dispatch.backend(impl)
     grad = layout.arranged(grad, layout.is_channels_last(value))
-    tensors = (value, None, grad, normalisation)
+    before = PreActivation(value, None, activation)
     sums, grad_gamma, grad_beta = _affine_gradients(
-        steps, tensors, activation, needs_value, needs_affine, of_batch, process_group
+        steps, (before, grad, normalisation), needs_value, needs_affine, of_batch, process_group
     )
     if value.shape[0] == 0:
         shapes = _fake_convolved_backward(grad, input, weight, value, normalisation, needed)
         return tuple(each.zero_() for each in shapes)
     grad_input = grad_weight = grad_bias = None
     if needs_input or needs_weight:
-        grad_input, grad_weight, grad_bias = steps.fused_backward(
+        call = FusedBackward(
             input if needs_weight else None,
+            weight if needs_input else None,
             value,
             grad,
-            weight if needs_input else None,
             normalisation,
             sums,
             activation,
@@ -365,8 +365,9 @@ def _convolved_backward(
             weight.shape[-1],
             needs_bias,
         )
+        grad_input, grad_weight, grad_bias = steps.fused_backward(call)
     elif needs_bias:
-        _, grad_bias = steps.value_gradient(*tensors, sums, activation, True)
+        _, grad_bias = steps.value_gradient(before, grad, normalisation, sums, True)
     return (
         nothing(value) if grad_input is None else grad_input,
         nothing(normalisation) if grad_weight is None else grad_weight,
@@ -440,19 +441,17 @@ class _Alone(torch.autograd.Function):
 class _AloneTraining(_Alone):
     @staticmethod
     def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        op = activated_batch_norm_training
-        run = op.kernel if is_direct else op.run
+        results = activated_batch_norm_training.results(is_direct, *arguments)
         settings = (False, arguments[8], True, *arguments[9:])
-        return _keep_alone(ctx, is_direct, arguments, run(*arguments), settings)
+        return _keep_alone(ctx, is_direct, arguments, results, settings)
 
 
 class _AloneFrozen(_Alone):
     @staticmethod
     def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        op = activated_batch_norm_frozen
-        run = op.kernel if is_direct else op.run
+        results = activated_batch_norm_frozen.results(is_direct, *arguments)
         settings = (False, None, False, *arguments[7:])
-        return _keep_alone(ctx, is_direct, arguments, run(*arguments), settings)
+        return _keep_alone(ctx, is_direct, arguments, results, settings)
 
 
 def _keep_alone(
@@ -515,7 +514,8 @@ def _alone_gradients_of_pytorch(
     def function(
         value: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None
     ) -> Tensor:
-        return call.in_pytorch(value, bias, None, gamma, beta, normalisation)
+        before = PreActivation(value, bias, call.activation)
+        return call.in_pytorch(before, None, (gamma, beta), normalisation)
 
     operands = (value, bias, gamma, _any_beta(ctx, normalisation))
     grads = derivatives.of_pytorch(function, operands, needed, grad)
@@ -538,10 +538,11 @@ def _alone_training(
     automatic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     steps = dispatch.backend(impl)
-    moments = _no_moments(value) if value.shape[0] == 0 else steps.moments(value, bias, activation)
-    parameters = (gamma, beta, running_mean, running_var, momentum, eps)
-    normalisation = _normalisation_of_batch(steps, moments, process_group, *parameters)
-    return _normalise(steps, value, bias, normalisation, residual, activation), normalisation
+    before = PreActivation(value, bias, activation)
+    moments = _no_moments(value) if value.shape[0] == 0 else steps.moments(before)
+    norm = BatchNorm(gamma, beta, running_mean, running_var, True, momentum, eps)
+    normalisation = _normalisation_of_batch(steps, moments, norm, process_group)
+    return _normalise(steps, before, normalisation, residual), normalisation
 
 
 def _alone_frozen(
@@ -558,8 +559,10 @@ def _alone_frozen(
     automatic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     steps = dispatch.backend(impl)
-    normalisation = steps.running_normalisation(running_mean, running_var, gamma, beta, eps)
-    return _normalise(steps, value, bias, normalisation, residual, activation), normalisation
+    norm = BatchNorm(gamma, beta, running_mean, running_var, False, 0.0, eps)
+    normalisation = steps.running_normalisation(norm)
+    before = PreActivation(value, bias, activation)
+    return _normalise(steps, before, normalisation, residual), normalisation
 
 
 def _fake_alone(value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
@@ -582,16 +585,21 @@ def _alone_backward(
     needs_value, needs_bias, *needs_affine = needed
     steps = dispatch.backend(impl)
     grad = layout.arranged(grad, layout.is_channels_last(value))
-    tensors = (value, bias, grad, normalisation)
+    before = PreActivation(value, bias, activation)
     sums, grad_gamma, grad_beta = _affine_gradients(
-        steps, tensors, activation, needs_value or needs_bias, needs_affine, of_batch, process_group
+        steps,
+        (before, grad, normalisation),
+        needs_value or needs_bias,
+        needs_affine,
+        of_batch,
+        process_group,
     )
     if value.shape[0] == 0:
         shapes = _fake_alone_backward(grad, value, bias, normalisation, needed)
         return tuple(each.zero_() for each in shapes)
     grad_value = grad_bias = None
     if needs_value or needs_bias:
-        grad_value, grad_bias = steps.value_gradient(*tensors, sums, activation, needs_bias)
+        grad_value, grad_bias = steps.value_gradient(before, grad, normalisation, sums, needs_bias)
     return (
         grad_value if grad_value is not None and needs_value else nothing(value),
         nothing(normalisation) if grad_bias is None else grad_bias,
@@ -647,22 +655,15 @@ activated_batch_norm_backward = operator(
 def _normalisation_of_batch(
     steps: Backend,
     moments: Tensor,
+    norm: BatchNorm,
     process_group: str | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
 ) -> Tensor:
     """Return the normalisation (5, C) by the moments of all processes; update statistics."""
     parts = moments.unsqueeze(0)
     if process_group is not None:
         parts = _of_all_processes(moments, _process_group(process_group))
-    normalisation = steps.batch_normalisation(
-        parts, gamma, beta, running_mean, running_var, momentum, eps
-    )
-    for buffer in (running_mean, running_var):
+    normalisation = steps.batch_normalisation(parts, norm)
+    for buffer in (norm.running_mean, norm.running_var):
         if buffer is not None:
             # Kernels write through addresses, which autograd does not see.
             torch.autograd.graph.increment_version(buffer)
@@ -674,22 +675,16 @@ def _no_moments(image: Tensor) -> Tensor:
 
 
 def _normalise(
-    steps: Backend,
-    value: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    residual: Tensor | None,
-    activation: str,
+    steps: Backend, before: PreActivation, normalisation: Tensor, residual: Tensor | None
 ) -> Tensor:
-    if value.shape[0] == 0:
-        return layout.empty_like_input(value)
-    return steps.normalise(value, bias, normalisation, residual, activation)
+    if before.value.shape[0] == 0:
+        return layout.empty_like_input(before.value)
+    return steps.normalise(before, normalisation, residual)
 
 
 def _affine_gradients(
     steps: Backend,
-    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor],
-    activation: str,
+    tensors: tuple[PreActivation, Tensor, Tensor],
     needs_value: bool,
     needs_affine: Sequence[bool],
     of_batch: bool,
@@ -700,11 +695,12 @@ def _affine_gradients(
     The latter are of this process alone, as those of all parameters.
 
     Args:
-        tensors: value, bias, gradient of the output, normalisation.
+        tensors: the argument of the activation, the gradient of the output, the normalisation.
         needs_value: whether a gradient of the values is computed from the sums.
         needs_affine: whether the gradients of gamma and beta are wanted.
     """
-    value, _, _, normalisation = tensors
+    before, _, normalisation = tensors
+    value = before.value
     if not any(needs_affine) and not (needs_value and of_batch):
         # Running statistics do not depend on the values, so the sums do not count.
         sums = normalisation.new_zeros((len(GradientSums._fields), value.shape[1]))
@@ -712,7 +708,7 @@ def _affine_gradients(
     if value.shape[0] == 0:
         sums = normalisation.new_zeros((len(GradientSums._fields), value.shape[1]))
     else:
-        sums = steps.gradient_sums(*tensors, activation)
+        sums = steps.gradient_sums(*tensors)
     grad_gamma = grad_beta = None
     if needs_affine[0]:
         rstd = row(normalisation, Normalisation, "rstd")

@@ -44,20 +44,21 @@ class _DepthwiseConv2d(torch.autograd.Function):
         ctx.bias_layout = None
         if bias is not None and needs_bias:
             ctx.bias_layout = layout.GradientLayout.of(bias)
-        run = depthwise_conv2d.kernel if is_direct else depthwise_conv2d.run
-        output: Tensor = run(input, weight, bias, impl, automatic, dilation)
+        output: Tensor = depthwise_conv2d.results(
+            is_direct, input, weight, bias, impl, automatic, dilation
+        )
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        if not derivatives.beyond_backward():
+        if not direct.beyond_backward():
             return (None, *_gradients(ctx, input, weight, grad_output), None, None, None)
         if ctx.automatic:
             grads = _gradients_of_pytorch(ctx, input, weight, grad_output)
             return (None, *grads, None, None, None)
         call = f"depthwise_conv2d(impl={ctx.impl!r})"
-        if derivatives.in_transform() or derivatives.in_forward_mode():
+        if direct.in_transform() or direct.in_forward_mode():
             raise derivatives.refusal(call)
         with torch.no_grad():
             grads = _gradients(ctx, input, weight, grad_output)

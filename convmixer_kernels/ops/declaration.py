@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convmixer_kernels import derivatives, direct
+from convmixer_kernels import direct
 
 _library = torch.library.Library("convmixer_kernels", "DEF")
 # The layout of an output follows that of the input, so a compiler must not change it in between;
@@ -59,16 +59,20 @@ class DifferentiableOperator(Operator):
 
     def differentiable(self, *arguments: Any) -> Any:
         """Return the results with gradients; a graph that was saved calls the operator here."""
-        if derivatives.wanted(arguments):
+        if direct.records(arguments):
             return self.gradient.apply(False, *arguments)
         return self.run(*arguments)
 
     def directly(self, *arguments: Any) -> Any:
         """Return the first result, with its gradient if that is wanted; `direct.takes` holds."""
-        if derivatives.wanted(arguments):
+        if direct.records(arguments):
             return self._apply(True, *arguments)
         results = self.kernel(*arguments)
         return results[0] if isinstance(results, tuple) else results
+
+    def results(self, is_direct: bool, *arguments: Any) -> Any:
+        """Return the results without a gradient, in the forward pass of one."""
+        return self.kernel(*arguments) if is_direct else self.run(*arguments)
 
     def _dispatched(self, *arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -96,9 +100,9 @@ def differentiable_operator(
 
     Args:
         schema, kernel, fake: as in `operator`; no gradient is recorded in `kernel`.
-        gradient: its forward pass takes a flag before the arguments. Without it, it calls
-            `DifferentiableOperator.run`; with it, `direct.takes` holds, and it calls `kernel` and
-            returns the first result alone. It keeps what its backward pass reads.
+        gradient: its forward pass takes a flag before the arguments, which says that `direct.takes`
+            holds; then it returns the first of `DifferentiableOperator.results` alone. It keeps
+            what its backward pass reads.
     """
     declared = DifferentiableOperator(_declare(schema, kernel, fake), kernel, gradient)
     _library.impl(schema.partition("(")[0], declared.differentiable, "Autograd")

@@ -218,4 +218,13 @@ class SharedMemory {
   size_t used_ = 0;
 };
 
+// The range, of so many items of a channel, that the split of this block takes.
+struct Range {
+  int first, last;
+};
+__device__ __forceinline__ Range range_of_split(int items) {
+  return {int(int64_t(items) * blockIdx.y / gridDim.y),
+          int(int64_t(items) * (blockIdx.y + 1) / gridDim.y)};
+}
+
 }  // namespace device

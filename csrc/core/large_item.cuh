@@ -24,7 +24,7 @@ __device__ __forceinline__ void fetch_large(T* to, const Planes<const T>& planes
                                             const LargeItem<GroupRows, Tiles>& item, int above,
                                             int rows, const Shape& shape, const Tiling& tiling,
                                             int pitch, int lane) {
-  // As in fetch_item, addresses would otherwise stay in registers from item to item.
+  // Addresses would otherwise stay in registers from item to item, as in fetch_item.
   lane = device::keep_in_loop(lane);
   const int images = device::keep_in_loop(mma_rows >> tiling.groups_log2);
   const Span span{

@@ -30,6 +30,14 @@ struct Planes {
   int alignment;  // in elements, of every row
 };
 
+// The planes of a channel of a tensor, of elements of type T or const T.
+template <class T, class Address>
+__device__ __forceinline__ Planes<T> planes_of(Address* tensor, const Strides& strides, int channel,
+                                               int alignment) {
+  T* const first = static_cast<T*>(tensor);
+  return {first, first + channel * strides.channel, strides.image, alignment};
+}
+
 // ---- whole planes --------------------------------------------------------------------------------
 
 // A whole plane moves in chunks of 8 columns, 32 at a time or as many as it has; where it has fewer, a

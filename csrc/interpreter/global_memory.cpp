@@ -82,13 +82,16 @@ std::string GlobalMemory::neighbourhood(uint64_t address) const {
   return text.empty() ? "no memory is permitted" : text;
 }
 
+void Buffer::make_stamps() {
+  if (!writers.empty()) return;
+  const size_t pairs = (end - begin) / 2 + 1;
+  writers.allocate(pairs);
+  readers.allocate(pairs);
+}
+
 GlobalMemory::Others GlobalMemory::note_read(Buffer& buffer, uint64_t address, uint32_t bytes,
                                              uint32_t stamp) {
-  if (buffer.writers.empty()) {
-    const size_t pairs = (buffer.end - buffer.begin) / 2 + 1;
-    buffer.writers.allocate(pairs);
-    buffer.readers.allocate(pairs);
-  }
+  buffer.make_stamps();
   const size_t first = (address - buffer.begin) / 2;
   const size_t last = (address - buffer.begin + bytes - 1) / 2;
   Others others;
@@ -104,11 +107,7 @@ GlobalMemory::Others GlobalMemory::note_read(Buffer& buffer, uint64_t address, u
 
 GlobalMemory::Others GlobalMemory::note_write(Buffer& buffer, uint64_t address, uint32_t bytes,
                                               uint32_t stamp) {
-  if (buffer.writers.empty()) {
-    const size_t pairs = (buffer.end - buffer.begin) / 2 + 1;
-    buffer.writers.allocate(pairs);
-    buffer.readers.allocate(pairs);
-  }
+  buffer.make_stamps();
   const size_t first = (address - buffer.begin) / 2;
   const size_t last = (address - buffer.begin + bytes - 1) / 2;
   Others others;

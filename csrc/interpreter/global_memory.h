@@ -34,11 +34,12 @@ class Stamps {
 struct Buffer {
   uint64_t begin = 0, end = 0;
   bool writable = true;
-  Stamps writers, readers;  // empty before the first access with races searched
+  Stamps writers, readers;  // empty before make_stamps
 
   bool holds(uint64_t address, uint64_t bytes) const {
     return address >= begin && address + bytes <= end;
   }
+  void make_stamps();  // at the first access with races searched
 };
 
 class Permissions {

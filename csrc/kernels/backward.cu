@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(32 * most_warps,
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   Bands<T, Size, Tiles> bands;
   bands.load(static_cast<const T*>(p.weight) + ptrdiff_t(channel) * p.filter_size * p.filter_size,
@@ -79,15 +78,12 @@ __global__ void __launch_bounds__(32 * most_warps,
   // Addresses are computed from the number of each item: pointers that go along with the items would
   // take, for five tensors, as many registers as a filter.
   const auto fetch = [&](T* to, const void* tensor, const Strides& strides, int number) {
-    const Planes<const T> planes{static_cast<const T*>(tensor),
-                                 static_cast<const T*>(tensor) + channel * strides.channel,
-                                 strides.image, 8};
+    const auto planes = planes_of<const T>(tensor, strides, channel, 8);
     Reader<T, GroupRows, Tiles, Rows, 0, 0, true>(planes, number, p.shape, tiling, pitch, lane)
         .fetch_next(to, lane);
   };
   const auto store = [&](void* tensor, const Strides& strides, const T* from, int number) {
-    const Planes<T> planes{static_cast<T*>(tensor),
-                           static_cast<T*>(tensor) + channel * strides.channel, strides.image, 8};
+    const auto planes = planes_of<T>(tensor, strides, channel, 8);
     Writer<T, GroupRows, Tiles, Rows, true>(planes, number, p.shape, tiling, pitch, lane)
         .store_next(from, lane);
   };

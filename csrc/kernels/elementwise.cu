@@ -66,8 +66,7 @@ __device__ __forceinline__ void each_batch(const ElementwiseArguments& p,
                                            const ThreadPosition<Vector, ChannelsLast>& position,
                                            Visit visit) {
   using Position = ThreadPosition<Vector, ChannelsLast>;
-  const int first = int(int64_t(p.outer) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(p.outer) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(p.outer);
   const int inner_count = ChannelsLast ? 1 : p.inner / Vector;
   const int outer_step = Position::lanes / inner_count, inner_step = Position::lanes % inner_count;
   const T* const value = static_cast<const T*>(p.value) + position.channel * p.value_steps.channel;

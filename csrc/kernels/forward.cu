@@ -58,8 +58,7 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   clear(input, input_elements, lane);
   Bands<T, Size, Tiles> bands;
@@ -71,12 +70,8 @@ __device__ __forceinline__ void convolve_channel(const ForwardArguments& p, Tili
   T* const first_group = output + Rows::group_at(lane / 4, tiling.groups_log2, output_pitch);
   T* const second_group = output + Rows::group_at(lane / 4 + 8, tiling.groups_log2, output_pitch);
 
-  const Planes<const T> source{static_cast<const T*>(p.input),
-                               static_cast<const T*>(p.input) + channel * p.input_strides.channel,
-                               p.input_strides.image, input_alignment};
-  const Planes<T> target{static_cast<T*>(p.output),
-                         static_cast<T*>(p.output) + channel * p.output_strides.channel,
-                         p.output_strides.image, output_alignment};
+  const auto source = planes_of<const T>(p.input, p.input_strides, channel, input_alignment);
+  const auto target = planes_of<T>(p.output, p.output_strides, channel, output_alignment);
   Reader<T, GroupRows, Tiles, Rows, pad, 0, Whole> reader(source, first, p.shape, tiling,
                                                           input_pitch);
   Writer<T, GroupRows, Tiles, Rows, Whole> writer(target, first, p.shape, tiling, output_pitch);

@@ -63,8 +63,7 @@ __device__ __forceinline__ void convolve_channels(const ChannelsLastForwardArgum
   const auto [section, channel] = BlockPosition(int(blockIdx.x), tiling, Block::channels);
   const int channels = p.shape.channels - channel;
   const int image_tiles = int(divide_up(p.shape.images, images));
-  const int first = int(int64_t(image_tiles) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(image_tiles) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(image_tiles);
 
   // The planes also serve to load the filters of their channels.
   Bands<T, Size, Tiles> bands[per_warp];

@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks)
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   const SharedBands<T> bands(reinterpret_cast<unsigned short*>(band_rows),
                              static_cast<const T*>(p.weight) + ptrdiff_t(channel) * p.filter.taps(),
@@ -42,12 +41,8 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks)
   const int rows = Rows::group_at(lane % 16, tiling.groups_log2, input_pitch) + lane / 16 * 8;
   T* const first_group = output + Rows::group_at(lane / 4, tiling.groups_log2, output_pitch);
   T* const second_group = output + Rows::group_at(lane / 4 + 8, tiling.groups_log2, output_pitch);
-  const Planes<const T> source{static_cast<const T*>(p.input),
-                               static_cast<const T*>(p.input) + channel * p.input_strides.channel,
-                               p.input_strides.image, input_alignment};
-  const Planes<T> target{static_cast<T*>(p.output),
-                         static_cast<T*>(p.output) + channel * p.output_strides.channel,
-                         p.output_strides.image, output_alignment};
+  const auto source = planes_of<const T>(p.input, p.input_strides, channel, input_alignment);
+  const auto target = planes_of<T>(p.output, p.output_strides, channel, output_alignment);
 
   for (int number = first - 1, stage = 1; number < last; ++number, stage ^= 1) {
     if (number + 1 < last) {

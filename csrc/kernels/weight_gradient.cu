@@ -61,20 +61,15 @@ __global__ void __launch_bounds__(32 * most_warps,
 
   const int channel = int(blockIdx.x) * warps + warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   clear(input, input_elements, lane);
   clear(gradient, gradient_elements, lane);
   __syncwarp();
 
-  const Planes<const T> x{static_cast<const T*>(p.input),
-                          static_cast<const T*>(p.input) + channel * p.input_strides.channel,
-                          p.input_strides.image, input_alignment};
-  const Planes<const T> dy{
-      static_cast<const T*>(p.output_gradient),
-      static_cast<const T*>(p.output_gradient) + channel * p.gradient_strides.channel,
-      p.gradient_strides.image, gradient_alignment};
+  const auto x = planes_of<const T>(p.input, p.input_strides, channel, input_alignment);
+  const auto dy =
+      planes_of<const T>(p.output_gradient, p.gradient_strides, channel, gradient_alignment);
   Reader<T, GroupRows, Tiles, Input, pad, Sums::input_shift, Whole> x_reader(x, first, p.shape,
                                                                              tiling, input_pitch);
   Reader<T, GroupRows, Tiles, Gradient, 0, 0, Whole> dy_reader(dy, first, p.shape, tiling,

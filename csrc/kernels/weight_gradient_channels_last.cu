@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(32 * block_warps(Size, Channels, Pass::weight_
 
   const auto [section, channel] = BlockPosition(int(blockIdx.x), tiling, Block::channels);
   const int image_tiles = int(divide_up(p.shape.images, images));
-  const int first = int(int64_t(image_tiles) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(image_tiles) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(image_tiles);
 
   clear_together(input, Input::elements(staged.input.pitch), thread);
   clear_together(gradient, Gradient::elements(staged.gradient.pitch), thread);

@@ -35,19 +35,14 @@ __global__ void __launch_bounds__(32 * most_warps, large_blocks)
   const int channel = int(number_of_warp / row_groups);
   const int first_row = int(number_of_warp % row_groups) * filter_rows_of_warp;
   if (channel >= p.shape.channels) return;
-  const int first = int(int64_t(tiling.items) * blockIdx.y / gridDim.y);
-  const int last = int(int64_t(tiling.items) * (blockIdx.y + 1) / gridDim.y);
+  const auto [first, last] = device::range_of_split(tiling.items);
 
   const uint32_t row_mask = p.filter.row_mask() >> first_row;
   const int above = p.filter.above(false) - first_row;
   const bool with_bias = p.bias_sums && first_row == 0;
-  const Planes<const T> x{static_cast<const T*>(p.input),
-                          static_cast<const T*>(p.input) + channel * p.input_strides.channel,
-                          p.input_strides.image, input_alignment};
-  const Planes<const T> dy{
-      static_cast<const T*>(p.output_gradient),
-      static_cast<const T*>(p.output_gradient) + channel * p.gradient_strides.channel,
-      p.gradient_strides.image, gradient_alignment};
+  const auto x = planes_of<const T>(p.input, p.input_strides, channel, input_alignment);
+  const auto dy =
+      planes_of<const T>(p.output_gradient, p.gradient_strides, channel, gradient_alignment);
 
   LargeDiagonalSums<T> sums;
   BiasSum<T> bias_sum;

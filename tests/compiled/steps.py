@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convmixer_kernels.backends.reference import batch_norm as reference
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from tests.helpers import strided
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -175,7 +176,9 @@ def _forward_normalised(o: Operands) -> Step:
     size = 1.2 * size * scale + o.input.double().abs() + shift.abs() + 1
     return (
         lambda backend: {
-            "output": backend.forward_normalised(o.input, o.weight, o.bias, o.table, name, True)
+            "output": backend.forward_normalised(
+                o.input, o.weight, o.bias, Epilogue(o.table, name, True)
+            )
         },
         lambda results: {"output": Bound(exact, size * 2**-18)},
     )
@@ -205,20 +208,22 @@ def _statistics(o: Operands) -> Step:
 
     def run(backend: Any) -> Results:
         mean, var = o.running_mean.clone(), o.running_var.clone()
-        moments = backend.moments(o.value, o.bias, name)
+        before = PreActivation(o.value, o.bias, name)
+        moments = backend.moments(before)
         table = backend.batch_normalisation(
-            moments[None], o.gamma, o.beta, mean, var, momentum, eps
+            moments[None], BatchNorm(o.gamma, o.beta, mean, var, True, momentum, eps)
         )
         # Three sets stand for three processes, each with moments of its own.
         sets = torch.stack([moments.roll(process, 1) for process in range(3)])
         means, variances = o.running_mean.clone(), o.running_var.clone()
         of_sets = backend.batch_normalisation(
-            sets, o.gamma, o.beta, means, variances, momentum, eps
+            sets, BatchNorm(o.gamma, o.beta, means, variances, True, momentum, eps)
         )
-        given = (o.value, o.bias, o.grad, table)
-        running = backend.running_normalisation(o.running_mean, o.running_var, o.gamma, o.beta, eps)
-        sums = backend.gradient_sums(*given, name)
-        gradient, grad_bias = backend.value_gradient(*given, sums, name, True)
+        running = backend.running_normalisation(
+            BatchNorm(o.gamma, o.beta, o.running_mean, o.running_var, False, 0.0, eps)
+        )
+        sums = backend.gradient_sums(before, o.grad, table)
+        gradient, grad_bias = backend.value_gradient(before, o.grad, table, sums, True)
         assert running[4].isinf().all()
         return {
             **_named("moments", moments),
@@ -227,8 +232,10 @@ def _statistics(o: Operands) -> Step:
             "running mean": mean,
             "running variance": var,
             "running table": running[:4],
-            "normalised": backend.normalise(o.value, o.bias, table, o.grad, name),
-            "by running statistics": backend.normalise(o.value, None, running, None, name),
+            "normalised": backend.normalise(before, table, o.grad),
+            "by running statistics": backend.normalise(
+                PreActivation(o.value, None, name), running, None
+            ),
             "sums": sums,
             "value gradient": gradient,
             "bias gradient": grad_bias,
@@ -240,19 +247,16 @@ def _statistics(o: Operands) -> Step:
         table, sums, count = given["table"], given["sums"], value[:, 0].numel()
         moments = torch.stack([given[f"moments {row}"] for row in range(3)])
         mean, var = o.running_mean.double(), o.running_var.double()
+        affine = (o.gamma.double(), o.beta.double())
         exact = reference.batch_normalisation(
-            moments[None], o.gamma.double(), o.beta.double(), mean, var, momentum, eps
+            moments[None], BatchNorm(*affine, mean, var, True, momentum, eps)
         )
         sets = torch.stack([moments.roll(process, 1) for process in range(3)])
+        buffers = (o.running_mean.double(), o.running_var.double())
         of_sets = reference.batch_normalisation(
-            sets,
-            *(o.gamma.double(), o.beta.double()),
-            *(o.running_mean.double(), o.running_var.double()),
-            *(momentum, eps),
+            sets, BatchNorm(*affine, *(each.clone() for each in buffers), True, momentum, eps)
         )
-        running = reference.running_normalisation(
-            o.running_mean.double(), o.running_var.double(), o.gamma.double(), o.beta.double(), eps
-        )
+        running = reference.running_normalisation(BatchNorm(*affine, *buffers, False, 0.0, eps))
         grad = o.grad.double()
         activated = reference._activation(biased, name)
         deviation = activated - _across(table[0])
@@ -297,9 +301,11 @@ def _fused_backward(o: Operands, of_input: bool = True, of_weight: bool = True) 
 
     def run(backend: Any) -> Results:
         gradients = backend.fused_backward(
-            o.input if of_weight else None,
-            *(o.value, o.grad, o.weight if of_input else None, o.table, o.sums),
-            *(name, residual, k, of_input),
+            FusedBackward(
+                o.input if of_weight else None,
+                o.weight if of_input else None,
+                *(o.value, o.grad, o.table, o.sums, name, residual, k, of_input),
+            )
         )
         names = ("input gradient", "weight gradient", "bias gradient")
         return dict(zip(names, gradients, strict=True))
@@ -391,7 +397,7 @@ def _normalised(activated: Tensor, table: Tensor, residual: Tensor | None) -> Bo
 
 def _moments(value: Tensor, bias: Tensor | None, activation: str) -> dict[str, Bound]:
     bias = None if bias is None else bias.double()
-    exact = reference.moments(value.double(), bias, activation)
+    exact = reference.moments(PreActivation(value.double(), bias, activation))
     biased = value.double() if bias is None else value.double() + _across(bias)
     size = reference._activation(biased, activation).abs().mean(_PIXELS)
     slack = (0.0, 2**-18 * (1 + size), 2**-16 * (exact[2] + 1))

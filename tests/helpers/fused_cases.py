@@ -111,9 +111,11 @@ def record_steps(monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> list[
         for name in names:
             step = getattr(dispatch.backend(impl), name)
 
-            def call(*args: object, name: str = name, step: Callable[..., object] = step) -> object:
+            def call(*args: Any, name: str = name, step: Callable[..., object] = step) -> object:
                 if name == "fused_backward":
-                    name += " input" * (args[3] is not None) + " weight" * (args[0] is not None)
+                    (given,) = args
+                    name += " input" * (given.weight is not None)
+                    name += " weight" * (given.input is not None)
                 calls.append(name)
                 return step(*args)
 
@@ -187,7 +189,7 @@ def call(arguments: Arguments, impl: str, process_group: Any = None) -> Tensor:
 
 
 def run(arguments: Arguments, impl: str, process_group: Any = None) -> dict[str, Tensor]:
-    """The same results as `compose`, of the public function."""
+    """The results that `compose` lists, from the public function."""
     copy = _leaves(arguments, {}, None)
     return _results(copy, call(copy, impl, process_group))
 

@@ -37,7 +37,7 @@ def tiny_config(**changes: Any) -> Config:
 
 
 def tiny_options(names: Iterable[str] = tuple(TINY)) -> list[str]:
-    """The same settings, or some of them, as words of a command line."""
+    """The settings of the very small model, or some of them, as words of a command line."""
     return [word for name in names for word in (f"--{name}", str(TINY[name]))]
 
 

@@ -169,7 +169,7 @@ def test_what_a_block_leaves_the_next_does_not_find() -> None:
 
 
 def test_where_arrays_lie() -> None:
-    """As aligned as they ask for, dynamic shared memory behind static."""
+    """Arrays are aligned as they ask for, and dynamic shared memory lies behind static."""
     body = """
     .local .align 1 .b8 odd[3];
     .local .align 8 .b8 even[8];

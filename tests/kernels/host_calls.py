@@ -22,6 +22,7 @@ from convmixer_kernels import emulated_gpu
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import device as cuda_device
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 
 HUGE = 2**31 - 1
 # Images, channels, height, width, kernel size.
@@ -70,19 +71,21 @@ def call_as_the_package_does(shape: tuple[int, ...], dtype: torch.dtype, format:
     cuda.input_gradient(grad, filters, other.dilation)
     cuda.weight_gradient(input, grad, other, True)
     value, moments = cuda.forward_moments(input, weight, bias, "gelu")
-    cuda.moments(output, bias, "relu")
+    cuda.moments(PreActivation(output, bias, "relu"))
     mean, variance = torch.zeros(channels), torch.ones(channels)
-    table = cuda.batch_normalisation(moments[None], bias, bias, mean, variance, 0.1, 1e-5)
-    cuda.running_normalisation(mean, variance, None, None, 1e-5)
-    cuda.forward_normalised(input, weight, bias, table, "gelu", True)
-    cuda.normalise(value, bias, table, input, "gelu")
-    cuda.normalise(value, None, table, None, "identity")
-    sums = cuda.gradient_sums(value, None, grad, table, "gelu")
-    cuda.value_gradient(value, None, grad, table, sums, "gelu", True)
+    table = cuda.batch_normalisation(
+        moments[None], BatchNorm(bias, bias, mean, variance, True, 0.1, 1e-5)
+    )
+    cuda.running_normalisation(BatchNorm(None, None, mean, variance, False, 0.0, 1e-5))
+    cuda.forward_normalised(input, weight, bias, Epilogue(table, "gelu", True))
+    cuda.normalise(PreActivation(value, bias, "gelu"), table, input)
+    cuda.normalise(PreActivation(value, None, "identity"), table, None)
+    sums = cuda.gradient_sums(PreActivation(value, None, "gelu"), grad, table)
+    cuda.value_gradient(PreActivation(value, None, "gelu"), grad, table, sums, True)
     for residual in (False, True):
-        arguments = (value, grad, weight, table, sums, "gelu", residual, size, True)
-        cuda.fused_backward(input, *arguments)
-        cuda.fused_backward(None, *arguments)
+        arguments = (weight, value, grad, table, sums, "gelu", residual, size, True)
+        cuda.fused_backward(FusedBackward(input, *arguments))
+        cuda.fused_backward(FusedBackward(None, *arguments))
 
 
 def can_exist(sizes: tuple[int, ...]) -> bool:

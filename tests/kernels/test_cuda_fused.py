@@ -16,6 +16,7 @@ from torch import Tensor
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.reference import batch_norm as steps
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from tests.helpers import emulated, strided
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16
 
@@ -65,11 +66,15 @@ class Case:
         self.weight = (normal(channels, 1, k, k) / k).to(dtype)
         self.bias, self.gamma, self.beta = (normal(channels) for _ in range(3))
         self.running = (normal(channels), normal(channels).square() + 0.5)
-        exact = steps.moments(self.value.double(), self.bias.double(), activation)
-        table = steps.batch_normalisation(exact[None], self.gamma, self.beta, None, None, 0.1, 1e-5)
+        exact = steps.moments(PreActivation(self.value.double(), self.bias.double(), activation))
+        table = steps.batch_normalisation(
+            exact[None], BatchNorm(self.gamma, self.beta, None, None, True, 0.1, 1e-5)
+        )
         self.normalisation = table.float()
         self.sums = steps.gradient_sums(
-            self.value.double(), self.bias.double(), self.grad.double(), table.double(), activation
+            PreActivation(self.value.double(), self.bias.double(), activation),
+            self.grad.double(),
+            table.double(),
         ).float()
 
     def results(self, module: object, dtype: torch.dtype | None = None) -> dict[str, Tensor | None]:
@@ -88,28 +93,30 @@ class Case:
         results["convolution"], results["its moments"] = backend.forward_moments(  # type: ignore[attr-defined]
             input, weight, bias, name
         )
-        results["moments"] = moments = backend.moments(value, bias, name)  # type: ignore[attr-defined]
-        results["running"] = backend.running_normalisation(mean, var, gamma, beta, 1e-3)  # type: ignore[attr-defined]
+        results["moments"] = moments = backend.moments(PreActivation(value, bias, name))  # type: ignore[attr-defined]
+        results["running"] = backend.running_normalisation(
+            BatchNorm(gamma, beta, mean, var, False, 0.0, 1e-3)
+        )  # type: ignore[attr-defined]
         parts = torch.stack([moments, 2 * moments])
-        results["normalisation"] = backend.batch_normalisation(  # type: ignore[attr-defined]
-            parts, gamma, beta, mean, var, 0.3, 1e-5
+        results["normalisation"] = backend.batch_normalisation(
+            parts, BatchNorm(gamma, beta, mean, var, True, 0.3, 1e-5)
         )
         results["running mean"], results["running var"] = mean, var
         for residual in (False, True):
-            results[f"inference {residual}"] = backend.forward_normalised(  # type: ignore[attr-defined]
-                input, weight, bias, table, name, residual
+            results[f"inference {residual}"] = backend.forward_normalised(
+                input, weight, bias, Epilogue(table, name, residual)
             )
-            results[f"output {residual}"] = backend.normalise(  # type: ignore[attr-defined]
-                value, bias, table, grad if residual else None, name
+            results[f"output {residual}"] = backend.normalise(
+                PreActivation(value, bias, name), table, grad if residual else None
             )
-            gradients = backend.fused_backward(  # type: ignore[attr-defined]
-                input, value, grad, weight, table, sums, name, residual, k, True
+            gradients = backend.fused_backward(
+                FusedBackward(input, weight, value, grad, table, sums, name, residual, k, True)
             )
             for what, gradient in zip(("input", "weight", "bias"), gradients, strict=True):
                 results[f"gradient of {what} {residual}"] = gradient
-        results["sums"] = backend.gradient_sums(value, bias, grad, table, name)  # type: ignore[attr-defined]
-        results["gradient of value"], results["its sums"] = backend.value_gradient(  # type: ignore[attr-defined]
-            value, bias, grad, table, sums, name, True
+        results["sums"] = backend.gradient_sums(PreActivation(value, bias, name), grad, table)  # type: ignore[attr-defined]
+        results["gradient of value"], results["its sums"] = backend.value_gradient(
+            PreActivation(value, bias, name), grad, table, sums, True
         )
         return results
 
@@ -205,7 +212,7 @@ def test_moments_are_those_of_the_rounded_convolution(plane: int) -> None:
     """A bias of 100 makes bfloat16 round to multiples of 1/2, no small part of the variance."""
     case = Case((4, 3, plane, plane, 5), BF16, "gelu")
     value, moments = cuda.forward_moments(case.input, case.weight, case.bias + 100, "gelu")
-    exact = steps.moments(value.double(), None, "gelu")
+    exact = steps.moments(PreActivation(value.double(), None, "gelu"))
     torch.testing.assert_close(moments.double(), exact, rtol=1e-5, atol=0)
 
 
@@ -214,27 +221,21 @@ def test_a_large_mean_leaves_a_tiny_variance() -> None:
     images = torch.randn(8, 2, 16, 16, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     value = (1000 + images).to(FP16)  # steps of 1/2
     for layout in LAYOUTS.values():
-        moments = cuda.moments(layout(value), None, "gelu")
-        exact = steps.moments(layout(value).double(), None, "gelu")
+        moments = cuda.moments(PreActivation(layout(value), None, "gelu"))
+        exact = steps.moments(PreActivation(layout(value).double(), None, "gelu"))
         torch.testing.assert_close(moments.double(), exact, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
     case = Case((2, 8, 9, 9, 5), FP16, "identity", layout=LAYOUTS[layout])
-    for bias, table, activation, residual in [
-        (case.bias, None, "identity", False),
-        (None, case.normalisation, "identity", False),
-        (None, None, "gelu", False),
-        (None, None, "identity", True),
-    ]:
+    after = Epilogue(case.normalisation, "identity", False)
+    for bias, epilogue in [(case.bias, None), (None, after)]:
         with pytest.raises(ValueError, match="a tensor is added to a convolution alone: no bias"):
             convolution.forward(
                 *(case.input, case.weight, bias),
                 flipped=True,
-                normalisation=table,
-                activation=activation,
-                residual=residual,
+                epilogue=epilogue,
                 addend=case.grad,
             )
 
@@ -242,16 +243,16 @@ def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
 def test_only_what_is_asked_for() -> None:
     for shape in ((2, 3, 16, 16, 9), (2, 3, 32, 32, 13), (2, 3, 9, 9, 5)):
         case = Case(shape, FP16, "gelu")
-        given = (case.value, case.grad)
         rest = (case.normalisation, case.sums, "gelu", True, case.kernel_size)
-        everything = cuda.fused_backward(case.input, *given, case.weight, *rest, True)
+        given = (case.value, case.grad, *rest)
+        everything = cuda.fused_backward(FusedBackward(case.input, case.weight, *given, True))
         for input, weight, with_bias in [
             (case.input, None, False),
             (None, case.weight, False),
             (None, None, True),
             (case.input, None, True),
         ]:
-            gradients = cuda.fused_backward(input, *given, weight, *rest, with_bias)
+            gradients = cuda.fused_backward(FusedBackward(input, weight, *given, with_bias))
             wanted = (weight is not None, input is not None, with_bias)
             for gradient, expected, is_wanted in zip(gradients, everything, wanted, strict=True):
                 assert (gradient is not None) == is_wanted
@@ -269,7 +270,7 @@ def test_gelu_is_exact_to_half_a_unit_in_the_last_place(dtype: torch.dtype) -> N
     value = F.pad(value, (0, -len(value) % 16)).view(1, 1, 16, -1)
     as_it_is = torch.tensor([[0.0], [1.0], [0.0], [1.0], [torch.inf]], device=DEVICE)
     exact = F.gelu(value.double())
-    output = cuda.normalise(value, None, as_it_is, None, "gelu").double()
+    output = cuda.normalise(PreActivation(value, None, "gelu"), as_it_is, None).double()
     finfo = torch.finfo(dtype)
     magnitude = torch.clamp(exact.abs(), min=finfo.smallest_normal)
     unit = finfo.eps * torch.exp2(magnitude.log2().floor())
@@ -280,7 +281,9 @@ def test_gelu_is_exact_to_half_a_unit_in_the_last_place(dtype: torch.dtype) -> N
     density = torch.exp(-x.square() / 2) / (2 * torch.pi) ** 0.5
     slope = torch.special.ndtr(x) + x * density
     ones, sums = torch.ones_like(value), torch.zeros(2, 1, device=DEVICE)
-    gradient, _ = cuda.value_gradient(value, None, ones, as_it_is, sums, "gelu", False)
+    gradient, _ = cuda.value_gradient(
+        PreActivation(value, None, "gelu"), ones, as_it_is, sums, False
+    )
     assert (gradient.double() - slope).abs().max() <= 0.5 * finfo.eps + 2e-6
 
 
@@ -288,7 +291,9 @@ def test_gelu_is_exact_to_half_a_unit_in_the_last_place(dtype: torch.dtype) -> N
 def test_what_is_not_finite_stays_so(activation: str) -> None:
     value = torch.tensor([torch.nan, torch.inf, 1.0, -1.0], dtype=FP16, device=DEVICE)
     table = torch.tensor([[0.0], [1.0], [0.0], [1.0], [torch.inf]], device=DEVICE)
-    output = cuda.normalise(value.view(1, 1, 2, 2), None, table, None, activation).flatten()
+    output = cuda.normalise(
+        PreActivation(value.view(1, 1, 2, 2), None, activation), table, None
+    ).flatten()
     assert output[0].isnan() and output[1] == torch.inf and torch.isfinite(output[2:]).all()
 
 
@@ -297,15 +302,16 @@ def test_what_is_not_finite_stays_so(activation: str) -> None:
 
 def training_forward(case: Case) -> None:
     value, moments = cuda.forward_moments(case.input, case.weight, case.bias, "gelu")
-    table = cuda.batch_normalisation(moments[None], case.gamma, case.beta, *case.running, 0.1, 1e-5)
-    cuda.normalise(value, None, table, case.input, "gelu")
+    norm = BatchNorm(case.gamma, case.beta, *case.running, True, 0.1, 1e-5)
+    table = cuda.batch_normalisation(moments[None], norm)
+    cuda.normalise(PreActivation(value, None, "gelu"), table, case.input)
 
 
 def training_backward(case: Case) -> None:
     table = case.normalisation
-    sums = cuda.gradient_sums(case.value, None, case.grad, table, "gelu")
+    sums = cuda.gradient_sums(PreActivation(case.value, None, "gelu"), case.grad, table)
     rest = (table, sums, "gelu", True, case.kernel_size, True)
-    cuda.fused_backward(case.input, case.value, case.grad, case.weight, *rest)
+    cuda.fused_backward(FusedBackward(case.input, case.weight, case.value, case.grad, *rest))
 
 
 @needs_emulated_gpu
@@ -321,7 +327,7 @@ def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyP
     case = Case((images, channels, size, size, k), FP16, "gelu", layout=LAYOUTS[layout])
     tensor = case.input.numel() * case.input.element_size()
     table = case.normalisation
-    inference = (case.input, case.weight, case.bias, table, "gelu", True)
+    inference = (case.input, case.weight, case.bias, Epilogue(table, "gelu", True))
     passes = {
         "inference": emulated.moved(cuda.forward_normalised, *inference) / tensor,
         "forward": emulated.moved(training_forward, case) / tensor,
@@ -346,16 +352,12 @@ def test_bytes_moved(size: int, k: int, layout: str, monkeypatch: pytest.MonkeyP
 def test_matrices_are_read_without_bank_conflicts(size: int, k: int) -> None:
     case = Case((3, 1, size, size, k), FP16, "gelu")
     given = (case.input, case.weight, case.bias)
-    gradients = (case.input, case.value, case.grad, case.weight)
-    rest = ("gelu", True)
+    table, rest = case.normalisation, ("gelu", True)
+    backward = (case.input, case.weight, case.value, case.grad, table, case.sums, *rest, k, True)
     for name, operation, arguments in (
-        ("inference", cuda.forward_normalised, (*given, case.normalisation, *rest)),
+        ("inference", cuda.forward_normalised, (*given, Epilogue(table, *rest))),
         ("moments", cuda.forward_moments, (*given, "gelu")),
-        (
-            "backward",
-            cuda.fused_backward,
-            (*gradients, case.normalisation, case.sums, *rest, k, True),
-        ),
+        ("backward", cuda.fused_backward, (FusedBackward(*backward),)),
     ):
         counters = emulated.count(operation, *arguments)
         assert counters["matrix_passes"] == counters["matrices_read"] > 0, name

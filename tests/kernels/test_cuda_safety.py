@@ -18,6 +18,7 @@ from convmixer_kernels import build_information, devices, dispatch
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import device as cuda_device
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import PreActivation
 from tests.helpers import emulated, strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, check, random_case
 
@@ -102,7 +103,7 @@ def test_too_many_pixels_name_the_shape(strides: tuple[int, int, int, int]) -> N
     huge = image.as_strided((2**31 - 1, 2, 64, 64), strides)
     message = "input of shape 2147483647x2x64x64 has more than 2147483519 pixels; split the batch"
     with pytest.raises(ValueError, match=f"^{message}$"):
-        cuda.moments(huge, None, "gelu")
+        cuda.moments(PreActivation(huge, None, "gelu"))
 
 
 # ---- GPUs that there are not ---------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convmixer_kernels import dispatch, gelu_batch_norm
 from convmixer_kernels.backends import reference
+from convmixer_kernels.operands import BatchNorm, PreActivation
 from tests.helpers import fused_cases, strided
 from tests.helpers.depthwise_cases import KERNELS, label
 from tests.helpers.fused_cases import (
@@ -257,11 +258,13 @@ def test_in_training_the_convolution_is_rounded_and_then_the_output(
     arguments, weight = cancelling_arguments(case)
     steps = dispatch.backend(use(case.name))
     value, moments = steps.forward_moments(arguments.input, weight, None, arguments.activation)
-    table = steps.batch_normalisation(moments[None], None, None, None, None, 0.1, 1e-5)
+    table = steps.batch_normalisation(
+        moments[None], BatchNorm(None, None, None, None, True, 0.1, 1e-5)
+    )
     mean, scale = (row.double()[:, None, None] for row in table[:2])
     normalised = (value.double() - mean) * scale
     residual = LAYOUTS[case.layout]((arguments.grad / 64 - normalised).to(case.dtype))
-    actual = steps.normalise(value, None, table, residual, arguments.activation)
+    actual = steps.normalise(PreActivation(value, None, arguments.activation), table, residual)
     terms = value.double().abs() * scale + residual.double().abs() + (mean * scale).abs()
     assert_rounded_once(actual, normalised + residual.double(), terms)
 
@@ -308,7 +311,7 @@ def test_statistics_of_large_mean_and_tiny_variance(
     assert ((naive - exact) / exact).abs().max() > 1e-3
     value = LAYOUTS[layout](value)
     impl = use(name)
-    assert_moments(dispatch.backend(impl).moments(value, None, activation), value)
+    assert_moments(dispatch.backend(impl).moments(PreActivation(value, None, activation)), value)
     mean, var = torch.zeros(2, shape[1], device=DEVICE)
     gelu_batch_norm(
         *(value, None, None, mean, var),
@@ -353,9 +356,12 @@ def test_moments_of_parts_are_merged(name: str, images: list[int], use: Use) -> 
     running_mean = 0.75 * mean + 0.25 * exact_mean
     running_var = 0.75 * var + 0.25 * exact_var
 
-    moments = torch.stack([reference.moments(piece, None, "identity") for piece in pieces])
+    moments = torch.stack(
+        [reference.moments(PreActivation(piece, None, "identity")) for piece in pieces]
+    )
     tensors = [tensor.to(DEVICE) for tensor in (moments.float(), gamma, beta, mean, var)]
-    table = dispatch.backend(use(name)).batch_normalisation(*tensors, 0.25, 1e-3).double().cpu()
+    norm = BatchNorm(*tensors[1:], True, 0.25, 1e-3)
+    table = dispatch.backend(use(name)).batch_normalisation(tensors[0], norm).double().cpu()
     torch.testing.assert_close(table[0], exact_mean, atol=0, rtol=1e-6)
     torch.testing.assert_close(table[1], gamma * rstd, atol=0, rtol=1e-4)
     assert torch.equal(table[2], beta.double())

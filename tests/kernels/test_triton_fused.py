@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_kernels.backends import triton as backend
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from tests.helpers import strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, FP32
 
@@ -151,25 +152,24 @@ def assert_close(
 
 def check(batch: Batch) -> None:
     """Every elementwise pass over a batch."""
-    value, bias, activation = batch.value, batch.bias, batch.activation
-    moments = backend.moments(value, bias, activation)
+    value = batch.value
+    before = PreActivation(value, batch.bias, batch.activation)
+    moments = backend.moments(before)
     exact = batch.moments
     assert torch.equal(moments[0].double(), exact[0])
     assert_close("mean", moments[1], exact[1])
     assert_close("squares", moments[2], exact[2], roundings=20)
     normalisation = batch.normalisation
     for residual in (True, False):
-        output = backend.normalise(
-            value, bias, normalisation, batch.residual if residual else None, activation
-        )
+        output = backend.normalise(before, normalisation, batch.residual if residual else None)
         assert output.dtype == value.dtype
         assert_close("output", output, batch.normalised(residual))
-    sums = backend.gradient_sums(value, bias, batch.grad, normalisation, activation)
+    sums = backend.gradient_sums(before, batch.grad, normalisation)
     terms = value.numel() / value.shape[1]
     assert_close("sums", sums, batch.sums, roundings=20 + terms)
     for with_bias in (True, False):
         grad_value, grad_bias = backend.value_gradient(
-            value, bias, batch.grad, normalisation, batch.sums.float(), activation, with_bias
+            before, batch.grad, normalisation, batch.sums.float(), with_bias
         )
         assert grad_value.dtype == value.dtype
         terms_of_gradient = (across(normalisation[1]) * batch.grad.double()).abs().max().item()
@@ -230,8 +230,9 @@ def test_layouts_may_differ() -> None:
 def test_outputs_keep_the_layout(arrange: Callable[[Tensor], Tensor]) -> None:
     batch = random_batch((2, 3, 4, 5), FP16, arrange=arrange)
     value, table = batch.value, batch.normalisation
-    output = backend.normalise(value, None, table, None, "gelu")
-    grad, _ = backend.value_gradient(value, None, batch.grad, table, table[:2], "gelu", False)
+    before = PreActivation(value, None, "gelu")
+    output = backend.normalise(before, table, None)
+    grad, _ = backend.value_gradient(before, batch.grad, table, table[:2], False)
     assert output.stride() == grad.stride() == value.stride()
 
 
@@ -258,18 +259,19 @@ def test_nothing_is_written_beyond_the_output(
 
 def test_results_are_the_same_to_the_bit() -> None:
     batch = random_batch((5, 2, 33, 40), FP16)
-    first = backend.moments(batch.value, None, "gelu")
-    assert torch.equal(first, backend.moments(batch.value.clone(), None, "gelu"))
+    first = backend.moments(PreActivation(batch.value, None, "gelu"))
+    assert torch.equal(first, backend.moments(PreActivation(batch.value.clone(), None, "gelu")))
 
 
 def test_empty_batch() -> None:
     batch = random_batch((2, 3, 4, 5), FP16)
     value, table = batch.value[:0], batch.normalisation
     zeros = torch.zeros((3, 3), device=DEVICE)
-    assert torch.equal(backend.moments(value, None, "gelu"), zeros)
-    assert backend.normalise(value, None, table, value, "gelu").shape == value.shape
-    assert torch.equal(backend.gradient_sums(value, None, value, table, "gelu"), zeros[:2])
-    grad, grad_bias = backend.value_gradient(value, None, value, table, zeros[:2], "gelu", True)
+    before = PreActivation(value, None, "gelu")
+    assert torch.equal(backend.moments(before), zeros)
+    assert backend.normalise(before, table, value).shape == value.shape
+    assert torch.equal(backend.gradient_sums(before, value, table), zeros[:2])
+    grad, grad_bias = backend.value_gradient(before, value, table, zeros[:2], True)
     assert grad.shape == value.shape
     assert grad_bias is not None and torch.equal(grad_bias, zeros[0])
 
@@ -285,7 +287,7 @@ def test_variance_far_from_zero(arrange: Callable[[Tensor], Tensor], offset: flo
     value = offset + 0.01 * torch.randn((6, 3, 24, 24), generator=generator)
     value = arrange(value.to(DEVICE))
     exact = value.double()
-    mean, squares = backend.moments(value, None, "identity")[1:].double()
+    mean, squares = backend.moments(PreActivation(value, None, "identity"))[1:].double()
     assert (mean - exact.mean(PIXELS)).abs().max() <= 1e-7 * max(1, abs(offset))
     expected = (exact - across(exact.mean(PIXELS))).square().sum(PIXELS)
     assert ((squares - expected).abs() / expected).max() <= 1e-4
@@ -296,7 +298,7 @@ def test_variance_of_images_far_from_one_another() -> None:
     value = torch.randn((6, 2, 40, 40), generator=generator).to(DEVICE)
     value[0] *= 1e-3
     value[0] += 1000
-    squares = backend.moments(value, None, "identity")[2].double()
+    squares = backend.moments(PreActivation(value, None, "identity"))[2].double()
     exact = value.double()
     expected = (exact - across(exact.mean(PIXELS))).square().sum(PIXELS)
     assert ((squares - expected).abs() / expected).max() <= 1e-5
@@ -304,7 +306,7 @@ def test_variance_of_images_far_from_one_another() -> None:
 
 def test_a_constant_has_no_variance() -> None:
     value = torch.full((3, 2, 9, 40), 2.7, dtype=FP16, device=DEVICE)
-    count, mean, squares = backend.moments(value, None, "identity")
+    count, mean, squares = backend.moments(PreActivation(value, None, "identity"))
     assert (count == 3 * 9 * 40).all()
     assert (mean - value[0, 0, 0, 0].float()).abs().max() <= 1e-6
     assert squares.max() <= 1e-9
@@ -339,7 +341,7 @@ def test_normalisation_by_moments(parts: int, channels: int) -> None:
     gamma, beta, mean, var = random_parameters(channels)
     running_mean, running_var = mean.clone(), var.clone()
     actual = backend.batch_normalisation(
-        moments, gamma, beta, running_mean, running_var, momentum=0.3, eps=EPS
+        moments, BatchNorm(gamma, beta, running_mean, running_var, True, 0.3, EPS)
     )
     exact = merged(moments)
     for row, expected in zip(actual, table(exact, gamma, beta), strict=True):
@@ -352,8 +354,10 @@ def test_normalisation_by_moments(parts: int, channels: int) -> None:
 def test_normalisation_without_parameters_or_running_statistics() -> None:
     moments = random_moments(3, 5)
     ones, zeros = torch.ones(5, device=DEVICE), torch.zeros(5, device=DEVICE)
-    actual = backend.batch_normalisation(moments, None, None, None, None, 0.1, EPS)
-    expected = backend.batch_normalisation(moments, ones, zeros, None, None, 0.1, EPS)
+    actual = backend.batch_normalisation(moments, BatchNorm(None, None, None, None, True, 0.1, EPS))
+    expected = backend.batch_normalisation(
+        moments, BatchNorm(ones, zeros, None, None, True, 0.1, EPS)
+    )
     assert torch.equal(actual, expected)
 
 
@@ -361,34 +365,37 @@ def test_parts_without_values_change_nothing() -> None:
     moments = random_moments(3, 5)
     empty = torch.zeros((1, 3, 5), device=DEVICE)
     mixed = torch.cat([empty, moments[:1], empty, moments[1:]])
-    expected = backend.batch_normalisation(moments, None, None, None, None, 0.1, EPS)
-    actual = backend.batch_normalisation(mixed, None, None, None, None, 0.1, EPS)
+    norm = BatchNorm(None, None, None, None, True, 0.1, EPS)
+    expected = backend.batch_normalisation(moments, norm)
+    actual = backend.batch_normalisation(mixed, norm)
     assert_close("normalisation", actual, expected.double())
     mean, var = random_parameters(5)[2:]
     kept = mean.clone(), var.clone()
-    actual = backend.batch_normalisation(empty, None, None, mean, var, 0.1, EPS)
+    actual = backend.batch_normalisation(empty, BatchNorm(None, None, mean, var, True, 0.1, EPS))
     assert torch.isfinite(actual).all()
     assert torch.equal(mean, kept[0]) and torch.equal(var, kept[1])
 
 
 def test_normalisation_by_running_statistics() -> None:
     gamma, beta, mean, var = random_parameters(130)
-    actual = backend.running_normalisation(mean, var, gamma, beta, EPS)
+    actual = backend.running_normalisation(BatchNorm(gamma, beta, mean, var, False, 0.0, EPS))
     ones = torch.ones_like(mean)
     expected = table(torch.stack([ones, mean, var]), gamma, beta)
     for row in range(4):
         assert_close(f"row {row}", actual[row], expected[row])
     assert (actual[4] == math.inf).all()
-    plain = backend.running_normalisation(mean, var, None, None, EPS)
+    plain = backend.running_normalisation(BatchNorm(None, None, mean, var, False, 0.0, EPS))
     assert torch.equal(plain[1], plain[3]) and (plain[2] == 0).all()
 
 
 def test_running_statistics_leave_the_gradient_alone() -> None:
     batch = random_batch((2, 3, 4, 5), FP32)
-    table = backend.running_normalisation(batch.beta, batch.gamma.square(), None, None, EPS)
+    table = backend.running_normalisation(
+        BatchNorm(None, None, batch.beta, batch.gamma.square(), False, 0.0, EPS)
+    )
     sums = batch.sums.float()
     grad, _ = backend.value_gradient(
-        batch.value, batch.bias, batch.grad, table, sums, "gelu", False
+        PreActivation(batch.value, batch.bias, "gelu"), batch.grad, table, sums, False
     )
     slope = activation_and_slope(batch.biased, "gelu")[1]
     assert_close("gradient", grad, slope * across(table[1]) * batch.grad.double())
@@ -409,12 +416,14 @@ def test_gelu_of_every_float16() -> None:
     value = value[torch.isfinite(value)].to(DEVICE)
     value = value[value.abs() < 1000].reshape(1, 1, 1, -1)
     identity = torch.tensor([0.0, 1, 0, 1, math.inf], device=DEVICE)[:, None]
-    output = backend.normalise(value, None, identity, None, "gelu")
+    output = backend.normalise(PreActivation(value, None, "gelu"), identity, None)
     exact, slope = activation_and_slope(value.double(), "gelu")
     error = (output.double() - exact).abs() / units_in_the_last_place(exact)
     assert error.max() <= 0.52
     ones, zeros = torch.ones_like(value), torch.zeros((2, 1), device=DEVICE)
-    grad, _ = backend.value_gradient(value, None, ones, identity, zeros, "gelu", False)
+    grad, _ = backend.value_gradient(
+        PreActivation(value, None, "gelu"), ones, identity, zeros, False
+    )
     # Near its zero the slope is a difference of two numbers.
     assert ((grad.double() - slope).abs() <= 0.51 * units_in_the_last_place(slope) + 2e-6).all()
 
@@ -422,7 +431,7 @@ def test_gelu_of_every_float16() -> None:
 def test_gelu_of_float32() -> None:
     value = torch.linspace(-12, 12, 20001, device=DEVICE).reshape(1, 1, 1, -1)
     identity = torch.tensor([0.0, 1, 0, 1, math.inf], device=DEVICE)[:, None]
-    output = backend.normalise(value, None, identity, None, "gelu")
+    output = backend.normalise(PreActivation(value, None, "gelu"), identity, None)
     exact = activation_and_slope(value.double(), "gelu")[0]
     pytorch = (F.gelu(value).double() - exact).abs().max()
     assert (output.double() - exact).abs().max() <= 2 * pytorch
@@ -432,7 +441,7 @@ def test_gelu_of_float32() -> None:
 def test_values_that_are_not_finite(activation: str) -> None:
     value = torch.tensor([math.nan, math.inf, 1.0], dtype=FP16, device=DEVICE).reshape(1, 1, 1, 3)
     identity = torch.tensor([0.0, 1, 0, 1, math.inf], device=DEVICE)[:, None]
-    output = backend.normalise(value, None, identity, None, activation).flatten()
+    output = backend.normalise(PreActivation(value, None, activation), identity, None).flatten()
     assert torch.isnan(output[0]) and output[1] == math.inf and torch.isfinite(output[2])
 
 
@@ -480,7 +489,7 @@ def check_block(block: Block) -> None:
     exact = (activated - across(table[0])) * across(table[1]) + across(table[2])
     for residual in (True, False):
         output = backend.forward_normalised(
-            block.input, weight, block.bias, table, activation, residual
+            block.input, weight, block.bias, Epilogue(table, activation, residual)
         )
         expected = exact + block.input.double() if residual else exact
         assert output.dtype == block.input.dtype
@@ -504,16 +513,18 @@ def check_block(block: Block) -> None:
         (False, True, False, True),
     ):
         grad_input, grad_weight, grad_bias = backend.fused_backward(
-            block.input if needs_weight else None,
-            batch.value,
-            batch.grad,
-            weight if needs_input else None,
-            table,
-            batch.sums.float(),
-            activation,
-            residual,
-            kernel_size,
-            with_bias,
+            FusedBackward(
+                block.input if needs_weight else None,
+                weight if needs_input else None,
+                batch.value,
+                batch.grad,
+                table,
+                batch.sums.float(),
+                activation,
+                residual,
+                kernel_size,
+                with_bias,
+            )
         )
         assert (grad_input is not None) == needs_input
         assert (grad_weight is not None) == needs_weight

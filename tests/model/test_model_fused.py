@@ -378,6 +378,23 @@ def test_hooks_around_fused_modules_fire(kind: str, use: Use, calls: list[str]) 
     assert len(fired) == 4 and calls.count("fused_backward input weight") == 2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["stem.2", "blocks.0.0.fn.2", "blocks.1.3"])
+def test_statistics_that_hooked_norms_have_trained_are_seen(place: str, use: Use) -> None:
+    """PyTorch trains them without a new version, by which inference knows that tables are old."""
+    model = small(use("cuda")).half().eval()
+    batch = images(2, 3, 8, 8).half()
+    before = model(batch)
+    norm = model.get_submodule(place)
+    hook = norm.register_forward_hook(lambda *_: None)
+    norm.train()
+    model(batch)
+    hook.remove()
+    model.eval()
+    after = model(batch)
+    assert torch.equal(after, copy.deepcopy(model)(batch)) and not torch.equal(after, before)
+
+
 def test_global_hooks_fire(use: Use, calls: list[str]) -> None:
     model = small(use("steps"))
     seen = set()

@@ -308,49 +308,35 @@ def steps_of_backward(use: Use, monkeypatch: pytest.MonkeyPatch) -> StepsOfBackw
 
 
 @pytest.mark.parametrize(
-    ("needed", "training", "calls"),
+    ("kernel_size", "needed", "training", "calls"),
     [
-        ({"input"}, True, ["gradient_sums", "fused_backward input"]),
-        ({"weight"}, True, ["gradient_sums", "fused_backward weight"]),
-        ({"weight", "bias", "gamma"}, True, ["gradient_sums", "fused_backward weight"]),
-        ({"bias"}, True, ["gradient_sums", "value_gradient"]),
-        ({"gamma"}, True, ["gradient_sums"]),
-        ({"beta"}, False, ["gradient_sums"]),
-        ({"input", "weight"}, False, ["fused_backward input weight"]),
-        ({"input", "gamma"}, False, ["gradient_sums", "fused_backward input"]),
+        (5, {"input"}, True, ["gradient_sums", "fused_backward input"]),
+        (5, {"weight"}, True, ["gradient_sums", "fused_backward weight"]),
+        (5, {"weight", "bias", "gamma"}, True, ["gradient_sums", "fused_backward weight"]),
+        (5, {"bias"}, True, ["gradient_sums", "value_gradient"]),
+        (5, {"gamma"}, True, ["gradient_sums"]),
+        (5, {"beta"}, False, ["gradient_sums"]),
+        (5, {"input", "weight"}, False, ["fused_backward input weight"]),
+        (5, {"input", "gamma"}, False, ["gradient_sums", "fused_backward input"]),
+        (None, {"input"}, True, ["gradient_sums", "value_gradient"]),
+        (None, {"bias"}, False, ["value_gradient"]),
+        (None, {"gamma", "beta"}, True, ["gradient_sums"]),
+        (None, {"residual"}, True, []),
     ],
 )
 @without_triton
 def test_only_the_gradients_asked_for(
     name: str,
+    kernel_size: int | None,
     needed: set[str],
     training: bool,
     calls: list[str],
     steps_of_backward: StepsOfBackward,
 ) -> None:
-    arguments = random_arguments(SHAPE, 5, dtypes_of(name)[0], training=training)
-    assert steps_of_backward(name, arguments, LEAVES[:5], needed) == calls
-
-
-@pytest.mark.parametrize(
-    ("needed", "training", "calls"),
-    [
-        ({"input"}, True, ["gradient_sums", "value_gradient"]),
-        ({"bias"}, False, ["value_gradient"]),
-        ({"gamma", "beta"}, True, ["gradient_sums"]),
-        ({"residual"}, True, []),
-    ],
-)
-@without_triton
-def test_only_the_gradients_asked_for_alone(
-    name: str,
-    needed: set[str],
-    training: bool,
-    calls: list[str],
-    steps_of_backward: StepsOfBackward,
-) -> None:
-    arguments = random_arguments(SHAPE, None, dtypes_of(name)[0], training=training)
-    leaves = [leaf for leaf in LEAVES if leaf != "weight"]
+    arguments = random_arguments(SHAPE, kernel_size, dtypes_of(name)[0], training=training)
+    # Alone, there is no weight; with a convolution, the residual is its input.
+    absent = "weight" if kernel_size is None else "residual"
+    leaves = [leaf for leaf in LEAVES if leaf != absent]
     assert steps_of_backward(name, arguments, leaves, needed) == calls
 
 

@@ -328,6 +328,15 @@ def train(module: nn.BatchNorm2d) -> None:
     )
 
 
+def train_in_pytorch(module: nn.BatchNorm2d) -> None:
+    """PyTorch changes the statistics without a new version."""
+    gelu_batch_norm(
+        *(image(), module.weight, module.bias, module.running_mean, module.running_var),
+        training=True,
+        impl="torch",
+    )
+
+
 def step(module: nn.BatchNorm2d) -> None:
     module.weight.grad = torch.ones_like(module.weight)
     torch.optim.SGD(module.parameters(), lr=1.0).step()
@@ -341,6 +350,7 @@ CHANGES: dict[str, Callable[[nn.BatchNorm2d], object]] = {
     "in place": set_in_place,
     "load_state_dict": load,
     "training": train,
+    "training in PyTorch": train_in_pytorch,
     "an optimizer's step": step,
     "other memory": other_memory,
     "half": lambda module: module.half(),
@@ -368,11 +378,11 @@ def test_memory_that_tables_were_computed_from_is_not_handed_out_again() -> None
     mean, var = torch.zeros(3), torch.ones(3)
     sources = inference_tables.Sources(mean, var, None, None, None)
     tables = inference_tables.Tables(torch.zeros(5, 3), None)
-    assert inference_tables.keep(sources, "cuda", 1e-5, -1, lambda: tables) is tables
-    assert inference_tables.kept(sources, "cuda", 1e-5, -1) is tables
+    assert inference_tables.keep(sources, (1e-5, "cuda"), -1, lambda: tables) is tables
+    assert inference_tables.kept(sources, (1e-5, "cuda"), -1) is tables
     before = mean.data_ptr()
     mean.data = mean.data + 1
-    assert inference_tables.kept(sources, "cuda", 1e-5, -1) is None
+    assert inference_tables.kept(sources, (1e-5, "cuda"), -1) is None
     (entry,) = (each for each in inference_tables._entries.values() if each.tables is tables)
     assert entry.described[0].storage.data_ptr() == before
 

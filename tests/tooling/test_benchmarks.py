@@ -180,7 +180,7 @@ class TestMeasuring:
     def test_slow_calls_are_repeated_seldom(
         self, cost: float, most_calls: int, rounds: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As on a GPU, with calls that take what they say."""
+        """Calls take the time that they say, on a clock like that of a GPU."""
         made: list[int] = []
 
         def events(calls: Sequence[Callable[[], object]]) -> list[float]:

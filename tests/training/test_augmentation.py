@@ -24,7 +24,14 @@ from convmixer.data.augmentation import (
     draw_erased_box,
     evaluation_crop,
 )
-from convmixer.data.operations import Kind, Operation, Resampling, apply, rotation
+from convmixer.data.operations import (
+    LARGEST_SIDE_OF_PILLOW,
+    Kind,
+    Operation,
+    Resampling,
+    apply,
+    rotation,
+)
 from convmixer.data.sources import ArrayImages, load_splits
 from convmixer.errors import UsageError
 from convmixer.training.loaders import EpochBatches, TrainingLoader
@@ -68,10 +75,15 @@ def _cifar(**changes) -> Config:
 # Images are those of timm's and torchvision's transforms from the same random state
 
 
+def _tensor(image: Image.Image) -> Tensor:
+    return as_tensor(np.array(image))
+
+
 def _seeded(transform, image: Image.Image, seed: int) -> Tensor:
     seed_cpu(seed)
-    drawn = transform(image)
-    return drawn if isinstance(drawn, Tensor) else as_tensor(drawn)
+    if isinstance(transform, Augmentation):
+        return transform(np.array(image))
+    return _tensor(transform(image))
 
 
 def _timm(text: str) -> tuple[dict[str, str], transforms.Compose]:
@@ -114,12 +126,77 @@ def test_images_are_those_of_timm_and_torchvision(changes, transform):
     assert len({bytes(each.numpy()) for each in drawn}) > 10
 
 
+# Larger squares are resized and sheared by PyTorch, with the filters of Pillow
+
+
+def _photograph(channels: int) -> np.ndarray:
+    """A smooth picture with edges, uint8 (150, 200, C)."""
+    coarse = _image(_pixels(2, channels, 15, 20)[1])
+    pixels = np.array(coarse.resize((200, 150), Resampling.BICUBIC)).reshape(150, 200, channels)
+    pixels[40:90, 60:130] = _pixels(2, channels, 50, 70)[1]
+    return pixels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("interpolation", [Resampling.BILINEAR, Resampling.BICUBIC])
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0, 0, 150, 200),
+        (20, 37, 99, 83),
+        (149, 0, 1, 200),
+        (-5, 9, 99, 83),
+        (60, 9, 95, 97),
+        (9, 110, 95, 97),
+    ],
+    ids=str,
+)
+def test_crops_of_photographs_are_those_of_pillow(box, interpolation, channels):
+    pixels = _photograph(channels)
+    top, left, height, width = box
+    cropped = _image(pixels).crop((left, top, left + width, top + height))
+    expected = _tensor(cropped.resize((97, 97), interpolation)).int()
+    operation = Operation(Kind.CROP, box, interpolation)
+    difference = (apply(as_tensor(pixels), [operation], 97, ()) - expected).abs()
+    assert (difference > 0).double().mean() < 0.2
+    # Bicubic levels beyond 0 and 255 are clipped along the other axis first.
+    assert (difference > 1).double().mean() < (0.005 if interpolation == 3 else 1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1, 0.27, 0, 0, 1, 0), (1, -0.31, 4.5, 0, 1, 0), (1, 0, 0, -0.19, 1, 0),
+        (1, 0, 33.3, 0, 1, 0), (1, 0, 0, 0, 1, -71.7), (1, 0, -4, 0, 1, 0), (1, 0, 0, 0, 1, 0),
+        (1, 0, 900, 0, 1, 0), (1, 0, 0, 0, 1, -900), (1, 5, 0, 0, 1, 0), (1, 0, 96.6, 0, 1, 0),
+        (1, 0, -92.5, 0, 1, 0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_shears_and_translations_of_photographs_are_those_of_pillow(values, channels):
+    fill = (124, 116, 104)[:channels]
+    pixels = as_tensor(_photograph(channels))[:, :97, :97]
+    operation = Operation(Kind.AFFINE, tuple(map(float, values)), Resampling.BICUBIC)
+    expected = apply(pixels, [operation], LARGEST_SIDE_OF_PILLOW, fill)
+    difference = (apply(pixels, [operation], 97, fill).int() - expected.int()).abs()
+    assert difference.max() <= 1 and (difference > 0).double().mean() < 0.01
+
+
+def test_the_order_in_memory_stays():
+    pixels = as_tensor(_photograph(3))
+    crop = Operation(Kind.CROP, (0, 0, 90, 120), Resampling.BICUBIC)
+    invert = Operation(Kind.INVERT)
+    for operations in ([], [crop], [crop, Operation(Kind.FLIP)], [crop, invert], [invert]):
+        assert apply(pixels, operations, 97, ()).permute(1, 2, 0).is_contiguous()
+
+
 def test_the_strongest_posterize_leaves_black():
     # timm calls Pillow with 0 bits, which it refuses.
     augmentation = Augmentation(_cifar(augment__rand_augment="rand-m10-n1-inc1-p1.0"))
     kinds = [augmentation.draw(32, 32)[-1] for _ in range(200)]
     assert Operation(Kind.POSTERIZE, (0,)) in kinds
-    assert not any(np.asarray(apply(_picture(), Operation(Kind.POSTERIZE, (0,)), 32, ())).flatten())
+    assert not apply(_tensor(_picture()), [Operation(Kind.POSTERIZE, (0,))], 32, ()).any()
 
 
 @pytest.mark.parametrize("size", [8, 32])
@@ -140,7 +217,7 @@ def test_the_erased_box_is_that_of_timm(size):
 def test_images_are_mirrored_with_the_probability_of_the_settings():
     image = _picture()
     always = Augmentation(_cifar(augment__flip=1.0))
-    assert torch.equal(always(image), as_tensor(ImageOps.mirror(image)))
+    assert torch.equal(always(np.array(image)), _tensor(ImageOps.mirror(image)))
     seldom = Augmentation(_cifar(augment__flip=0.3))
     random.seed(0)
     flips = [seldom.draw(32, 32)[-1] == Operation(Kind.FLIP) for _ in range(500)]
@@ -148,13 +225,13 @@ def test_images_are_mirrored_with_the_probability_of_the_settings():
 
 
 def test_without_augmentation_the_image_stays():
-    assert torch.equal(Augmentation(_cifar())(_picture()), as_tensor(_picture()))
+    assert torch.equal(Augmentation(_cifar())(np.array(_picture())), _tensor(_picture()))
 
 
 def test_a_padded_crop_of_an_image_of_another_size_comes_after_resizing():
     augmentation = Augmentation(_cifar(augment__crop_padding=2))
     image = _picture(40)
-    resized = as_tensor(image.resize((32, 32), Resampling.BILINEAR))
+    resized = _tensor(image.resize((32, 32), Resampling.BILINEAR))
     padded = torch.nn.functional.pad(resized, (2, 2, 2, 2))
     windows = padded.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).reshape(25, -1)
     for seed in range(10):
@@ -212,7 +289,7 @@ def test_many_images_at_once_are_those_of_pillow(name, channels):
     pixels = _pixels(len(operations), channels, 11, 9)
     expected = torch.stack(
         [
-            as_tensor(apply(_image(each), operation, 8, fill))
+            apply(as_tensor(each), [operation], 8, fill)
             for each, operation in zip(pixels, operations, strict=True)
         ]
     )
@@ -232,7 +309,7 @@ def test_the_smallest_images_are_those_of_pillow(kind, shape):
     bare = (Kind.INVERT, Kind.AUTO_CONTRAST, Kind.EQUALIZE)
     operation = Operation(kind, () if kind in bare else (3.0,))
     pixels = _pixels(3, 3, *shape)
-    expected = torch.stack([as_tensor(apply(_image(each), operation, 8, ())) for each in pixels])
+    expected = torch.stack([apply(as_tensor(each), [operation], 8, ()) for each in pixels])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     table = batched_operations.as_table([[operation]] * 3)
     assert torch.equal(batched_operations.apply(images, table, 8, ()), expected)
@@ -289,7 +366,7 @@ def test_grey_images_of_the_digits_stay_grey():
 def test_evaluation_crops_the_centre():
     image = _picture(40)
     config = override(load_recipe("cifar10"), {"data.crop_fraction": 0.8})
-    assert torch.equal(evaluation_crop(config)(image), as_tensor(image)[:, 4:36, 4:36])
+    assert torch.equal(evaluation_crop(config)(np.array(image)), _tensor(image)[:, 4:36, 4:36])
 
 
 @pytest.mark.parametrize(("name", "method"), [
@@ -298,7 +375,7 @@ def test_evaluation_crops_the_centre():
 def test_evaluation_resizes_with_the_interpolation_of_the_settings(name, method):
     image = _picture(50)
     changes = {"data.crop_fraction": 0.9, "data.interpolation": name}
-    prepared = evaluation_crop(override(load_recipe("cifar10"), changes))(image)
+    prepared = evaluation_crop(override(load_recipe("cifar10"), changes))(np.array(image))
     resized = image.resize((35, 35), method)  # 32 / 0.9 = 35.6, rounded down
     # The crop starts at pixel round(1.5) = 2.
-    assert torch.equal(prepared, as_tensor(resized)[:, 2:34, 2:34])
+    assert torch.equal(prepared, _tensor(resized)[:, 2:34, 2:34])

@@ -19,6 +19,7 @@ from convmixer import ConvMixer
 from convmixer.cli import main
 from convmixer.config.recipes import load_recipe
 from convmixer.model.checkpoints import load_checkpoint
+from convmixer.paper import receptive_field
 from convmixer.paper.receptive_field import influence, middle_square
 from convmixer.paper.variant_settings import recipe_of, variant_fields
 from convmixer.training import trackers
@@ -27,6 +28,7 @@ from convmixer.training.distributed import Processes
 from convmixer.training.environment import build_model, numerics
 from convmixer.training.evaluation import evaluate
 from convmixer.training.prediction import predict
+from convmixer.training.provenance import record_start
 from convmixer.training.reporting import epoch_line, interval_line
 from convmixer.training.runs import train
 from convmixer.training.stepper import Stepper
@@ -135,9 +137,24 @@ def test_exported_weights_have_the_names_of_timm(exported, run_folder):
     image = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(model.eval()(image), _model(run_folder)(image))
     with safetensors.safe_open(exported / "model.safetensors", "pt") as file:
-        metadata = file.metadata()
-    assert metadata["architecture"] == "ConvMixer-8/1" and metadata["mean"] == "[0.3053]"
+        _check_metadata(file.metadata())
+
+
+def _check_metadata(metadata) -> None:
+    assert metadata["architecture"] == "ConvMixer-8/1" and metadata["image_size"] == "8"
+    assert metadata["mean"] == "[0.3053]" and metadata["std"] == "[0.3761]"
+    assert metadata["interpolation"] == "bicubic" and metadata["crop_fraction"] == "1.0"
     assert json.loads(metadata["class_names"]) == [str(digit) for digit in range(10)]
+
+
+def test_exported_programs_tell_their_images_and_classes(exported):
+    onnx = pytest.importorskip("onnx")
+    names = ("architecture", "image_size", "mean", "std", "interpolation", "crop_fraction")
+    metadata = dict.fromkeys((*names, "class_names"), "")
+    torch.export.load(exported / "model.pt2", extra_files=metadata)
+    _check_metadata(metadata)
+    properties = onnx.load(exported / "model.onnx").metadata_props
+    _check_metadata({each.key: each.value for each in properties})
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -199,6 +216,22 @@ def test_the_receptive_field_is_drawn(run_folder, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_the_receptive_field_is_that_of_the_tested_weights(run_folder, tmp_path, monkeypatch):
+    models: list[ConvMixer] = []
+
+    def kept(model, loader, device):
+        models.append(model)
+        return influence(model, loader, device)
+
+    monkeypatch.setattr(receptive_field, "influence", kept)
+    command = ["receptive-field", "--checkpoint", str(run_folder), "--images", "2"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    (model,) = models
+    assert not model.training
+    expected = _model(run_folder).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
 # Settings of a variant
 
 
@@ -230,6 +263,9 @@ def test_a_run_records_its_starts(run_folder, tmp_path, monkeypatch):
     assert start["command"] == f"convmixer {' '.join(command)}"
     assert start["versions"]["torch"] == torch.__version__
     assert {"convmixer-kernels", "timm", "torchvision", "python"} <= start["versions"].keys()
+    record_start(out / "environment.json", Processes(torch.device("cpu"), 0, 3))
+    first, second = json.loads((out / "environment.json").read_text())["starts"]
+    assert first == start and second["processes"] == 3
     log = (out / "train.log").read_text()
     assert "training accuracy is measured on mixed images" in log
     assert "% (mixed images)" in log and "waiting for data" in log and " GiB  left 0:00:00" in log
@@ -242,32 +278,35 @@ def test_lines_tell_what_images_training_accuracy_is_of():
     assert "train 50.00%  images/s" in epoch_line(row, unmixed)
 
 
-def test_the_line_of_an_interval():
+@pytest.mark.parametrize(("mean", "shown", "left"), [(None, "-", 10), (226.0, "226", 4)])
+def test_the_line_of_an_interval(mean, shown, left):
     line = interval_line(
-        "epoch 1/2  step 3/4", loss=0.5, images_per_second=90.4, mean=None, rate=0.01,
+        "epoch 1/2  step 3/4", loss=0.5, images_per_second=90.4, mean=mean, rate=0.01,
         gradient_norm=2.0, waiting=0.25, memory=3 * 2**29, images_left=904,
     )  # fmt: skip
     assert line == (
-        "epoch 1/2  step 3/4  loss 0.5000  images/s 90 now, - mean  lr 0.01  gradient 2  "
-        "waiting for data 25%  memory 1.50 GiB  left 0:00:10"
+        f"epoch 1/2  step 3/4  loss 0.5000  images/s 90 now, {shown} mean  lr 0.01  gradient 2  "
+        f"waiting for data 25%  memory 1.50 GiB  left 0:00:{left:02}"
     )
 
 
-@pytest.mark.parametrize("limit", [0.0, 1e-3])
-def test_the_gradient_norm_is_that_before_clipping(limit):
-    config = tiny_config(optimizer__clip_grad_norm=limit, augment__mixup=0, augment__cutmix=0)
-    torch.manual_seed(0)
-    stepper = Stepper(config, Processes(torch.device("cpu")))
-    gradients = []
-    hook = stepper.optimizer.register_step_pre_hook
-    hook(lambda *_: gradients.extend(p.grad.clone() for p in stepper.model.parameters()))
-    images, targets = torch.randn(8, 1, 8, 8), torch.eye(10)[:8]
-    stepper.step([(images, targets)], 0.01, 0)
-    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    if limit:
-        assert stepper.gradient_norm > norm and norm == pytest.approx(limit, rel=1e-3)
-    else:
-        torch.testing.assert_close(stepper.gradient_norm, norm)
+def test_the_gradient_norm_is_that_before_clipping():
+    norms, clipped = [], []
+    for limit in (0.0, 1e-3):
+        config = tiny_config(optimizer__clip_grad_norm=limit, augment__mixup=0, augment__cutmix=0)
+        torch.manual_seed(0)
+        stepper = Stepper(config, Processes(torch.device("cpu")))
+        parameters = list(stepper.model.parameters())
+        stepper.optimizer.register_step_pre_hook(
+            lambda *_, parameters=parameters: clipped.append(
+                torch.stack([p.grad.norm() for p in parameters]).norm()
+            )
+        )
+        stepper.step([(torch.randn(8, 1, 8, 8), torch.eye(10)[:8])], 0.01, 0)
+        norms.append(stepper.gradient_norm)
+    torch.testing.assert_close(norms[1], norms[0])
+    torch.testing.assert_close(clipped[0], norms[0])
+    assert clipped[1] == pytest.approx(1e-3, rel=1e-3)
 
 
 # Class names
@@ -328,6 +367,7 @@ def test_cudnn_does_what_the_settings_say(changes, measures, deterministic):
     with numerics(tiny_config(**changes)):
         assert torch.backends.cudnn.benchmark == measures
         assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert before == (
         torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     )  # fmt: skip
@@ -388,6 +428,7 @@ def test_weights_and_biases_draws_the_metrics(installed, tmp_path):
     train(tiny_config(epochs=1, tracker="wandb"), out, silent=True)
     options, (values, step) = installed
     assert options["config"]["model"]["dim"] == 8 and options["name"] == "run"
+    assert options["id"] == "run-digits-0" and options["resume"] == "allow"
     assert step == 1 and 0 <= values["validation/accuracy"] <= 100
 
 

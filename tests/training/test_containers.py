@@ -44,22 +44,22 @@ def _png(pixels) -> bytes:
     return file.getvalue()
 
 
-def _write_tar(path: Path, numbers, files=None) -> None:
+def _write_tar(path: Path, numbers, files=None, suffix="png") -> None:
     with tarfile.open(path, "w") as archive:
         for number in numbers:
             sample = {
-                "png": _png(PIXELS[number]),
+                suffix: _png(PIXELS[number]),
                 "cls": str(LABELS[number]).encode(),
                 "json": b"{}",
             }
-            for suffix, contents in (sample if files is None else files).items():
-                member = tarfile.TarInfo(f"./part/{number:03d}.{suffix}")
+            for ending, contents in (sample if files is None else files).items():
+                member = tarfile.TarInfo(f"./part/{number:03d}.{ending}")
                 member.size = len(contents)
                 archive.addfile(member, io.BytesIO(contents))
 
 
 def _pixels(images) -> np.ndarray:
-    return np.stack([np.asarray(images.image(index)) for index in range(len(images.labels))])
+    return np.stack([images.image(index) for index in range(len(images.labels))])
 
 
 @pytest.mark.parametrize("names", [("x_{}", "y_{}"), ("{}_images", "{}_labels")])
@@ -90,7 +90,8 @@ def test_validation_images_are_those_of_the_file_or_held_out(tmp_path):
 
 def test_archives_are_read_as_webdataset_writes_them(tmp_path):
     _write_tar(tmp_path / "train-0.tar", range(5))
-    _write_tar(tmp_path / "train-1.tar", range(5, 9))
+    _write_tar(tmp_path / "train-1.tar", range(5, 9), suffix="PNG")
+    _write_tar(tmp_path / "trainers.tar", range(2))
     _write_tar(tmp_path / "val.tar", range(9, 12))
     (tmp_path / "classes.txt").write_text("cat\ndog\nhorse\n")
     config = _config("tar", tmp_path)
@@ -104,8 +105,8 @@ def test_archives_are_read_as_webdataset_writes_them(tmp_path):
 
 
 @pytest.fixture
-def hugging_face(monkeypatch):
-    """A stand-in for the package datasets with a data set of two splits."""
+def hugging_face(tmp_path, monkeypatch):
+    """A stand-in for the package datasets with two splits, every other image in a file."""
 
     class Feature:
         pass
@@ -129,7 +130,11 @@ def hugging_face(monkeypatch):
         def __getitem__(self, key):
             if key == "animal":
                 return LABELS[self.part].tolist()
-            return {"picture": {"bytes": _png(PIXELS[self.part][key]), "path": None}}
+            contents, path = _png(PIXELS[self.part][key]), tmp_path / f"{key}.png"
+            if key % 2:
+                return {"picture": {"bytes": contents, "path": None}}
+            path.write_bytes(contents)
+            return {"picture": {"bytes": None, "path": str(path)}}
 
     module = types.ModuleType("datasets")
     module.Image = Image
@@ -144,6 +149,8 @@ def test_a_hugging_face_data_set_is_read(hugging_face, tmp_path):
     assert splits.class_names == ("cat", "dog", "horse")
     assert np.array_equal(_pixels(splits.train), PIXELS[:9])
     assert np.array_equal(splits.test.labels, LABELS[9:])
+    grey = load_splits(_config("huggingface", tmp_path), 1).train
+    assert _pixels(grey).shape == (9, 8, 8)
 
 
 def test_the_real_package_is_read(tmp_path):
@@ -231,8 +238,8 @@ def _no_class(folder):
 def _too_few_names(folder):
     for split in ("train", "test"):
         _write_tar(folder / f"{split}.tar", range(3))
-    (folder / "classes.txt").write_text("cat\n")
-    return "tar", folder, "names 1 classes, and images of train have class 2"
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    return "tar", folder, "names 2 classes, and images of train have class 2"
 
 
 def _no_tar(folder):

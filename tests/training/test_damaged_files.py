@@ -131,8 +131,7 @@ def test_damaged_images(suffix, mode, tmp_path):
             _check_message(error, path)
             refused += 1
         else:
-            assert image.mode == wanted and min(image.size) > 0
-            np.asarray(image)
+            assert image.ndim == (2 if wanted == "L" else 3) and image.size > 0
     assert refused >= 8  # at least those of another content, and those that were cut
 
 

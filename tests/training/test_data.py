@@ -20,6 +20,7 @@ from convmixer import evaluate, train
 from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe
 from convmixer.config.settings import Config
+from convmixer.data import batched_operations
 from convmixer.data.augmentation import as_tensor
 from convmixer.data.sources import ArrayImages, load_split, load_splits, stratified_split
 from convmixer.errors import UsageError, one_line
@@ -99,7 +100,7 @@ def test_cifar10_batches_are_read_with_their_channels_in_order(tmp_path, below):
     raw = pickle.loads((tmp_path / "cifar" / below / "data_batch_2").read_bytes())
     red, green, blue = raw["data"][3].reshape(3, 32, 32)
     expected = np.stack([red, green, blue], axis=-1)
-    assert np.array_equal(np.asarray(splits.train.image(8 + 3)), expected)
+    assert np.array_equal(splits.train.image(8 + 3), expected)
     assert splits.train.labels[8 + 3] == 3
 
 
@@ -360,6 +361,23 @@ def test_images_do_not_depend_on_how_many_are_augmented_together(resident, monke
     assert all(map(torch.equal, itertools.chain(*whole), itertools.chain(*parts)))
 
 
+def test_batches_are_augmented_together_up_to_a_number_of_images(monkeypatch):
+    monkeypatch.setattr(loaders, "IMAGES_AUGMENTED_TOGETHER", 25)
+    counts: list[int] = []
+    apply = batched_operations.apply
+
+    def counted(images, *arguments):
+        counts.append(len(images))
+        return apply(images, *arguments)
+
+    monkeypatch.setattr(batched_operations, "apply", counted)
+    loader = _loader(data__device_resident="true")
+    assert [len(images) for images, _ in loader.epoch(0)] == [8] * 4 and counts == [24, 8]
+    monkeypatch.setattr(loaders, "IMAGES_AUGMENTED_TOGETHER", 5)
+    counts.clear()
+    assert len(list(_loader(data__device_resident="true").epoch(0))) == 4 and counts == [8] * 4
+
+
 @RESIDENT
 def test_processes_and_accumulation_have_the_images_of_one_process(resident):
     config = tiny_config(data__device_resident=resident, augment__mix_images=2)
@@ -374,6 +392,17 @@ def test_processes_and_accumulation_have_the_images_of_one_process(resident):
     for step in range(2):
         parts = [four[rank][2 * step + part] for part in range(2) for rank in range(2)]
         assert all(map(torch.equal, one[step], map(torch.cat, zip(*parts, strict=True))))
+
+
+def test_images_are_loaded_in_8_bits_with_the_channels_of_a_pixel_side_by_side(tmp_path):
+    write_image_folder(tmp_path, {"train": 4, "test": 1})
+    config = tiny_images_config(tmp_path, data__device_resident="false")
+    images = load_splits(config.data, channels=3).train
+    batches = EpochBatches(8, 4, seed=0)
+    loader = TrainingLoader(images, config, batches, workers=0, device=CPU)
+    (content, *_), _ = loader.loaded(0)
+    assert content.dtype == torch.uint8 and content.shape == (4, 3, 8, 8)
+    assert content.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_epochs_and_seeds_augment_differently():
@@ -456,9 +485,12 @@ def test_images_stay_on_the_device_where_their_policy_allows_it():
         _resident(images, tiny_config(data__device_resident="true", **blur))
 
 
-def test_large_images_stay_on_the_device_only_where_asked_to(monkeypatch):
+@pytest.mark.parametrize(("limit", "least"), [("MOST_BYTES", 1295 * 64), ("LARGEST_SIDE", 8)])
+def test_large_images_stay_on_the_device_only_where_asked_to(limit, least, monkeypatch):
     images = load_splits(tiny_config().data, channels=1).train
-    monkeypatch.setattr(resident, "MOST_BYTES", images.pixels.nbytes - 1)
+    monkeypatch.setattr(resident, limit, least)
+    assert _resident(images, tiny_config())
+    monkeypatch.setattr(resident, limit, least - 1)
     assert not _resident(images, tiny_config())
     assert _resident(images, tiny_config(data__device_resident="true"))
 

@@ -13,7 +13,13 @@ from PIL import Image, PngImagePlugin
 
 from convmixer.config.fields import override
 from convmixer.config.recipes import load_recipe
-from convmixer.data.image_files import SUFFIXES, class_folders, image_files, read_image
+from convmixer.data.image_files import (
+    SUFFIXES,
+    class_folders,
+    image_files,
+    read_encoded,
+    read_image,
+)
 from convmixer.data.sources import load_split, load_splits
 from convmixer.errors import UsageError
 from tests.helpers.training import write_image_folder
@@ -64,8 +70,8 @@ def _refused(path: Path, mode: str = "RGB") -> str:
 def test_deep_images_are_scaled_to_8_bits(name, values, expected, mode, tmp_path):
     Image.fromarray(values).save(tmp_path / name)
     image = read_image(str(tmp_path / name), mode)
-    assert image.mode == mode
-    pixels = np.asarray(image).reshape(5, 6, -1)
+    assert image.dtype == np.uint8 and image.shape == ((5, 6) if mode == "L" else (5, 6, 3))
+    pixels = image.reshape(5, 6, -1)
     # The values were rounded down before, and are rounded now.
     assert np.abs(pixels - expected[..., None]).max() <= 1.01
     assert pixels.shape[2] == len(mode)
@@ -84,7 +90,7 @@ def test_12_bit_tiff_has_the_scale_of_12_bits(tmp_path):
     start = data.index((RAMP * 4095).astype("<u2").tobytes())
     data[start : start + len(packed)] = packed
     path.write_bytes(data)
-    pixels = np.asarray(read_image(str(path), "L"))
+    pixels = read_image(str(path), "L")
     assert np.abs(pixels - RAMP * 255).max() <= 1.01
 
 
@@ -119,7 +125,30 @@ def test_every_colour_space_becomes_what_is_asked_for(mode, tmp_path):
     original.save(path)
     for wanted in ("L", "RGB"):
         image = read_image(str(path), wanted)
-        assert np.array_equal(np.asarray(image), np.asarray(original.convert(wanted)))
+        assert np.array_equal(image, np.asarray(original.convert(wanted)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
+def test_jpegs_are_those_of_pillow(mode, options, tmp_path):
+    path = tmp_path / "picture.jpg"
+    _picture(37, 50).convert(mode).save(path, **options)
+    for wanted in ("L", "RGB"):
+        expected = np.asarray(Image.open(path).convert(wanted))
+        assert np.array_equal(read_image(str(path), wanted), expected)
+        assert np.array_equal(read_encoded(path.read_bytes(), wanted, path.name), expected)
+
+
+def test_pillow_reads_a_jpeg_that_torchvision_refuses(tmp_path, monkeypatch):
+    path = tmp_path / "picture.jpg"
+    _picture().save(path)
+    expected = read_image(str(path), "RGB")
+
+    def refuse(_):
+        raise RuntimeError("Sorry, arithmetic coding is not there")
+
+    monkeypatch.setattr("convmixer.data.image_files.decode_jpeg", refuse)
+    assert np.array_equal(read_image(str(path), "RGB"), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -129,14 +158,14 @@ def test_transparent_parts_show_white(mode, tmp_path):
     drawing.paste((0, 0, 0, 255), (0, 0, 3, 5))
     path = tmp_path / "drawing.png"
     drawing.convert(mode).save(path)
-    pixels = np.asarray(read_image(str(path), "RGB"))
+    pixels = read_image(str(path), "RGB")
     assert (pixels[:, :3] == 0).all() and (pixels[:, 3:] == 255).all()
 
 
 def test_a_transparent_colour_shows_white(tmp_path):
     path = tmp_path / "key.png"
     Image.new("RGB", (6, 5), (9, 8, 7)).save(path, transparency=(9, 8, 7))
-    assert (np.asarray(read_image(str(path), "L")) == 255).all()
+    assert (read_image(str(path), "L") == 255).all()
 
 
 def test_the_first_of_several_images_is_read(tmp_path):
@@ -145,7 +174,7 @@ def test_the_first_of_several_images_is_read(tmp_path):
         options = {"lossless": True} if name.endswith("webp") else {}
         path = tmp_path / name
         first.save(path, save_all=True, append_images=[second], **options)
-        assert np.array_equal(np.asarray(read_image(str(path), "RGB")), np.asarray(first))
+        assert np.array_equal(read_image(str(path), "RGB"), np.asarray(first))
 
 
 # Damaged and misnamed
@@ -236,7 +265,7 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize("name", ["picture.jpg", "picture.tga", "picture.JPEG"])
 def test_an_image_under_the_suffix_of_another_format_is_read(name, tmp_path):
     _picture().save(tmp_path / name, format="PNG")
-    pixels = np.asarray(read_image(str(tmp_path / name), "RGB"))
+    pixels = read_image(str(tmp_path / name), "RGB")
     assert np.array_equal(pixels, np.asarray(_picture()))
 
 
@@ -256,7 +285,7 @@ def test_metadata_that_are_damaged_do_not_cost_the_image(tmp_path, recwarn):
     length, check = len(chunk) - 4, zlib.crc32(chunk)
     added = length.to_bytes(4, "big") + chunk + check.to_bytes(4, "big")
     path.write_bytes(data[:33] + added + data[33:])  # after the header
-    assert np.array_equal(np.asarray(read_image(str(path), "RGB")), np.asarray(_picture()))
+    assert np.array_equal(read_image(str(path), "RGB"), np.asarray(_picture()))
     assert recwarn.list == []
 
 
@@ -274,7 +303,7 @@ def test_images_of_every_suffix_and_in_nested_folders_are_found(tmp_path):
         picture.save(path, format=formats[path.suffix.lower()])
     found, others = image_files(tmp_path)
     assert found == [str(tmp_path / name) for name in names] and not others
-    assert all(read_image(path, "RGB").size == (6, 5) for path in found)
+    assert all(read_image(path, "RGB").shape == (5, 6, 3) for path in found)
 
 
 def test_hidden_files_and_folders_are_left_out_and_others_are_counted(tmp_path):

@@ -37,7 +37,7 @@ from convmixer.training.run_folder import RunFolder, write_json
 from convmixer.training.run_state import StopRequest, read_checkpoint
 from convmixer.training.runs import train
 from convmixer.training.stepper import Stepper
-from convmixer.training.trainer import Trainer, parts_per_process
+from convmixer.training.trainer import Trainer, parts_per_process, processes_stood_for
 from tests.helpers.training import (
     assert_same_state,
     tiny_images_config,
@@ -99,13 +99,17 @@ def _saves(monkeypatch) -> list[tuple[int, int]]:
     return places
 
 
+@pytest.mark.parametrize(
+    ("every", "between"),
+    [("3 steps", ([(0, 3)], [(1, 1), (1, 4)])), ("5 steps", ([], []))],
+)
 def test_a_run_is_saved_every_so_many_steps_before_and_after_evaluation(
-    config, tmp_path, monkeypatch
+    every, between, config, tmp_path, monkeypatch
 ):
     places = _saves(monkeypatch)
-    config.save_every = "3 steps"
+    config.save_every = every
     train(config, tmp_path / "run", silent=True)
-    assert places == [(0, 3), (0, 5), (1, 0), (1, 1), (1, 4), (1, 5), (2, 0)]
+    assert places == [*between[0], (0, 5), (1, 0), *between[1], (1, 5), (2, 0)]
 
 
 def test_a_run_is_saved_every_so_many_minutes(config, tmp_path, monkeypatch):
@@ -564,12 +568,22 @@ def test_a_continued_run_keeps_the_parts_of_its_batches_if_they_can_be_shared_ou
     assert parts_per_process(parts, config, Processes(CPU, 0, world)) == taken
 
 
+@pytest.mark.parametrize(
+    ("started_in", "parts", "world", "expected"),
+    [(4, 4, 1, 4), (4, 8, 2, 2), (4, 4, 4, 1), (2, 4, 4, 1), (1, 4, 2, 1), (6, 6, 4, 1)],
+)
+def test_a_process_stands_for_those_whose_parts_it_has(started_in, parts, world, expected, config):
+    processes = Processes(CPU, 0, world)
+    assert processes_stood_for(started_in, parts, config, processes) == expected
+
+
 def test_one_process_takes_the_parts_of_two_and_a_line_tells_of_other_parts(
     config, tmp_path, capsys
 ):
     splits = load_splits(config.data, 3)
-    trainer = Trainer(config, splits, RunFolder(tmp_path), Processes(CPU), Console(), parts=4)
+    trainer = Trainer(config, splits, RunFolder(tmp_path), Processes(CPU), Console(), 4, 2)
     state = trainer.state()
+    assert state["processes"] == 2
     assert trainer.stepper.parts == state["parts"] == 4
     assert [len(labels) for _, labels in trainer.loader.epoch(1, 4)] == [2] * 4
     trainer.load_state(state)

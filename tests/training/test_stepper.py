@@ -198,3 +198,24 @@ def test_a_head_for_other_classes_is_left_out(tmp_path):
     started.start_from(tmp_path / "weights.pt")
     assert torch.equal(started.model.head.weight, head)
     assert torch.equal(started.model.stem[0].weight, source.stem[0].weight)
+
+
+def test_statistics_of_one_process_are_the_mean_of_those_it_stands_for():
+    config = tiny_config(ema_decay=0.9, augment__mixup=0, augment__cutmix=0)
+    batches = [(torch.randn(4, 1, 8, 8) + place, torch.eye(10)[:4]) for place in range(4)]
+
+    def stepped(chosen, stands_for):
+        torch.manual_seed(0)
+        stepper = Stepper(config, Processes(CPU), len(chosen), stands_for)
+        for number in range(2):
+            stepper.step(chosen, 0.0, number)
+        assert {m.momentum for m in stepper.model.modules() if isinstance(m, nn.BatchNorm2d)} == {
+            0.1
+        }
+        return [stepper.model.state_dict(), stepper.average.module.state_dict()]
+
+    first, second = stepped(batches[::2], 1), stepped(batches[1::2], 1)
+    for found, one, other in zip(stepped(batches, 2), first, second, strict=True):
+        for name in found:
+            if name.endswith(("running_mean", "running_var")):
+                torch.testing.assert_close(found[name], (one[name] + other[name]) / 2)

@@ -32,7 +32,12 @@ from convmixer.files import replacing
 from convmixer.training import plots
 from convmixer.training import trainer as trainer_module
 from convmixer.training.distributed import Processes
-from convmixer.training.environment import depthwise_implementation, effective_amp, resolve_device
+from convmixer.training.environment import (
+    depthwise_implementation,
+    effective_amp,
+    memory_format,
+    resolve_device,
+)
 from convmixer.training.optimizer import (
     ExponentialMovingAverage,
     build_optimizer,
@@ -227,6 +232,17 @@ def test_gradient_checkpointing_and_memory_format_reach_the_model():
     weight = stepper.model.blocks[0][0].fn[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     stepper.step(iter([_batch()]), rate=0.01, number=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "on_cpu", "on_gpu"),
+    [("auto", True, False), ("true", True, True), ("false", False, False)],
+)
+def test_channels_last_is_what_is_faster_on_a_cpu(setting, on_cpu, on_gpu):
+    formats = torch.contiguous_format, torch.channels_last
+    config = tiny_config(channels_last=setting)
+    assert memory_format(config, CPU) == formats[on_cpu]
+    assert memory_format(config, torch.device("cuda")) == formats[on_gpu]
 
 
 def test_the_implementation_that_runs_is_named():

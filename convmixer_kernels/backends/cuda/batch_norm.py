@@ -18,6 +18,7 @@ from convmixer_kernels.backends.cuda.device import Located, address, current, la
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
 from convmixer_kernels.filters import Filter
 from convmixer_kernels.layout import ImageLayout
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 
 # `ElementwisePass` of csrc/arguments.h has these numbers; a pass makes so many sums of a channel.
 _MOMENTS, _NORMALISE, _SUM_GRADIENTS, _VALUE_GRADIENT = range(4)
@@ -31,22 +32,10 @@ _NONE: Located = (0, (0, 0))
 
 
 def forward_normalised(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    activation: str,
-    residual: bool,
+    input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue
 ) -> Tensor:
-    """Convolve, activate, normalise and add `input` if `residual`, in one kernel."""
-    return convolution.forward(
-        input,
-        weight,
-        bias,
-        normalisation=normalisation,
-        activation=activation,
-        residual=residual,
-    )
+    """Convolve, activate, normalise and add `input` if asked, in one kernel."""
+    return convolution.forward(input, weight, bias, epilogue=epilogue)
 
 
 def forward_moments(
@@ -54,7 +43,7 @@ def forward_moments(
 ) -> tuple[Tensor, Tensor]:
     if not _are_whole(input):
         value = convolution.forward(input, weight, bias)
-        return value, moments(value, None, activation)
+        return value, moments(PreActivation(value, None, activation))
     kernels, context = launcher(input)
     image = ImageLayout.of(input)
     value = image.empty(input)
@@ -83,106 +72,63 @@ def forward_moments(
     return value, merged
 
 
-def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+def moments(before: PreActivation) -> Tensor:
     """Return count, mean and squared deviations of an activation: float32 (3, C)."""
-    sums = _elementwise_pass(_MOMENTS, value, None, None, activation, bias)
+    sums = _elementwise_pass(_MOMENTS, before, None, None)
     assert sums is not None
     return sums
 
 
-def batch_normalisation(
-    moments: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
+def batch_normalisation(moments: Tensor, norm: BatchNorm) -> Tensor:
     moments = moments.contiguous()
-    buffers = (running_mean, running_var)
-    return _normalisation(moments, moments.shape[0], gamma, beta, *buffers, momentum, eps)
+    return _normalisation(moments, moments.shape[0], norm)
 
 
-def running_normalisation(
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> Tensor:
-    return _normalisation(None, 0, gamma, beta, running_mean, running_var, 0.0, eps)
+def running_normalisation(norm: BatchNorm) -> Tensor:
+    return _normalisation(None, 0, norm)
 
 
-def normalise(
-    value: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    output = ImageLayout.of(value).empty(value)
-    _elementwise_pass(_NORMALISE, value, residual, output, activation, bias, normalisation)
+def normalise(before: PreActivation, normalisation: Tensor, residual: Tensor | None) -> Tensor:
+    output = ImageLayout.of(before.value).empty(before.value)
+    _elementwise_pass(_NORMALISE, before, residual, output, normalisation)
     return output
 
 
-def gradient_sums(
-    value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
-) -> Tensor:
-    sums = _elementwise_pass(_SUM_GRADIENTS, value, grad, None, activation, bias, normalisation)
+def gradient_sums(before: PreActivation, grad: Tensor, normalisation: Tensor) -> Tensor:
+    sums = _elementwise_pass(_SUM_GRADIENTS, before, grad, None, normalisation)
     assert sums is not None
     return sums
 
 
 def value_gradient(
-    value: Tensor,
-    bias: Tensor | None,
-    grad: Tensor,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    with_bias: bool,
+    before: PreActivation, grad: Tensor, normalisation: Tensor, sums: Tensor, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    output = ImageLayout.of(value).empty(value)
+    output = ImageLayout.of(before.value).empty(before.value)
     tables = (normalisation, sums.contiguous())
-    summed = _elementwise_pass(
-        _VALUE_GRADIENT, value, grad, output, activation, bias, *tables, with_sums=with_bias
-    )
+    summed = _elementwise_pass(_VALUE_GRADIENT, before, grad, output, *tables, with_sums=with_bias)
     return output, summed
 
 
 def fused_backward(
-    input: Tensor | None,
-    value: Tensor,
-    grad: Tensor,
-    weight: Tensor | None,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    residual: bool,
-    kernel_size: int,
-    with_bias: bool,
+    call: FusedBackward,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if weight is not None and _are_whole(value):
-        grad = layout.planar(grad)
-        if input is not None:
-            input = layout.planar(input)
+    weight = call.weight
+    if weight is not None and _are_whole(call.value):
+        grad = layout.planar(call.grad)
+        input = None if call.input is None else layout.planar(call.input)
+        call = call._replace(grad=grad, input=input)
         if _are_whole(grad, input):
-            tables = (normalisation, sums.contiguous())
-            return _whole_backward(
-                input, value, grad, weight.contiguous(), *tables, activation, residual, with_bias
-            )
+            return _whole_backward(call, weight.contiguous())
     grad_value, grad_bias = value_gradient(
-        value, None, grad, normalisation, sums, activation, with_bias
+        call.before, call.grad, call.normalisation, call.sums, call.with_bias
     )
     grad_input = grad_weight = None
     if weight is not None:
-        addend = grad if residual else None
+        addend = call.grad if call.residual else None
         grad_input = convolution.forward(grad_value, weight, None, flipped=True, addend=addend)
-    if input is not None:
-        grad_weight, _ = convolution.weight_gradient(
-            input, grad_value, Filter(kernel_size, kernel_size), False
-        )
+    if call.input is not None:
+        filter = Filter(call.kernel_size, call.kernel_size)
+        grad_weight, _ = convolution.weight_gradient(call.input, grad_value, filter, False)
     return grad_input, grad_weight, grad_bias
 
 
@@ -209,16 +155,9 @@ def _are_whole(*tensors: Tensor | None) -> bool:
 
 
 def _whole_backward(
-    input: Tensor | None,
-    value: Tensor,
-    grad: Tensor,
-    weight: Tensor,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    residual: bool,
-    with_bias: bool,
+    call: FusedBackward, weight: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    input, value, sums = call.input, call.value, call.sums.contiguous()
     channels, _, kernel_size, _ = weight.shape
     image = ImageLayout.of(value)
     sizes, written_strides = image.shape, image.output_strides[:2]
@@ -231,7 +170,7 @@ def _whole_backward(
     if at_once:
         shape = (channels, 1, kernel_size, kernel_size)
         grad_weight = weight.new_empty(shape, dtype=torch.float32)
-    if with_bias:
+    if call.with_bias:
         grad_bias = weight.new_empty(channels, dtype=torch.float32)
     splits = kernels.whole_plane_splits(context, sizes, kernel_size, True)
     workspace = None
@@ -245,12 +184,12 @@ def _whole_backward(
             kernel_size,
             _planes(input if at_once else None),
             located(value, image.strides[:2]),
-            _planes(grad),
+            _planes(call.grad),
             address(weight),
-            address(normalisation),
+            address(call.normalisation),
             address(sums),
-            ACTIVATIONS[activation],
-            residual,
+            ACTIVATIONS[call.activation],
+            call.residual,
             located(grad_input, written_strides, written=True),
             _planes(grad_value, written=True),
             address(grad_weight, written=True),
@@ -267,24 +206,23 @@ def _whole_backward(
 
 def _elementwise_pass(
     which: int,
-    value: Tensor,
+    before: PreActivation,
     other: Tensor | None,
     output: Tensor | None,
-    activation: str,
-    bias: Tensor | None = None,
     normalisation: Tensor | None = None,
     sums: Tensor | None = None,
     with_sums: bool = True,
 ) -> Tensor | None:
-    """Run a pass over `value` and return its sums: (rows, C), or (C,) of a single row.
+    """Run a pass and return its sums: (rows, C), or (C,) of a single row.
 
     Args:
         which: one of the passes above.
-        other: a residual or a gradient of the output, of the shape of `value`.
-        output: written by passes that write a tensor; laid out like `value`.
+        other: a residual or a gradient of the output, of the shape of `before.value`.
+        output: written by passes that write a tensor; laid out like `before.value`.
         sums: those of the gradient, read by the last pass.
         with_sums: whether sums are wanted of a pass that makes some.
     """
+    value, bias, activation = before
     image = ImageLayout.of(value if output is None else output)
     last = image.is_channels_last
     value, other = _readable(value, last), None if other is None else _readable(other, last)
@@ -343,17 +281,8 @@ def _planes(tensor: Tensor | None, written: bool = False) -> Located:
     return _NONE if tensor is None else located(tensor, tensor.stride()[:2], written)
 
 
-def _normalisation(
-    moments: Tensor | None,
-    parts: int,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    source = moments if moments is not None else running_mean
+def _normalisation(moments: Tensor | None, parts: int, norm: BatchNorm) -> Tensor:
+    source = moments if moments is not None else norm.running_mean
     assert source is not None
     channels = source.shape[-1]
     table = source.new_empty((len(Normalisation._fields), channels))
@@ -366,12 +295,12 @@ def _normalisation(
             address(moments),
             parts,
             channels,
-            address(gamma),
-            address(beta),
-            address(running_mean, written=updated),
-            address(running_var, written=updated),
-            momentum,
-            eps,
+            address(norm.gamma),
+            address(norm.beta),
+            address(norm.running_mean, written=updated),
+            address(norm.running_var, written=updated),
+            norm.momentum,
+            norm.eps,
             address(table, written=True),
         )
     return table

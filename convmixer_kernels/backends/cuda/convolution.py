@@ -15,6 +15,7 @@ from convmixer_kernels.backends.cuda.device import (
 )
 from convmixer_kernels.filters import Filter
 from convmixer_kernels.layout import ImageLayout, planar
+from convmixer_kernels.operands import Epilogue
 
 # The numbers of the activations in csrc/arguments.h.
 ACTIVATIONS = {name: number for number, name in enumerate(activations.ACTIVATIONS)}
@@ -35,19 +36,16 @@ def forward(
     dilation: tuple[int, int] = (1, 1),
     *,
     flipped: bool = False,
-    normalisation: Tensor | None = None,
-    activation: str = "identity",
-    residual: bool = False,
+    epilogue: Epilogue | None = None,
     addend: Tensor | None = None,
 ) -> Tensor:
     """Convolve (N, C, H, W) with (C, 1, h, w), add (C,), and do in one pass what follows.
 
     Args:
         flipped: whether the filters are turned by half a turn, as the input gradient asks for.
-        normalisation: with it the result is activated and normalised; as the arguments below, with
-            square filters of `KERNEL_SIZES` alone.
-        residual: whether `input` is added to that.
-        addend: added to a convolution that is not normalised; any strides.
+        epilogue: what follows in the same kernel; as `addend`, with square filters of
+            `KERNEL_SIZES` alone.
+        addend: added to a convolution without an epilogue; any strides.
 
     Returns:
         (N, C, H, W), laid out like `input`.
@@ -84,16 +82,13 @@ def forward(
             address(bias),
             located(output, free_strides(image.output_strides, last), written=True),
         )
-        if normalisation is None and addend is None:
-            plain(*arguments)
+        if epilogue is not None:
+            table, activation, residual = epilogue
+            fused(*arguments, address(table), ACTIVATIONS[activation], residual, address(addend))
+        elif addend is not None:
+            fused(*arguments, 0, ACTIVATIONS["identity"], False, address(addend))
         else:
-            fused(
-                *arguments,
-                address(normalisation),
-                ACTIVATIONS[activation],
-                residual,
-                address(addend),
-            )
+            plain(*arguments)
     return output
 
 

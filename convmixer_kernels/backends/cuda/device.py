@@ -45,13 +45,10 @@ def unavailable(device: torch.device) -> str | None:
         return f"it takes CUDA tensors, not tensors on {device}"
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
-    index = devices.index_of(device)
-    capability = devices.capability(index)
-    if capability < architectures.LEAST_CAPABILITY:
-        major, minor = capability
-        return f"it needs compute capability 8.0 or newer; {device} has {major}.{minor}"
+    if reason := devices.too_old(device):
+        return reason
     extension = _extension()
-    return extension if isinstance(extension, str) else _refusal(index)
+    return extension if isinstance(extension, str) else _refusal(devices.index_of(device))
 
 
 def unsupported(

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer_kernels import derivatives, layout
+from convmixer_kernels import direct, layout
 from convmixer_kernels.activations import ACTIVATIONS
-from convmixer_kernels.arguments import BatchNorm
 from convmixer_kernels.backends.reference.batch_norm import (
     batch_normalisation,
     forward_moments,
@@ -21,6 +20,7 @@ from convmixer_kernels.backends.reference.batch_norm import (
     value_gradient,
 )
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import BatchNorm, PreActivation
 
 __all__ = [
     "activated_batch_norm",
@@ -68,15 +68,9 @@ def forward(
     return _laid_out_like(input, output)
 
 
-def activated_batch_norm(
-    value: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    norm: BatchNorm,
-    activation: str,
-) -> Tensor:
+def activated_batch_norm(before: PreActivation, residual: Tensor | None, norm: BatchNorm) -> Tensor:
     """Activate and normalise, with any derivative: one operation of PyTorch for each step."""
-    input = value
+    value, bias, activation = before
     if bias is not None:
         value = value + bias.to(value.dtype)[:, None, None]
     activated = ACTIVATIONS[activation].function(value)
@@ -84,7 +78,7 @@ def activated_batch_norm(
     if gamma is None and norm.beta is not None:
         # PyTorch on a GPU allocates the gradient of beta like gamma, and raises if there is none.
         gamma = torch.ones_like(norm.beta)
-    if gamma is not None and (derivatives.in_transform() or derivatives.in_forward_mode()):
+    if gamma is not None and (direct.in_transform() or direct.in_forward_mode()):
         # There PyTorch normalises in one precision alone.
         activated = activated.to(gamma.dtype)
     output = F.batch_norm(
@@ -97,7 +91,7 @@ def activated_batch_norm(
         norm.momentum,
         norm.eps,
     ).to(value.dtype)
-    return _laid_out_like(input, output if residual is None else output + residual)
+    return _laid_out_like(before.value, output if residual is None else output + residual)
 
 
 def _laid_out_like(input: Tensor, output: Tensor) -> Tensor:
@@ -105,7 +99,7 @@ def _laid_out_like(input: Tensor, output: Tensor) -> Tensor:
 
     PyTorch makes CNHW contiguous, and on a GPU channels_last in float64 as well.
     """
-    if derivatives.in_transform():
+    if direct.in_transform():
         return output
     if layout.is_channels_last(input):
         return output.contiguous(memory_format=torch.channels_last)

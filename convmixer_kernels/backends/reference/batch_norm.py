@@ -18,23 +18,19 @@ from torch.nn.grad import conv2d_weight
 
 from convmixer_kernels import layout
 from convmixer_kernels.activations import ACTIVATIONS
-from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
+from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation, rows
+from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 
 _PIXELS = (0, 2, 3)
 
 
 def forward_normalised(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    activation: str,
-    residual: bool,
+    input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue
 ) -> Tensor:
     """Convolve, add the bias, activate, normalise, add the residual, and round once, at the end."""
-    convolved = _convolve(input, weight, bias)
-    output = _normalised(_activation(convolved, activation), normalisation)
-    return _rounded(output + _precise(input) if residual else output, input)
+    activated = _activation(_convolve(input, weight, bias), epilogue.activation)
+    output = _normalised(activated, epilogue.normalisation)
+    return _rounded(output + _precise(input) if epilogue.residual else output, input)
 
 
 def forward_moments(
@@ -42,12 +38,13 @@ def forward_moments(
 ) -> tuple[Tensor, Tensor]:
     """Return the convolution with its bias, rounded, and the moments of its activation."""
     value = _rounded(_convolve(input, weight, bias), input)
-    return value, moments(value, None, activation)
+    return value, moments(PreActivation(value, None, activation))
 
 
-def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    activated = _activation(_biased(value, bias), activation)
-    channels, count = value.shape[1], value.numel() // value.shape[1]
+def moments(before: PreActivation) -> Tensor:
+    activated = _activated(before)
+    channels = activated.shape[1]
+    count = activated.numel() // channels
     if count == 0:
         return activated.new_zeros((3, channels))
     mean = activated.mean(_PIXELS)
@@ -55,21 +52,13 @@ def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     return torch.stack(Moments(torch.full_like(mean, count), mean, squares))
 
 
-def batch_normalisation(
-    moments: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
+def batch_normalisation(moments: Tensor, norm: BatchNorm) -> Tensor:
     """Return the normalisation by moments (parts, 3, C), merged in order; update statistics.
 
     Parts without elements change nothing; if all are, running statistics stay as they are.
     """
-    count, mean, squares = Moments.of(moments[0])
-    for part_count, part_mean, part_squares in map(Moments.of, moments[1:]):
+    count, mean, squares = rows(moments[0], Moments)
+    for part_count, part_mean, part_squares in (rows(part, Moments) for part in moments[1:]):
         total = count + part_count
         share = torch.where(total > 0, part_count / total, 0)
         difference = part_mean - mean
@@ -78,88 +67,57 @@ def batch_normalisation(
         count = total
     var = torch.where(count > 0, squares / count, 0)
     unbiased = squares / (count - 1).clamp_min(1)
-    for buffer, statistic in ((running_mean, mean), (running_var, unbiased)):
+    for buffer, statistic in ((norm.running_mean, mean), (norm.running_var, unbiased)):
         if buffer is not None:
-            updated = (1 - momentum) * buffer + momentum * statistic
+            updated = (1 - norm.momentum) * buffer + norm.momentum * statistic
             buffer.copy_(torch.where(count > 0, updated, buffer))
-    return _table(mean, var, gamma, beta, eps, count)
+    return _table(mean, var, count, norm)
 
 
-def running_normalisation(
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> Tensor:
-    count = torch.full_like(running_mean, math.inf)
-    return _table(running_mean, running_var, gamma, beta, eps, count)
+def running_normalisation(norm: BatchNorm) -> Tensor:
+    assert norm.running_mean is not None and norm.running_var is not None
+    count = torch.full_like(norm.running_mean, math.inf)
+    return _table(norm.running_mean, norm.running_var, count, norm)
 
 
-def normalise(
-    value: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    output = _normalised(_activation(_biased(value, bias), activation), normalisation)
-    return _rounded(output if residual is None else output + _precise(residual), value)
+def normalise(before: PreActivation, normalisation: Tensor, residual: Tensor | None) -> Tensor:
+    output = _normalised(_activated(before), normalisation)
+    return _rounded(output if residual is None else output + _precise(residual), before.value)
 
 
-def gradient_sums(
-    value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
-) -> Tensor:
-    mean = Normalisation.of(normalisation).mean
-    deviation = _activation(_biased(value, bias), activation) - _across(mean)
+def gradient_sums(before: PreActivation, grad: Tensor, normalisation: Tensor) -> Tensor:
+    deviation = _activated(before) - _across(rows(normalisation, Normalisation).mean)
     grad = _precise(grad)
     return torch.stack(GradientSums(grad.sum(_PIXELS), (grad * deviation).sum(_PIXELS)))
 
 
 def value_gradient(
-    value: Tensor,
-    bias: Tensor | None,
-    grad: Tensor,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    with_bias: bool,
+    before: PreActivation, grad: Tensor, normalisation: Tensor, sums: Tensor, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradient of `value`, and its sum over every channel: the gradient of a bias."""
-    grad_value = _value_gradient(value, bias, grad, normalisation, sums, activation)
-    return _rounded(grad_value, value), grad_value.sum(_PIXELS) if with_bias else None
+    grad_value = _value_gradient(before, grad, normalisation, sums)
+    return _rounded(grad_value, before.value), grad_value.sum(_PIXELS) if with_bias else None
 
 
 def fused_backward(
-    input: Tensor | None,
-    value: Tensor,
-    grad: Tensor,
-    weight: Tensor | None,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    residual: bool,
-    kernel_size: int,
-    with_bias: bool,
+    call: FusedBackward,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of input, weight and bias.
-
-    There is none of weight without `input`, and none of input without `weight`.
-    """
-    grad_value = _value_gradient(value, None, grad, normalisation, sums, activation)
-    channels = value.shape[1]
-    before, after = (kernel_size - 1) // 2, kernel_size // 2
+    grad_value = _value_gradient(call.before, call.grad, call.normalisation, call.sums)
+    channels, size = call.value.shape[1], call.kernel_size
+    before, after = (size - 1) // 2, size // 2
     grad_input = grad_weight = None
-    if weight is not None:
+    if call.weight is not None:
         padded = F.pad(grad_value, (after, before, after, before))
-        grad_input = _correlate(padded, _precise(weight).flip(2, 3))
-        grad_input = _rounded(grad_input + _precise(grad) if residual else grad_input, value)
-    if input is not None:
-        padded = F.pad(_precise(input), (before, after, before, after))
-        shape = (channels, 1, kernel_size, kernel_size)
-        with torch.autocast(value.device.type, enabled=False):
+        grad_input = _correlate(padded, _precise(call.weight).flip(2, 3))
+        if call.residual:
+            grad_input = grad_input + _precise(call.grad)
+        grad_input = _rounded(grad_input, call.value)
+    if call.input is not None:
+        padded = F.pad(_precise(call.input), (before, after, before, after))
+        shape = (channels, 1, size, size)
+        with torch.autocast(padded.device.type, enabled=False):
             grad_weight = conv2d_weight(padded, shape, grad_value, groups=channels).contiguous()
-    return grad_input, grad_weight, grad_value.sum(_PIXELS) if with_bias else None
+    return grad_input, grad_weight, grad_value.sum(_PIXELS) if call.with_bias else None
 
 
 def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -175,23 +133,22 @@ def _correlate(padded: Tensor, weight: Tensor) -> Tensor:
 
 
 def _value_gradient(
-    value: Tensor,
-    bias: Tensor | None,
-    grad: Tensor,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
+    before: PreActivation, grad: Tensor, normalisation: Tensor, sums: Tensor
 ) -> Tensor:
-    mean, scale, _, rstd, count = Normalisation.of(normalisation)
-    sum_of_grad, sum_of_products = GradientSums.of(sums)
-    biased = _biased(value, bias)
-    deviation = _activation(biased, activation) - _across(mean)
+    mean, scale, _, rstd, count = rows(normalisation, Normalisation)
+    sum_of_grad, sum_of_products = rows(sums, GradientSums)
+    biased = _biased(before.value, before.bias)
+    deviation = _activation(biased, before.activation) - _across(mean)
     of_deviation = -scale * rstd.square() * sum_of_products / count
     constant = -scale * sum_of_grad / count
     grad_activated = (
         _across(scale) * _precise(grad) + _across(of_deviation) * deviation + _across(constant)
     )
-    return _derivative(biased, activation) * grad_activated
+    return _derivative(biased, before.activation) * grad_activated
+
+
+def _activated(before: PreActivation) -> Tensor:
+    return _activation(_biased(before.value, before.bias), before.activation)
 
 
 def _activation(value: Tensor, activation: str) -> Tensor:
@@ -203,21 +160,14 @@ def _derivative(value: Tensor, activation: str) -> Tensor:
 
 
 def _normalised(activated: Tensor, normalisation: Tensor) -> Tensor:
-    mean, scale, shift, *_ = map(_across, Normalisation.of(normalisation))
+    mean, scale, shift, *_ = map(_across, rows(normalisation, Normalisation))
     return (activated - mean) * scale + shift
 
 
-def _table(
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    count: Tensor,
-) -> Tensor:
-    rstd = torch.rsqrt(var + eps)
-    scale = rstd if gamma is None else gamma * rstd
-    shift = torch.zeros_like(mean) if beta is None else beta
+def _table(mean: Tensor, var: Tensor, count: Tensor, norm: BatchNorm) -> Tensor:
+    rstd = torch.rsqrt(var + norm.eps)
+    scale = rstd if norm.gamma is None else norm.gamma * rstd
+    shift = torch.zeros_like(mean) if norm.beta is None else norm.beta
     return torch.stack(Normalisation(mean, scale, shift, rstd, count))
 
 

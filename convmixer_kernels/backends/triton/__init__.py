@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from convmixer_kernels import architectures, devices
+from convmixer_kernels import devices
 from convmixer_kernels.backends.triton.shape_key import DTYPES, KERNEL_SIZES, MOST_EXTENT
 from convmixer_kernels.filters import Filter
 
@@ -62,11 +62,7 @@ def unavailable(device: torch.device) -> str | None:
         return "PyTorch finds no CUDA device"
     if torch.version.hip is not None:
         return "it is written for NVIDIA GPUs, and this is PyTorch for AMD GPUs"
-    capability = devices.capability(devices.index_of(device))
-    if capability < architectures.LEAST_CAPABILITY:
-        major, minor = capability
-        return f"it needs compute capability 8.0 or newer; {device} has {major}.{minor}"
-    return _launcher_problem()
+    return devices.too_old(device) or _launcher_problem()
 
 
 def unsupported(

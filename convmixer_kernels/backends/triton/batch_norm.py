@@ -17,16 +17,12 @@ from convmixer_kernels.backends.triton.kernels.batch_norm import (
     normalise_kernel,
     value_gradient_kernel,
 )
+from convmixer_kernels.operands import PreActivation
 
 
-def normalise(
-    value: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """Return (a - mean) * scale + shift + residual, laid out like `value`."""
+def normalise(before: PreActivation, normalisation: Tensor, residual: Tensor | None) -> Tensor:
+    """Return (a - mean) * scale + shift + residual, laid out like the value."""
+    value, bias, activation = before
     output = layout.empty_like_input(value)
     if value.numel() == 0:
         return output
@@ -38,10 +34,9 @@ def normalise(
     return output
 
 
-def gradient_sums(
-    value: Tensor, bias: Tensor | None, grad: Tensor, normalisation: Tensor, activation: str
-) -> Tensor:
+def gradient_sums(before: PreActivation, grad: Tensor, normalisation: Tensor) -> Tensor:
     """Return the sums of grad and of grad * (a - mean): float32 (2, C)."""
+    value, bias, activation = before
     channels = value.shape[1]
     if value.numel() == 0:
         return value.new_zeros((2, channels), dtype=torch.float32)
@@ -55,15 +50,10 @@ def gradient_sums(
 
 
 def value_gradient(
-    value: Tensor,
-    bias: Tensor | None,
-    grad: Tensor,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    with_bias: bool,
+    before: PreActivation, grad: Tensor, normalisation: Tensor, sums: Tensor, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of `value`, laid out like it, and its float32 sum over every channel."""
+    """Return the gradient of the value, laid out like it, and its float32 sum over a channel."""
+    value, bias, activation = before
     output = layout.empty_like_input(value)
     channels = value.shape[1]
     if value.numel() == 0:

@@ -25,6 +25,7 @@ from convmixer_kernels.backends.triton.kernels.depthwise_forward_planar import (
 from convmixer_kernels.backends.triton.launch_context import launch_context
 from convmixer_kernels.backends.triton.shape_key import KERNEL_SIZES, ShapeKey
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import Epilogue
 
 
 def forward(
@@ -38,14 +39,10 @@ def forward(
 
 
 def forward_normalised(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    normalisation: Tensor,
-    activation: str,
-    residual: bool,
+    input: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue
 ) -> Tensor:
     """Convolve, activate, normalise and add the residual in one kernel, rounded once."""
+    normalisation, activation, residual = epilogue
     addend = input if residual else None
     return _convolve(input, weight, bias, normalisation, addend, activation, flipped=False)
 

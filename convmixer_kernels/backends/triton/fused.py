@@ -11,6 +11,7 @@ from convmixer_kernels.backends.triton import (
     elementwise,
     statistics,
 )
+from convmixer_kernels.operands import FusedBackward, PreActivation
 
 
 def forward_moments(
@@ -23,38 +24,30 @@ def forward_moments(
     each.
     """
     value = depthwise_forward.forward(input, weight, bias)
-    return value, statistics.moments(value, None, activation)
+    return value, statistics.moments(PreActivation(value, None, activation))
 
 
 def fused_backward(
-    input: Tensor | None,
-    value: Tensor,
-    grad: Tensor,
-    weight: Tensor | None,
-    normalisation: Tensor,
-    sums: Tensor,
-    activation: str,
-    residual: bool,
-    kernel_size: int,
-    with_bias: bool,
+    call: FusedBackward,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, weight and bias.
 
-    Without `input` there is none of weight, without `weight` none of input. The gradient of `value`
-    is rounded to its dtype on its way to the gradients of the convolution; that of the residual is
-    added before the gradient of the input is rounded.
+    The gradient of `value` is rounded to its dtype on its way to the gradients of the convolution;
+    that of the residual is added before the gradient of the input is rounded.
     """
     # Two kernels read these: they are copied at most once.
-    value, grad = elementwise.of_one_layout((value, grad))
+    value, grad = elementwise.of_one_layout((call.value, call.grad))
+    assert value is not None and grad is not None
+    call = call._replace(value=value, grad=grad)
     grad_value, grad_bias = batch_norm.value_gradient(
-        value, None, grad, normalisation, sums, activation, with_bias
+        call.before, grad, call.normalisation, call.sums, call.with_bias
     )
     grad_input = grad_weight = None
-    if weight is not None:
-        addend = grad if residual else None
-        grad_input = depthwise_forward.input_gradient(grad_value, weight, addend=addend)
-    if input is not None:
+    if call.weight is not None:
+        addend = grad if call.residual else None
+        grad_input = depthwise_forward.input_gradient(grad_value, call.weight, addend=addend)
+    if call.input is not None:
         grad_weight, _ = depthwise_weight_gradient.square_weight_gradient(
-            input, grad_value, kernel_size, with_bias=False
+            call.input, grad_value, call.kernel_size, with_bias=False
         )
     return grad_input, grad_weight, grad_bias

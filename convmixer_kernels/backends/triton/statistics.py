@@ -18,19 +18,16 @@ from convmixer_kernels.backends.triton.kernels.statistics import (
     moments_kernel,
     running_normalisation_kernel,
 )
+from convmixer_kernels.operands import BatchNorm, PreActivation
 
 # Parts times channels that a program holds in registers.
 _MOST_MOMENTS = 4096
 _MOST_CHANNELS = 128
 
 
-def moments(value: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """Return the moments of activation(value + bias): float32 (3, C).
-
-    Args:
-        value: (N, C, H, W).
-        bias: float32 (C,) or None.
-    """
+def moments(before: PreActivation) -> Tensor:
+    """Return the moments of activation(value + bias): float32 (3, C)."""
+    value, bias, activation = before
     channels = value.shape[1]
     if value.numel() == 0:
         return value.new_zeros((3, channels), dtype=torch.float32)
@@ -60,15 +57,7 @@ def _merge_constants(parts: int) -> dict[str, int]:
     return {"PARTS": padded, "CHANNELS": max(1, min(_MOST_CHANNELS, _MOST_MOMENTS // padded))}
 
 
-def batch_normalisation(
-    moments: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
+def batch_normalisation(moments: Tensor, norm: BatchNorm) -> Tensor:
     """Return the normalisation (5, C) by moments (parts, 3, C); update running statistics in place.
 
     Running statistics take the unbiased variance, and stay as they are where no part has a value.
@@ -80,38 +69,34 @@ def batch_normalisation(
         batch_normalisation_kernel[(triton.cdiv(channels, constants["CHANNELS"]),)](
             moments.contiguous(),
             normalisation,
-            gamma,
-            beta,
-            running_mean,
-            running_var,
+            norm.gamma,
+            norm.beta,
+            norm.running_mean,
+            norm.running_var,
             parts,
             channels,
-            momentum,
-            eps,
+            norm.momentum,
+            norm.eps,
             **constants,
         )
     return normalisation
 
 
-def running_normalisation(
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> Tensor:
+def running_normalisation(norm: BatchNorm) -> Tensor:
     """Return the normalisation (5, C) by running statistics, with infinity for the count."""
+    running_mean = norm.running_mean
+    assert running_mean is not None
     channels = running_mean.shape[0]
     normalisation = running_mean.new_empty((5, channels))
     with torch.cuda.device_of(running_mean):
         running_normalisation_kernel[(triton.cdiv(channels, _MOST_CHANNELS),)](
             running_mean,
-            running_var,
-            gamma,
-            beta,
+            norm.running_var,
+            norm.gamma,
+            norm.beta,
             normalisation,
             channels,
-            eps,
+            norm.eps,
             CHANNELS=_MOST_CHANNELS,
         )
     return normalisation
