@@ -16,6 +16,7 @@ from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 from convmixer_kernels.backends.triton.shape_key import ShapeKey
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import Epilogue
 from tests.helpers import oracle, strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, FP32, label
 
@@ -244,12 +245,10 @@ def test_a_filter_that_a_square_kernel_would_cut_short_is_refused(
     with pytest.raises(Exception) as caught:
         depthwise_weight_gradient.square_weight_gradient(tensor, tensor, 17, with_bias=False)
     assert "the gradients of further taps would be lost" in messages(caught.value)
-    normalisation = torch.ones((5, 8), device=DEVICE)
+    epilogue = Epilogue(torch.ones((5, 8), device=DEVICE), "gelu", False)
     weight = torch.ones((8, 1, 19, 19), dtype=FP16, device=DEVICE)
     with pytest.raises(Exception) as caught:
-        backend.forward_normalised(
-            tensor.contiguous(), weight, None, normalisation, "gelu", residual=False
-        )
+        backend.forward_normalised(tensor.contiguous(), weight, None, epilogue)
     assert "the input window ends left of the last tap" in messages(caught.value)
 
 
