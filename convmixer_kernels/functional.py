@@ -41,12 +41,12 @@ def depthwise_conv2d(
     Args:
         input: (N, C, H, W), any N >= 0. Contiguous, channels_last, CNHW and slices of images or
             channels are taken as they are.
-        weight: (C, 1, height, width), the dtype of `input`. ``"cuda"`` takes filters of which the
-            taps reach over up to 31 rows and columns of the image, ``"triton"`` up to 15. Square
-            ones of k = 3, 5, 7, 8, 9, 11, 13, 15 without dilation have kernels of their own. The
-            others run on a kernel that skips rows without taps (``"cuda"``, contiguous; larger
-            ones in channels_last are copied to contiguous and back), or as a square filter with
-            zeros between and around the taps.
+        weight: (C, 1, height, width), the dtype of `input`. ``"cuda"`` and ``"triton"`` take
+            filters of which the taps reach over up to 31 rows and columns of the image. Square ones
+            of k = 3, 5, 7, 8, 9, 11, 13, 15 without dilation have kernels of their own. The others
+            run on a kernel that skips rows without taps (``"cuda"``, contiguous; those that reach
+            over more than 15 in both, copied to contiguous and back in channels_last), or as a
+            square filter with zeros between and around the taps.
         bias: (C,) of any floating dtype, or None.
         dilation: rows and columns of the image from tap to tap, an integer or a pair.
         impl: ``"auto"`` (on a GPU in half precision the first that can serve the input, else

@@ -25,6 +25,7 @@ from convmixer_kernels.backends.triton import configurations
 from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 from convmixer_kernels.backends.triton.shape_key import KERNEL_SIZES, ShapeKey
+from convmixer_kernels.filters import Filter
 
 _MULTIPROCESSORS = {"80": 108, "86": 84, "89": 128, "90": 132, "100": 148, "120": 170}
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -72,6 +73,11 @@ class Case:
         tensor = torch.empty(self.shape, dtype=self.dtype, device="meta")
         return tensor.to(memory_format=memory_format)
 
+    @property
+    def is_large(self) -> bool:
+        """True for a filter that the kernels of any filter serve."""
+        return self.kernel_size > max(KERNEL_SIZES)
+
     def shape_key(self) -> ShapeKey:
         fused = self.operation in ("forward_normalised", "input_gradient_added")
         return ShapeKey.of((self.tensor,) * (3 if fused else 2), self.kernel_size, fused)
@@ -79,6 +85,11 @@ class Case:
     def configuration(self, architecture: str) -> Configuration:
         capability = (int(architecture[:-1]), int(architecture[-1]))
         context = LaunchContext(capability, _MULTIPROCESSORS[architecture])
+        if self.is_large:
+            if self.operation == "weight_gradient":
+                filter = Filter(self.kernel_size, self.kernel_size)
+                return configurations.large_weight_gradient(self.shape_key(), filter, context)
+            return configurations.large_forward(self.shape_key(), 1)
         if self.operation == "weight_gradient":
             return configurations.weight_gradient(self.shape_key(), context)
         return configurations.forward(self.shape_key(), context)
@@ -119,7 +130,7 @@ def collect(architectures: list[str]) -> list[sass.Kernel]:
 
 
 def cases() -> Iterator[Case]:
-    """Yield representative cases: every kernel size, and the types and shapes that differ."""
+    """Yield representative cases: kernel sizes, and the types and shapes that differ."""
     for operation in CONVOLUTIONS:
         for size in KERNEL_SIZES:
             yield Case(operation, size)
@@ -138,6 +149,13 @@ def cases() -> Iterator[Case]:
     for operation in ("forward", "forward_normalised", "input_gradient_added"):
         yield Case(operation, 13, shape=(64, 1536, 7, 7))
         yield Case(operation, 15, shape=(64, 1536, 16, 17))
+    for operation in ("forward", "weight_gradient"):
+        for size in (17, 21, 31):
+            yield Case(operation, size, shape=(64, 384, 64, 64))
+        for width in (28, 14, 17):
+            yield Case(operation, 31, shape=(64, 384, width, width))
+        for dtype in (torch.bfloat16, torch.float32):
+            yield Case(operation, 31, dtype, (64, 384, 64, 64))
     for operation in BATCH_NORM:
         yield Case(operation)
         yield Case(operation, dtype=torch.float32)
@@ -190,29 +208,48 @@ def weigh(case: Case, architecture: str) -> sass.Kernel:
 
 
 def convolution_launch(case: Case, configuration: Configuration) -> Launch:
-    """Describe the launch of `depthwise_forward` or `depthwise_weight_gradient` for a case."""
+    """Describe the launch of a convolution or of one of its gradients for a case."""
     from convmixer_kernels.backends.triton import (
         depthwise_forward,
         depthwise_weight_gradient,
+        large_filters,
         launching,
     )
 
     key = case.shape_key()
     element = f"*{_TYPES[case.dtype]}"
     options = launching.options(configuration)
+    flipped = case.operation.startswith("input_gradient")
     if case.operation == "weight_gradient":
+        if case.is_large:
+            kernel = large_filters.weight_gradient_kernel(key)
+            constants = large_filters.weight_gradient_constants(key, configuration)
+        else:
+            kernel = depthwise_weight_gradient.kernel(key, configuration)
+            constants = depthwise_weight_gradient.constants(key, configuration)
         return Launch(
-            depthwise_weight_gradient.kernel(key, configuration),
+            kernel,
             {
                 "input_ptr": element,
                 "grad_ptr": element,
                 "weight_sums_ptr": "*fp32",
                 "bias_sums_ptr": "*fp32",
             },
-            depthwise_weight_gradient.constants(key, configuration),
+            constants,
             options,
         )
-    flipped = case.operation.startswith("input_gradient")
+    if case.is_large:
+        return Launch(
+            large_filters.forward_kernel(key),
+            {
+                "input_ptr": element,
+                "bands_ptr" if key.tensor_cores else "filter_ptr": element,
+                "bias_ptr": None if flipped else "*fp32",
+                "output_ptr": element,
+            },
+            large_filters.forward_constants(key, configuration, flipped),
+            options,
+        )
     normalised = case.operation == "forward_normalised"
     activation = "gelu" if normalised else "identity"
     return Launch(

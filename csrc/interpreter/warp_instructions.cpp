@@ -1,6 +1,7 @@
 // PTX ISA, "Parallel Synchronization and Communication Instructions" and "Data Movement and
 // Conversion Instructions: shfl.sync": what lanes do with each other; and "Control Flow
 // Instructions".
+#include <algorithm>
 #include <bit>
 
 #include "block.h"
@@ -108,6 +109,34 @@ void decode_vote(Statement& s) {
   in.flow = Flow::members;
 }
 
+// ---- redux.sync ---------------------------------------------------------------------------------
+
+template <bool largest>
+void reduce(Warp& warp, const Instruction& in, LaneMask lanes) {
+  const int32_t* const a = warp.row<int32_t>(in.sources[0]);
+  int32_t result = a[std::countr_zero(lanes)];
+  for (unsigned l = 0; l < lanes_per_warp; ++l)
+    if (lanes >> l & 1) result = largest ? std::max(result, a[l]) : std::min(result, a[l]);
+  Row<int32_t> values;
+  values.fill(result);
+  warp.write(in.destinations[0], values, lanes);
+}
+
+// "Parallel Synchronization and Communication Instructions: redux.sync", of signed integers
+void decode_redux(Statement& s) {
+  Instruction& in = s.instruction;
+  s.require("sync");
+  if (s.take("max")) in.execute = reduce<true>;
+  else s.require("min"), in.execute = reduce<false>;
+  s.require("s32");
+  s.write(0, Type::s32);
+  s.comma();
+  s.read(0, Type::s32);
+  s.comma();
+  s.read(Instruction::mask_source, Type::b32);
+  in.flow = Flow::members;
+}
+
 // ---- barriers -----------------------------------------------------------------------------------
 
 // Orders what the lanes of the warp did before it ahead of what they do afterwards. A barrier of
@@ -151,8 +180,9 @@ void trap(Warp& warp, const Instruction& in, LaneMask) { warp.stop(in, "trap"); 
 void decode_trap(Statement& s) { s.instruction.execute = trap; }
 
 constexpr OpcodeDecoder opcodes[] = {
-    {"shfl", decode_shfl}, {"vote", decode_vote}, {"bar", decode_bar},   {"bra", decode_bra},
-    {"ret", decode_exit},  {"exit", decode_exit}, {"trap", decode_trap}, {"barrier", decode_bar}};
+    {"shfl", decode_shfl}, {"vote", decode_vote}, {"redux", decode_redux},
+    {"bar", decode_bar},   {"bra", decode_bra},   {"ret", decode_exit},
+    {"exit", decode_exit}, {"trap", decode_trap}, {"barrier", decode_bar}};
 
 }  // namespace
 

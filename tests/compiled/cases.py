@@ -95,3 +95,15 @@ def triton_cases() -> Iterator[Case]:
             yield made("statistics", shape, 9, layout="channels_last")
     for operation, shape in itertools.product(("forward", "weight_gradient"), TRITON_PLANES):
         yield Case(operation, shape, 7, FP32, backend="triton")
+    # Filters of any size; channels_last tensors are copied for them.
+    for k, capability, dtype in ((17, (8, 0), BF16), (24, (9, 0), FP16), (31, (8, 0), BF16)):
+        made = functools.partial(
+            Case, kernel_size=k, dtype=dtype, backend="triton", capability=capability
+        )
+        for operation in MAIN[:3]:
+            for shape in (*TRITON_PLANES, (40, 1, 3, 14)):
+                yield made(operation, shape)
+            for layout in ("channels_outermost", "off_by_one_element", "channels_last"):
+                yield made(operation, (2, 3, 13, 16), layout=layout)
+    for operation, shape in itertools.product(MAIN[:3], TRITON_PLANES[3:]):
+        yield Case(operation, shape, 17, FP32, backend="triton")

@@ -195,6 +195,19 @@ def test_votes() -> None:
         assert values(body) == ([expected] * 32, [])
 
 
+@pytest.mark.parametrize(("mode", "largest"), [("max", True), ("min", False)])
+def test_reductions(mode: str, largest: bool) -> None:
+    body = f"""
+    sub.s32 %x, 9, %lane;
+    setp.lt.u32 %p, %lane, 2;
+    @%p exit;
+    redux.sync.{mode}.s32 %d, %x, -4;
+    """
+    computed, found = values(body)
+    assert found == []
+    assert computed[2:] == [7 if largest else 2**32 - 22] * 30
+
+
 # ---- barriers and deadlocks ----------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 from convmixer_kernels.backends.triton.shape_key import ShapeKey
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.operands import Epilogue
 from tests.helpers import oracle, strided
 from tests.helpers.depthwise_cases import DEVICE, FP16, FP32, label
 
@@ -234,18 +235,21 @@ def messages(error: BaseException | None) -> str:
 
 @needs_kernels
 @pytest.mark.parametrize("arrange", [Tensor.contiguous, strided.channels_last])
-def test_a_filter_that_a_kernel_would_cut_short_is_refused(
+def test_a_filter_that_a_square_kernel_would_cut_short_is_refused(
     arrange: Callable[[Tensor], Tensor],
 ) -> None:
-    """The window of a tile holds 17 taps, and the weight gradient sums 16 diagonals."""
+    """The weight gradient sums 16 diagonals, and the window of a planar tile holds 17 taps."""
+    from convmixer_kernels.backends.triton import depthwise_weight_gradient
+
     tensor = arrange(torch.ones((1, 8, 1, 1), dtype=FP16, device=DEVICE))
     with pytest.raises(Exception) as caught:
-        backend.weight_gradient(tensor, tensor, Filter(17, 17), with_bias=False)
+        depthwise_weight_gradient.square_weight_gradient(tensor, tensor, 17, with_bias=False)
     assert "the gradients of further taps would be lost" in messages(caught.value)
-    for size in (19, 31):
-        with pytest.raises(Exception) as caught:
-            backend.forward(tensor, torch.ones((8, 1, size, size), dtype=FP16, device=DEVICE), None)
-        assert "the input window begins right of the first tap" in messages(caught.value)
+    epilogue = Epilogue(torch.ones((5, 8), device=DEVICE), "gelu", False)
+    weight = torch.ones((8, 1, 19, 19), dtype=FP16, device=DEVICE)
+    with pytest.raises(Exception) as caught:
+        backend.forward_normalised(tensor.contiguous(), weight, None, epilogue)
+    assert "the input window ends left of the last tap" in messages(caught.value)
 
 
 @needs_kernels
@@ -266,8 +270,11 @@ def test_more_elements_than_32_bits_count() -> None:
     """Images, channels and rows more than 2**31 elements apart, with strides of fewer."""
     torch.use_deterministic_algorithms(False)  # filling the gaps with NaN would need the memory
     far = 2**30
-    for strides in [(far, 64, 8, 1), (64, far, 8, 1), (32, 128, far, 1), (16, 128, 8, far)]:
-        case = random_case((3, 3, 3, 3, 5), FP16)
+    places = [(far, 64, 8, 1), (64, far, 8, 1), (32, 128, far, 1), (16, 128, 8, far)]
+    # Large filters take planes alone.
+    planes = [(far, 9, 3, 1), (9, far, 3, 1)]
+    for strides, size in [(each, 5) for each in places] + [(each, 17) for each in planes]:
+        case = random_case((3, 3, 3, 3, size), FP16)
         extent = 1 + sum(
             (size - 1) * stride for size, stride in zip(case.input.shape, strides, strict=True)
         )
@@ -280,7 +287,7 @@ def test_more_elements_than_32_bits_count() -> None:
         exact = oracle.convolve(*tensors, torch.float64)
         output = backend.forward(case.input, case.weight, case.bias)
         grad_weight, _ = backend.weight_gradient(
-            case.input, case.grad_output, Filter(5, 5), with_bias=False
+            case.input, case.grad_output, Filter(size, size), with_bias=False
         )
         assert (output.double() - exact.output).abs().max() < 2e-3
         assert (grad_weight.double() - exact.grad_weight).abs().max() < 1e-4

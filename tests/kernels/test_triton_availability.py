@@ -98,8 +98,8 @@ def test_what_is_supported() -> None:
     assert backend.unsupported(cuda, torch.float16, Filter(6, 6), False) is None
     reason = backend.unsupported(cuda, torch.float16, Filter(6, 6), True)
     assert reason is not None and "3, 5, 7, 8, 9, 11, 13, 15, not 6" in reason
-    reason = backend.unsupported(cuda, torch.float16, Filter(1, 16), False)
-    assert reason is not None and "up to 15 rows and columns, not 1 x 16" in reason
+    reason = backend.unsupported(cuda, torch.float16, Filter(1, 32), False)
+    assert reason is not None and "up to 31 rows and columns, not 1 x 32" in reason
     reason = backend.unsupported(cuda, torch.float64, NINE, False)
     assert reason is not None and "float16, bfloat16 and float32, not torch.float64" in reason
 

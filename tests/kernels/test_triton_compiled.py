@@ -16,6 +16,8 @@ KERNELS = {
     "forward 13 sm_90": ("forward", 13, "float16", False, "90"),
     "weight gradient 9 sm_90": ("weight_gradient", 9, "float16", False, "90"),
     "weight gradient 11 sm_80": ("weight_gradient", 11, "float16", False, "80"),
+    "forward 31 sm_90": ("forward", 31, "bfloat16", False, "90"),
+    "weight gradient 31 sm_80": ("weight_gradient", 31, "float16", False, "80"),
     "forward float32 sm_90": ("forward", 7, "float32", False, "90"),
     "normalised 9 sm_90": ("forward_normalised", 9, "float16", False, "90"),
     "forward 9 channels_last sm_90": ("forward", 9, "bfloat16", True, "90"),
@@ -92,6 +94,24 @@ def test_weight_gradient_machine_code(compiled: dict[str, dict[str, Any]]) -> No
     wide = compiled["weight gradient 11 sm_80"]
     assert per_row(wide, "HMMA") == 11 + 1
     assert per_row(wide, "LDGSTS") > 0
+
+
+def test_large_forward_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    """32 tiles of an input row, three times 16 columns, meet six rows of the filter."""
+    kernel = compiled["forward 31 sm_90"]
+    assert per_row(kernel, "HMMA") == 2 * 6 * 3
+    # Of 31 + 5 input rows come six output rows of 256 columns.
+    assert 36 * per_row(kernel, "HMMA") / 6 / 2 <= 110
+    # Six loads of the window and three of a band; bands stay in registers for six rows.
+    assert per_row(kernel, "LDGSTS") == 9 and per_row(kernel, "LDG") == 0
+    assert per_row(kernel, "total") <= 140
+
+
+def test_large_weight_gradient_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
+    kernel = compiled["weight gradient 31 sm_80"]
+    assert per_row(kernel, "HMMA") == 8 * 3
+    assert per_row(kernel, "LDGSTS") == 4 and per_row(kernel, "FFMA") == 0
+    assert per_row(kernel, "total") <= 75
 
 
 def test_float32_machine_code(compiled: dict[str, dict[str, Any]]) -> None:

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from convmixer_kernels.backends.triton import configurations, elementwise
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
-from convmixer_kernels.backends.triton.shape_key import KERNEL_SIZES, ShapeKey
+from convmixer_kernels.backends.triton.shape_key import (
+    KERNEL_SIZES,
+    MOST_EXTENT,
+    TILE_COLUMNS,
+    ShapeKey,
+)
+from convmixer_kernels.filters import Filter
 from tests.helpers import strided
 
 FP16, FP32 = torch.float16, torch.float32
@@ -205,6 +211,53 @@ def test_small_channel_counts_are_shared_among_programs() -> None:
     for find in (configurations.forward, configurations.weight_gradient):
         few = find(shape_key((256, 4, 32, 32, 9)), HOPPER)
         assert few.splits * 4 >= HOPPER.multiprocessors
+
+
+def test_large_filters_leave_out_no_row() -> None:
+    for each in every_shape_key():
+        for filter in (Filter(31, 31), Filter(17, 17), Filter(1, 17), Filter(7, 5, 4, 2)):
+            forward = configurations.large_forward(each, filter.row_dilation)
+            blocks = forward.row_blocks // filter.row_dilation
+            assert forward.row_blocks == blocks * filter.row_dilation
+            reached = blocks * forward.block_rows * filter.row_dilation
+            assert each.height <= reached < each.height + forward.block_rows * filter.row_dilation
+            gradient = configurations.large_weight_gradient(each, filter, HOPPER)
+            assert 1 <= gradient.filter_rows <= filter.height
+            # The compiler pipelines loops that replace all the rows they keep.
+            if each.tensor_cores and each.alignment > 1:
+                assert gradient.unrolled_rows >= gradient.filter_rows - 1
+            assert forward.unrolled_rows >= forward.block_rows - 1
+            groups = math.ceil(each.images * each.tiles_across / gradient.tiles)
+            assert 1 <= gradient.splits <= groups
+
+
+def test_the_window_of_a_tile_holds_every_tap() -> None:
+    for size in range(1, MOST_EXTENT + 1):
+        each = shape_key((1, 1, 8, 8, size))
+        above, below = (size - 1) // 2, size // 2
+        assert each.left % 4 == 0 and each.window % 16 == 0
+        assert each.left >= below >= above
+        assert each.left + TILE_COLUMNS + below <= each.window < each.left + below + 24
+    assert shape_key((1, 1, 8, 8, 25)).window == 32
+    assert shape_key((1, 1, 8, 8, 31)).window == 48
+
+
+@pytest.mark.parametrize("operation", ["forward", "weight_gradient"])
+def test_batch_sizes_of_large_filters_share_compiled_kernels(operation: str) -> None:
+    from convmixer_kernels.backends.triton import large_filters, launching
+
+    compiled = set()
+    for images in range(1, 130):
+        each = shape_key((images, 384, 32, 32, 31))
+        if operation == "forward":
+            configuration = configurations.large_forward(each, 1)
+            constants = large_filters.forward_constants(each, configuration, False)
+        else:
+            configuration = configurations.large_weight_gradient(each, Filter(31, 31), HOPPER)
+            constants = large_filters.weight_gradient_constants(each, configuration)
+        options = launching.options(configuration)
+        compiled.add((*constants.items(), *options.items()))
+    assert len(compiled) <= 2
 
 
 @pytest.mark.parametrize("operation", ["forward", "weight_gradient"])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from convmixer_kernels import devices
-from convmixer_kernels.backends.triton.shape_key import DTYPES, KERNEL_SIZES
+from convmixer_kernels.backends.triton.shape_key import DTYPES, KERNEL_SIZES, MOST_EXTENT
 from convmixer_kernels.filters import Filter
 
 _REMEDY_INTERPRETER = "set TRITON_INTERPRET=1 before Triton is first imported"
@@ -80,7 +80,7 @@ def unsupported(
 
 def unsupported_filter(filter: Filter, fused: bool = False) -> str | None:
     """Say why there is no kernel for a filter, None if there is."""
-    return filter.unserved(fused, KERNEL_SIZES, max(KERNEL_SIZES))
+    return filter.unserved(fused, KERNEL_SIZES, MOST_EXTENT)
 
 
 @functools.cache

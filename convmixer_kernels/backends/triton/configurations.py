@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 
 from convmixer_kernels.backends.triton.launch_context import LaunchContext
 from convmixer_kernels.backends.triton.shape_key import TILE_COLUMNS, ShapeKey
+from convmixer_kernels.filters import Filter
 
 _WARP = 32
 _BLOCKS_PER_MULTIPROCESSOR = 32
 _REGISTERS_PER_MULTIPROCESSOR = 65536
+# Columns of the filter whose gradients a program sums in float32.
+LARGE_FLOAT32_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ class Configuration:
         unrolled_rows: rows of the image that an iteration of the main loop takes.
         mask_rows: whether the last iteration goes beyond the image.
         row_blocks: row blocks into which images are cut; 1 leaves them whole.
-        block_rows: rows of a row block.
+        block_rows: rows of a row block; of large filters, as many rows of sums are in registers.
         splits: programs that share a channel.
         registers: upper limit for a thread, None for the compiler's choice.
-        filter_rows: rows of the filter whose gradients a program sums (float32 weight gradient).
+        filter_rows: rows of the filter whose gradients a program sums (weight gradient in float32
+            and of large filters).
         channels: channels that a program works on at a time; more than one in channels_last.
         cost: modelled time, in no particular unit.
     """
@@ -91,6 +95,77 @@ def for_batch(configuration: Configuration, key: ShapeKey) -> Configuration:
         return configuration
     per_program = math.ceil(_groups(rounded, configuration) / configuration.splits)
     return replace(configuration, splits=math.ceil(_groups(key, configuration) / per_program))
+
+
+@functools.lru_cache(maxsize=1024)
+def large_forward(key: ShapeKey, row_dilation: int) -> Configuration:
+    """Return the configuration of the forward pass of large filters, or of an input gradient."""
+    # Six output rows take 36 input rows at k = 31; with eight, or six whose elements are addressed
+    # one by one, the compiler spills.
+    rows = 6 if key.alignment > 1 else 5
+    row_blocks = row_dilation * math.ceil(math.ceil(key.height / row_dilation) / rows)
+    # Tiles of less alignment take more registers for addresses.
+    easy = not key.tensor_cores or _window_alignment(key) == 8
+    many = easy and key.images * row_blocks * key.tiles_across >= 32
+    return Configuration(
+        tiles=32 if many else 16,
+        unrolled_rows=rows,
+        mask_rows=True,
+        row_blocks=row_blocks,
+        block_rows=rows,
+        splits=1,
+        # Without a limit the compiler spills a few bytes to fit in one more program.
+        registers=200 if many and key.tensor_cores and key.window > 32 else None,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def large_weight_gradient(key: ShapeKey, filter: Filter, context: LaunchContext) -> Configuration:
+    """Return the configuration of the weight gradient of large filters."""
+    rows, unrolled_rows = _large_filter_rows(key, filter.height)
+    row_groups = math.ceil(filter.height / rows)
+    column_groups = 1
+    if not key.tensor_cores:
+        column_groups = math.ceil(filter.width / LARGE_FLOAT32_COLUMNS)
+    num_warps = 1 if key.tensor_cores else 4
+    resident = _resident_programs(context, 168 * num_warps, 16 << 10)
+    return _choose_splits(
+        key,
+        context.multiprocessors * resident // (row_groups * column_groups),
+        Configuration(
+            tiles=16,
+            unrolled_rows=unrolled_rows,
+            mask_rows=True,
+            row_blocks=1,
+            block_rows=key.height,
+            splits=1,
+            # The compiler spills without a limit, as in the forward pass.
+            registers=255 if key.tensor_cores and _window_alignment(key) < 8 else None,
+            filter_rows=rows,
+            num_warps=num_warps,
+        ),
+        program_cost=16 * rows,
+        group_cost=key.height,
+    )
+
+
+def _large_filter_rows(key: ShapeKey, height: int) -> tuple[int, int]:
+    """Return rows of the filter that a program sums, and input rows of an iteration.
+
+    The sums take twelve registers a row. Addresses of less alignment take those of some rows, and
+    without any nothing is pipelined, so that an iteration need not replace all rows that it keeps.
+    """
+    if not key.tensor_cores:
+        return min(8, height), 1
+    choices = {8: (8, 9, 7), 4: (8, 7), 2: (6,), 1: (6, 5)}[_window_alignment(key)]
+    # A group of rows loads as much as another row takes.
+    rows = min(choices, key=lambda rows: math.ceil(height / rows) * (rows + 1))
+    return min(rows, height), 8 if key.alignment > 1 else 4
+
+
+def _window_alignment(key: ShapeKey) -> int:
+    """Return the largest power of two, in elements and up to 16 bytes, at which windows begin."""
+    return math.gcd(key.alignment, key.left)
 
 
 def _groups(key: ShapeKey, configuration: Configuration) -> int:

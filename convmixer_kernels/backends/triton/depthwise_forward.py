@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import layout
-from convmixer_kernels.backends.triton import autotuning, configurations, launching
+from convmixer_kernels.backends.triton import autotuning, configurations, large_filters, launching
 from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.kernels.depthwise_forward_channels_last import (
     forward_channels_last_kernel,
@@ -32,8 +32,10 @@ def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int] = (1, 1)
 ) -> Tensor:
     """Convolve (N, C, H, W) with (C, 1, h, w) and add (C,): float32 sums, output like `input`."""
-    weight = _square(weight, dilation)
-    return _convolve(input, weight, bias, None, None, "identity", flipped=False)
+    filter = Filter.of(weight, dilation)
+    if filter.embedding_size > max(KERNEL_SIZES):
+        return large_filters.convolve(input, weight, bias, dilation, flipped=False)
+    return _convolve(input, _square(weight, filter), bias, None, None, "identity", flipped=False)
 
 
 def forward_normalised(
@@ -52,13 +54,15 @@ def input_gradient(
     addend: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of the input of `forward`, like `grad_output`; plus `addend`."""
-    weight = _square(weight, dilation)
+    filter = Filter.of(weight, dilation)
+    if addend is None and filter.embedding_size > max(KERNEL_SIZES):
+        return large_filters.convolve(grad_output, weight, None, dilation, flipped=True)
+    weight = _square(weight, filter)
     return _convolve(grad_output, weight, None, None, addend, "identity", flipped=True)
 
 
-def _square(weight: Tensor, dilation: tuple[int, int]) -> Tensor:
+def _square(weight: Tensor, filter: Filter) -> Tensor:
     """Return filters of a size that there are kernels for, which compute the same."""
-    filter = Filter.of(weight, dilation)
     return weight if filter.size in KERNEL_SIZES else filter.embed(weight)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convmixer_kernels.backends.triton import autotuning, configurations, launching
+from convmixer_kernels.backends.triton import autotuning, configurations, large_filters, launching
 from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.kernels.depthwise_weight_gradient_channels_last import (
     weight_gradient_channels_last_kernel,
@@ -41,6 +41,8 @@ def weight_gradient(
     if filter.size in KERNEL_SIZES:
         return square_weight_gradient(input, grad_output, filter.size, with_bias)
     size = filter.embedding_size
+    if size > max(KERNEL_SIZES):
+        return large_filters.weight_gradient(input, grad_output, filter, with_bias)
     weight_sums, bias_sums = square_weight_gradient(input, grad_output, size, with_bias)
     return filter.pick(weight_sums), bias_sums
 

@@ -15,7 +15,11 @@ KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Output columns of a tile: N of the smallest matrix product of the tensor cores.
 TILE_COLUMNS = 8
+# Input columns that a matrix product takes at a time: K.
+_PRODUCT_COLUMNS = 16
 _VECTOR_BYTES = 16
+# The rows and columns that a filter may reach over: 32 diagonals are summed for its gradient.
+MOST_EXTENT = 31
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class ShapeKey:
     """One convolution or one of its gradients: tensors of equal shape that a kernel accesses.
 
     Args:
+        kernel_size: of a square filter; of any other, the columns that it reaches over.
         strides: (row, pixel) of each tensor, in elements.
         alignment: the largest power of two, in elements and up to 16 bytes, that divides the width
             and every stride and address of all; 1 where neighbours in a row are not neighbours in
@@ -86,12 +91,13 @@ class ShapeKey:
     @property
     def left(self) -> int:
         """Columns of the input window left of the tile; a multiple of 4, so that loads align."""
-        return 8 if self.wide else 4
+        return 4 * math.ceil(self.kernel_size // 2 / 4)
 
     @property
     def window(self) -> int:
-        """Columns of the input window, rounded up to what one matrix product takes."""
-        return 32 if self.wide else 16
+        """Columns of the input window, rounded up to what matrix products take."""
+        columns = self.left + TILE_COLUMNS + self.kernel_size // 2
+        return _PRODUCT_COLUMNS * math.ceil(columns / _PRODUCT_COLUMNS)
 
     @property
     def tiles_across(self) -> int:

@@ -12,6 +12,9 @@ import triton.language as tl
 
 from convmixer_kernels.backends.triton.kernels.tiles import TILE_COLUMNS
 
+# Rows of a band that a matrix product takes at a time.
+BAND_COLUMNS = tl.constexpr(16)
+
 
 @triton.jit
 def check_window(WINDOW: tl.constexpr, MARGIN: tl.constexpr, KERNEL_SIZE: tl.constexpr):

@@ -91,6 +91,44 @@ def locate_tiles(
 
 
 @triton.jit
+def locate_row_blocks(
+    group,
+    tiles,
+    row_blocks,
+    BLOCK_ROWS: tl.constexpr,
+    row_step,
+    WIDTH: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Locate the TILES tiles of a group in row blocks of BLOCK_ROWS rows, `row_step` rows apart.
+
+    The first `row_step` row blocks begin in the first `row_step` rows; some rows of a row block may
+    be below the image.
+    """
+    located = locate_tiles(group, tiles, row_blocks, 1, WIDTH, TILES, True)
+    block = located.first_row
+    first_row = block % row_step + block // row_step * (BLOCK_ROWS * row_step)
+    return Tiles(located.exists, located.image, first_row, located.first_column)
+
+
+@triton.jit
+def find_input_rows(first_row, height, padding, filter_rows, row_step, BLOCK_ROWS: tl.constexpr):
+    """Find the input rows that meet the filter in some tile of `locate_row_blocks`.
+
+    Input row t of a tile is `padding` rows above its first one and t * `row_step` further down. It
+    meets row t - n of the filter in output row n of the tile.
+
+    Returns:
+        The first t and the one after the last.
+    """
+    lowest = tl.max(first_row, axis=0)
+    highest = tl.min(first_row, axis=0)
+    first = tl.cdiv(tl.maximum(padding - lowest, 0), row_step)
+    last = tl.cdiv(tl.maximum(height + padding - highest, 0), row_step)
+    return first, tl.minimum(last, filter_rows + (BLOCK_ROWS - 1))
+
+
+@triton.jit
 def row_offsets(planes, tiles, channel, ALIGNMENT: tl.constexpr, CUT_IMAGES: tl.constexpr):
     """Return the offsets of the first rows of the tiles, in elements: (TILES,).
 
@@ -150,3 +188,28 @@ def output_row_exists(
         return (row >= PADDING_BELOW) & (row < height + PADDING_BELOW)
     else:
         return row >= PADDING_BELOW
+
+
+@triton.jit
+def sum_tiles(
+    planes,
+    channel,
+    split,
+    splits,
+    tiles,
+    height,
+    WIDTH: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Sum in float32 all pixels of the images of which a split of a channel has the tiles."""
+    sums = tl.zeros((TILES, TILE_COLUMNS), dtype=tl.float32)
+    for group in range(split, tl.cdiv(tiles, TILES), splits):
+        located = locate_tiles(group, tiles, 1, height, WIDTH, TILES, False)
+        column = located.first_column[:, None] + tl.arange(0, TILE_COLUMNS)[None, :]
+        mask = located.exists[:, None] & (column < WIDTH)
+        pointers = tile_pointers(planes, located, channel, 0, column, ALIGNMENT, False)
+        for row in range(height):
+            row_start = tl.cast(row, tl.int64) * WIDTH
+            sums += tl.load(pointers + row_start, mask=mask, other=0.0).to(tl.float32)
+    return tl.sum(tl.sum(sums, axis=1), axis=0)
