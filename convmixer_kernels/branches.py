@@ -269,7 +269,7 @@ def _apply(layer: nn.Module, operand: Value) -> Value | str:
 def is_norm(layer: nn.Module) -> bool:
     """Tell whether a layer normalises images by statistics of channels, and does no more."""
     kind = type(layer)
-    if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and kind.forward in (
+    if isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)) and kind.forward in (
         nn.BatchNorm2d.forward,
         nn.SyncBatchNorm.forward,
     ):

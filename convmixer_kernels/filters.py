@@ -117,7 +117,8 @@ def _along_axis(size: int, extent: int, step: int) -> slice:
 
 def pair(value: Any) -> tuple[Any, ...]:
     """Return the numbers for rows and columns, of a setting that may be a single one for both."""
-    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+    # Dynamo of PyTorch 2.9 and older does not know unions of types.
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def _text(pair: tuple[int, int]) -> str:
