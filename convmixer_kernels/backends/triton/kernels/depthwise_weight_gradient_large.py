@@ -118,8 +118,11 @@ def weight_gradient_large_kernel(
                     updated = ()
                     for filter_row in tl.static_range(FILTER_ROWS):
                         for chunk in tl.static_range(CHUNKS):
-                            index = filter_row * CHUNKS + chunk
-                            product = tl.dot(window[chunk], grad_rows[filter_row], products[index])
+                            product = tl.dot(
+                                window[chunk],
+                                grad_rows[filter_row],
+                                products[filter_row * CHUNKS + chunk],
+                            )
                             updated = updated + (product,)
                     products = updated
                     grad_rows = grad_rows[: FILTER_ROWS - 1]
