@@ -76,10 +76,6 @@ class Convolution(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.weight, self.bias
-
 
 class Norm(NamedTuple):
     """A batch normalisation of `operand`, by the statistics of the batch if `of_batch`.
@@ -96,10 +92,6 @@ class Norm(NamedTuple):
     updates: Tensor | None
     eps: float
     of_batch: bool
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.running_mean, self.running_var, self.gamma, self.beta, self.updates
 
 
 class Total(NamedTuple):
@@ -160,7 +152,7 @@ class MergedBranches(nn.Module):
         self, value: Value, operations: list[Convolution | Norm], input: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return the filters for `input` and the bias, as inference keeps them or computed now."""
-        tensors = [each for operation in operations for each in operation.tensors]
+        tensors = [each for operation in operations for each in _tensors(operation)]
         first = next(each.weight for each in operations if isinstance(each, Convolution))
         dtype = first.dtype
         if dtype is not torch.float64:
@@ -302,6 +294,13 @@ def list_operations(value: Value) -> Iterator[Convolution | Norm]:
         yield value
 
 
+def _tensors(operation: Convolution | Norm) -> tuple[Tensor | None, ...]:
+    if isinstance(operation, Convolution):
+        return operation.weight, operation.bias
+    mean, var = operation.running_mean, operation.running_var
+    return mean, var, operation.gamma, operation.beta, operation.updates
+
+
 def _is_one_convolution(operations: list[Convolution | Norm]) -> bool:
     """Tell whether operations amount to a convolution that does not depend on the batch."""
     if any([isinstance(each, Norm) and each.of_batch for each in operations]):
@@ -311,8 +310,12 @@ def _is_one_convolution(operations: list[Convolution | Norm]) -> bool:
 
 def merged_filter(operations: Iterable[Convolution | Norm]) -> Filter:
     """Return the smallest filter without dilation that holds those of all branches."""
-    extents = [each.filter.extent for each in operations if isinstance(each, Convolution)]
-    return Filter(max(rows for rows, _ in extents), max(columns for _, columns in extents))
+    rows = columns = 1
+    for each in operations:
+        if isinstance(each, Convolution):
+            extent = each.filter.extent
+            rows, columns = max(rows, extent[0]), max(columns, extent[1])
+    return Filter(rows, columns)
 
 
 def merge(
@@ -377,4 +380,4 @@ def _added(tensors: list[Tensor]) -> Tensor:
 def _note_training(operations: Iterable[Convolution | Norm]) -> None:
     """Tell what inference keeps of parameters and buffers that a training pass changes."""
     if not torch.compiler.is_compiling():
-        inference_tables.trained(each for operation in operations for each in operation.tensors)
+        inference_tables.trained(each for operation in operations for each in _tensors(operation))

@@ -443,7 +443,7 @@ def test_convert_again_changes_the_implementation():
 
 @pytest.mark.parametrize("impl", ["auto", "cuda", "triton"])
 def test_only_what_a_kernel_serves_is_converted(impl):
-    most = 15 if impl == "triton" else 31
+    most = 31
     model = nn.Sequential(*(plain(4, size) for size in (1, 2, 3, most, most + 2)))
     model.append(nn.Conv2d(4, 4, (1, most), padding="same", groups=4))
     model.append(nn.Conv2d(4, 4, 3, padding="same", dilation=most, groups=4))

@@ -125,7 +125,7 @@ def test_kernel_sizes_without_a_kernel(impl: str, k: int) -> None:
     with pytest.raises(ValueError, match=rf"cannot serve this input: .*kernel sizes.*, not {k}\b"):
         fused(impl=impl)
     assert fused().shape == input.shape
-    if k > (31 if impl == "cuda" else 15):
+    if k > 31:
         with pytest.raises(ValueError, match=rf"cannot serve this input: .*\(kernel size {k}\)"):
             depthwise_conv2d(input, weight, bias, impl=impl)
     assert depthwise_conv2d(input, weight, bias).shape == input.shape
