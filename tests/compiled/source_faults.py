@@ -22,11 +22,11 @@ EPILOGUE, TOEPLITZ = "core/epilogue.cuh", "core/toeplitz.cuh"
 PIXELS_STAGING = "core/staging_channels_last.cuh"
 PIXELS_FORWARD = "kernels/forward_channels_last.cu"
 HALO = ("item.top(tiling) - pad", "item.top(tiling)")
-# Kernels are compiled for bfloat16 alone, which takes half the time: a file with kernels holds one
-# of these texts, which has them compiled for float16 too, and gets the other in its place.
+# Kernels are compiled for bfloat16 alone, which takes half the time: the first text of each file has
+# them compiled for float16 too, and the second takes its place.
 OTHER_TYPE = {
-    "add(__half(), ElementType::half);": "",
-    "with_element(__half())": "cudaErrorInvalidValue",
+    "host/launch.h": ("visit(__half(), ElementType::half);", ""),
+    "kernels/elementwise.cu": ("with_element(__half())", "cudaErrorInvalidValue"),
 }
 
 
@@ -149,9 +149,8 @@ def notice(fault: SourceFault) -> str:
         csrc = Path(folder, "csrc")
         ignored = shutil.ignore_patterns("build_tools", "interpreter")
         shutil.copytree(emulated_gpu.CSRC, csrc, ignore=ignored)
-        kernels = csrc / "kernels" / f"{fault.family}.cu"
-        (text,) = (text for text in OTHER_TYPE if text in kernels.read_text())
-        _change(kernels, text, OTHER_TYPE[text])
+        for file, change in OTHER_TYPE.items():
+            _change(csrc / file, *change)
         _change(csrc / fault.file, fault.text, fault.replacement)
         changed = Path(folder, "changed.ptx")
         unit = _unit(fault)
