@@ -22,7 +22,7 @@ EPILOGUE, TOEPLITZ = "core/epilogue.cuh", "core/toeplitz.cuh"
 PIXELS_STAGING = "core/staging_channels_last.cuh"
 PIXELS_FORWARD = "kernels/forward_channels_last.cu"
 HALO = ("item.top(tiling) - pad", "item.top(tiling)")
-# Kernels are compiled for bfloat16 alone, which takes half the time: the first text of each file has
+# Kernels are compiled for bfloat16 alone, in half the time: the first text of each file has
 # them compiled for float16 too, and the second takes its place.
 OTHER_TYPE = {
     "host/launch.h": ("visit(__half(), ElementType::half);", ""),
