@@ -10,6 +10,8 @@ from pathlib import Path
 
 import cuda_build
 import toolchain
+from convmixer_kernels import emulated_gpu
+from tests.helpers.python_process import run_python
 
 PROGRAM = Path(__file__).with_name("host_calls.py")
 
@@ -36,6 +38,14 @@ def test_every_function_keeps_to_its_memory_and_to_what_is_defined() -> None:
     assert counted is not None, done.stdout
     calls, variants, refused = map(int, counted.groups())
     assert calls > 100 and variants > 10 * calls and refused > variants // 2
+
+
+def test_the_emulated_gpu_needs_no_runtime_of_cuda() -> None:
+    """PyTorch for CPUs brings none, and that of other builds has what is missing here."""
+    library = emulated_gpu.interpreter().__file__
+    assert (
+        run_python(f"import ctypes; ctypes.CDLL({library!r}); print('loaded')", False) == "loaded\n"
+    )
 
 
 def library(toolkit: toolchain.Toolkit, name: str) -> str:
