@@ -245,7 +245,7 @@ def _trace(block: nn.Module, closed: set[nn.Module], training: bool) -> _Steps |
         after.append(_path(node))
         node = argument
     if len(graph.nodes) > len(terms) + len(after) + 1:
-        # What the output does not depend on may have changed something in place.
+        # A step that the output does not depend on may have changed something in place.
         return None
     return _Steps(terms[node], tuple(reversed(after)))
 

@@ -39,7 +39,7 @@ class _Tensor:
 
 @pytest.fixture
 def log(monkeypatch) -> list[str]:
-    """What happens on the streams of a GPU that is not there."""
+    """The events on the streams of a GPU that is not there."""
     log: list[str] = []
     current = [_Stream("main", log)]
 

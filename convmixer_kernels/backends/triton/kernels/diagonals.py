@@ -20,7 +20,7 @@ from convmixer_kernels.backends.triton.kernels.bands import check_window
 
 # Diagonals that are summed, a power of two; those from KERNEL_SIZE on are not stored.
 MOST_TAPS = tl.constexpr(16)
-# The same for filters that reach over more columns.
+# Those of filters that reach over more columns.
 MOST_LARGE_TAPS = tl.constexpr(triton.next_power_of_2(shape_key.MOST_EXTENT))
 
 
