@@ -127,6 +127,8 @@ def forget(tensors: Iterable[Tensor | None]) -> None:
     if not _entries:
         return
     changed = {id(tensor) for tensor in tensors if tensor is not None}
+    if not changed:
+        return
     for key, entry in list(_entries.items()):
         if any(id(source.reference()) in changed for source in entry.described):
             _entries.pop(key, None)

@@ -207,8 +207,9 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
 
 def forget_tables(block: nn.Module) -> None:
     """Have inference compute anew what it keeps of a block whose norms trained by themselves."""
-    if not torch.compiler.is_compiling() and any(each.training for each in block.modules()):
-        inference_tables.forget(block.buffers())
+    if not torch.compiler.is_compiling():
+        trained = (module for module in block.modules() if module.training)
+        inference_tables.forget(each for module in trained for each in module.buffers(False))
 
 
 def untouched(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:
