@@ -35,6 +35,10 @@ def random_images(shape: tuple[int, ...], dtype: torch.dtype = FP16) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
 
 
+def inside_wider_pixels(tensor: Tensor) -> Tensor:
+    return strided.slice_of_pixels(tensor, 0, 3)
+
+
 @needs_kernels
 @pytest.mark.parametrize("dtype", [FP16, BF16, FP32])
 @pytest.mark.parametrize("arrange", LAYOUTS)
@@ -91,17 +95,6 @@ def test_other_layouts_become_planes() -> None:
         assert copy.is_contiguous() and torch.equal(copy, images)
 
 
-@needs_kernels
-def test_an_empty_batch_has_the_layout_of_others() -> None:
-    from convmixer_kernels.backends.triton import planes
-
-    source = strided.channels_last(random_images((1, 3, 4, 5)))[:0]
-    copy = planes.planar(source)
-    assert copy.shape == source.shape and copy.is_contiguous()
-    output = planes.arranged_like(copy, source)
-    assert output.stride() == layout.empty_like_input(source).stride()
-
-
 @pytest.mark.memory
 @needs_kernels
 def test_more_elements_than_32_bits_count() -> None:
@@ -148,6 +141,7 @@ def test_batch_sizes_share_compiled_copies() -> None:
         ((2, 24, 7, 8), FP16, strided.inner_pixels, (8, 8)),
         ((2, 24, 8, 7), FP16, strided.inner_pixels, (8, 1)),
         ((1, 24, 9, 1), FP16, strided.channels_last, (8, 1)),
+        ((2, 24, 8, 8), FP16, inside_wider_pixels, (1, 8)),
     ],
 )
 def test_vectors_are_those_of_all_strides(
@@ -162,6 +156,20 @@ def test_vectors_are_those_of_all_strides(
     pixels = arrange(torch.empty(shape, dtype=dtype, device="meta"))
     options = planes.plan(pixels, to_planes=True).options
     assert (options["CHANNEL_ALIGNMENT"], options["POSITION_ALIGNMENT"]) == expected
+
+
+@needs_kernels
+def test_strides_along_a_dimension_of_one_are_ignored() -> None:
+    from convmixer_kernels.backends.triton import planes
+
+    image = torch.empty_strided((1, 24, 8, 8), (77, 1, 192, 24), dtype=FP16, device="meta")
+    dense = strided.channels_last(torch.empty((1, 24, 8, 8), dtype=FP16, device="meta"))
+    assert planes.plan(image, True) == planes.plan(dense, True)
+    # A column of an image is a run of its own.
+    column = strided.channels_last(torch.empty((2, 24, 9, 5), dtype=FP16, device="meta"))[..., :1]
+    launch = planes.plan(column, True)
+    assert launch.grid == (2,)
+    assert launch.sizes[:3] == (24, 1, 9) and launch.sizes[-1] == 5 * 24
 
 
 @pytest.fixture
@@ -214,3 +222,15 @@ def test_fused_operations_copy_a_tensor_once(residual: bool, directions: list[bo
     backend.fused_backward(call)
     # Those of the value, the residual and the input, and the gradient of the input.
     assert sorted(directions) == [False] + [True] * (3 if residual else 2)
+
+
+@needs_kernels
+def test_an_empty_batch_is_not_copied(directions: list[bool]) -> None:
+    empty = strided.channels_last(random_images((1, 3, 4, 5)))[:0]
+    for size in (3, 17):
+        weight = torch.ones((3, 1, size, size), dtype=FP16, device=DEVICE)
+        output = backend.forward(empty, weight, None)
+        assert output.shape == empty.shape
+        assert output.stride() == layout.empty_like_input(empty).stride()
+        backend.weight_gradient(empty, empty, Filter(size, size), with_bias=True)
+    assert directions == []

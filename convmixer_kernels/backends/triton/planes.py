@@ -48,12 +48,11 @@ def arranged_like(planes: Tensor, source: Tensor) -> Tensor:
 
 
 def _transpose(pixels: Tensor, planes: Tensor, to_planes: bool) -> None:
-    if pixels.numel() > 0:
-        launch = plan(pixels, to_planes)
-        with torch.cuda.device_of(pixels):
-            transpose_kernel[launch.grid](
-                *(pixels, planes, *launch.sizes, *planes.stride()[:2]), **launch.options
-            )
+    launch = plan(pixels, to_planes)
+    with torch.cuda.device_of(pixels):
+        transpose_kernel[launch.grid](
+            *(pixels, planes, *launch.sizes, *planes.stride()[:2]), **launch.options
+        )
 
 
 class Transposition(NamedTuple):
