@@ -24,10 +24,10 @@ KERNELS = {
     "normalise sm_90": ("normalise", 0, "float16", True, "90"),
     "gradient sums sm_90": ("gradient_sums", 0, "bfloat16", True, "90"),
     "value gradient sm_90": ("value_gradient", 0, "float16", False, "90"),
-    "to planes float16 sm_90": ("to_planes", 0, "float16", True, "90"),
-    "to planes float32 sm_90": ("to_planes", 0, "float32", True, "90"),
-    "from planes float16 sm_90": ("from_planes", 0, "float16", True, "90"),
-    "from planes float32 sm_90": ("from_planes", 0, "float32", True, "90"),
+    "to planes float16 sm_90": ("to_planes", 0, "float16", False, "90"),
+    "to planes float32 sm_90": ("to_planes", 0, "float32", False, "90"),
+    "from planes float16 sm_90": ("from_planes", 0, "float16", False, "90"),
+    "from planes float32 sm_90": ("from_planes", 0, "float32", False, "90"),
 }
 
 
