@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmixer import ConvMixer
-from convmixer.config.fields import get_value
 from convmixer.config.settings import Config
 from convmixer.errors import UsageError
 from convmixer.training import environment, stepper, trainer
@@ -38,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def replays(monkeypatch: pytest.MonkeyPatch) -> None:
+def _replay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the stand-in replay training on the CPU."""
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", _make_graphed_callables)
     for module in (environment, stepper, trainer):
@@ -50,7 +49,6 @@ def _make_graphed_callables(module: nn.Module, samples: tuple[Tensor, ...]) -> n
 
     It warms up, writes every gradient to the same memory, and uses this memory in forward passes.
     """
-    assert not torch.is_autocast_enabled("cpu") or not torch.is_autocast_cache_enabled()
     (images,) = samples
     parameters = tuple(module.parameters())
     gradients = [torch.empty_like(parameter) for parameter in parameters]
@@ -133,7 +131,7 @@ def test_steps_that_are_replayed_are_those_that_are_not(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, losses = _trained(_stepper(CPU, False, **SETTINGS[name]))
-    replays(monkeypatch)
+    _replay_on_the_cpu(monkeypatch)
     state, found = _trained(_stepper(CPU, True, **SETTINGS[name]))
     assert_same_state(state, expected)
     assert found == losses
@@ -144,7 +142,7 @@ def test_a_replayed_step_with_infinite_gradients_is_left_out(
 ) -> None:
     monkeypatch.setattr(stepper, "effective_amp", lambda *_: "fp16")
     expected, _ = _trained(_stepper(CPU, False), overflows=True)
-    replays(monkeypatch)
+    _replay_on_the_cpu(monkeypatch)
     state, _ = _trained(_stepper(CPU, True), overflows=True)
     assert_same_state(state, expected)
     assert state["scaler"]["scale"] == 2.0**15
@@ -153,7 +151,7 @@ def test_a_replayed_step_with_infinite_gradients_is_left_out(
 def test_capturing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _stepper(CPU, False, ema_decay=0.9).state()
     before = torch.random.get_rng_state()
-    replays(monkeypatch)
+    _replay_on_the_cpu(monkeypatch)
     found = _stepper(CPU, True, ema_decay=0.9)
     assert_same_state(found.state(), expected)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -162,7 +160,7 @@ def test_capturing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_replayed_run_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    replays(monkeypatch)
+    _replay_on_the_cpu(monkeypatch)
     first, second = _stepper(CPU, True), _stepper(CPU, True)
     _trained(first)
     second.load_state(copy.deepcopy(first.state()))
@@ -178,7 +176,7 @@ def test_a_run_is_that_without_graphs(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     config = {"epochs": 1, "accumulation_steps": 2}
     expected = train(tiny_config(**config), tmp_path / "plain", silent=True)
-    replays(monkeypatch)
+    _replay_on_the_cpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", noted)
     found = train(tiny_config(cuda_graphs=True, **config), tmp_path / "graphs", silent=True)
     assert captured == [(160, 1, 8, 8)]
@@ -197,7 +195,7 @@ def test_on_a_cpu_nothing_is_captured(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_settings_that_do_not_go_together_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"cuda_graphs true works with {name} false, got {name} t"):
         tiny_config(cuda_graphs=True, **{name: True})
-    assert get_value(tiny_config(**{name: True}), name)
+    assert getattr(tiny_config(**{name: True}), name)
 
 
 @pytest.mark.parametrize(("world", "stands_for"), [(2, 1), (1, 2)])
