@@ -248,6 +248,7 @@ def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], start: 
             assert torch.equal(found[name], expected[name])
 
 
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize(
     ("name", "amp"), [*itertools.product(SETTINGS, ("none", "fp16")), ("overflow", "fp16")]
@@ -269,6 +270,7 @@ def test_graphs_of_a_gpu_train_as_its_launches(name: str, amp: str) -> None:
         assert state["scaler"]["scale"] < 2.0**16
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_graphs_draw_nothing_at_random_and_do_not_warn() -> None:
     found = _stepper(GPU, False, **ON_GPU)
@@ -280,6 +282,7 @@ def test_graphs_draw_nothing_at_random_and_do_not_warn() -> None:
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_a_run_with_graphs_on_a_gpu_is_that_without(tmp_path: Any) -> None:
     """Images come from other processes, through pinned memory and a side stream."""
@@ -296,6 +299,7 @@ def test_a_run_with_graphs_on_a_gpu_is_that_without(tmp_path: Any) -> None:
     assert graphed["test_loss"] == pytest.approx(plain["test_loss"], rel=0.05)
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_evaluation_sees_the_statistics_of_replays() -> None:
     """Replays count no version of them, by which inference knows that its tables are old."""
