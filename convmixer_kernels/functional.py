@@ -434,11 +434,14 @@ def _after_training(
     parameters: tuple[Tensor | None, ...],
 ) -> None:
     """Store statistics that were updated in copies of another precision, and tell of a graph."""
-    if not norm.of_batch:
+    if norm.of_batch:
+        for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
+            if buffer is not None and updated is not None and updated is not buffer:
+                buffer.copy_(updated)
+    if torch.compiler.is_compiling():
         return
-    for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
-        if buffer is not None and updated is not None and updated is not buffer:
-            buffer.copy_(updated)
-    if not torch.compiler.is_compiling():
+    if norm.of_batch:
         inference_tables.forget((running_mean, running_var))
-        inference_tables.trained((running_mean, running_var, *parameters))
+        inference_tables.trained((running_mean, running_var))
+    if torch.is_grad_enabled():
+        inference_tables.trained(parameters)
