@@ -40,7 +40,8 @@ def depthwise_conv2d(
 
     Args:
         input: (N, C, H, W), any N >= 0. Contiguous, channels_last, CNHW and slices of images or
-            channels are taken as they are.
+            channels are taken as they are; ``"triton"`` copies channels_last to contiguous and
+            back.
         weight: (C, 1, height, width), the dtype of `input`. ``"cuda"`` and ``"triton"`` take
             filters of which the taps reach over up to 31 rows and columns of the image. Square ones
             of k = 3, 5, 7, 8, 9, 11, 13, 15 without dilation have kernels of their own. The others
