@@ -216,6 +216,13 @@ def convolved(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return exact, terms
 
 
+def with_addend(exact: Tensor, terms: Tensor, addend: Tensor) -> tuple[Tensor, Tensor]:
+    """Add a tensor, which nearly cancels the sums, to these and to the sums of absolute terms."""
+    exact, terms = exact + addend.double(), terms + addend.double().abs()
+    assert exact.abs().median() < terms.median() / 16
+    return exact, terms
+
+
 def assert_rounded_once(actual: Tensor, exact: Tensor, terms: Tensor) -> None:
     """Within half a unit in the last place, and what float32 loses in a sum of such terms."""
     unit = torch.finfo(actual.dtype).eps * torch.exp2(exact.abs().log2().floor())
@@ -230,9 +237,7 @@ def test_gradients_that_nearly_cancel_are_added_before_they_are_rounded(
     """The gradient of the input is that of the convolution and that of the residual."""
     arguments, weight = cancelling_arguments(case)
     turned, terms = convolved(arguments.grad.flip(2, 3), weight)
-    exact = turned.flip(2, 3) + arguments.grad.double()
-    terms = terms.flip(2, 3) + arguments.grad.double().abs()
-    assert exact.abs().median() < terms.median() / 16
+    exact, terms = with_addend(turned.flip(2, 3), terms.flip(2, 3), arguments.grad)
     actual = fused_cases.run(arguments, use(case.name))["input"]
     assert_rounded_once(actual, exact, terms)
 
@@ -242,9 +247,7 @@ def test_a_residual_that_nearly_cancels_is_added_before_the_output_is_rounded(
     case: Cancelling, use: Use
 ) -> None:
     arguments, weight = cancelling_arguments(case)
-    exact, terms = convolved(arguments.input, weight)
-    exact, terms = exact + arguments.input.double(), terms + arguments.input.double().abs()
-    assert exact.abs().median() < terms.median() / 16
+    exact, terms = with_addend(*convolved(arguments.input, weight), arguments.input)
     with torch.no_grad():
         actual = fused_cases.call(arguments, use(case.name))
     assert_rounded_once(actual, exact, terms)
