@@ -11,7 +11,6 @@
 #include "host/layouts.h"
 
 namespace depthwise {
-namespace {
 
 using Element = unsigned short;
 
@@ -175,8 +174,6 @@ __global__ void __launch_bounds__(tile_threads, tile_blocks)
     });
   }
 }
-
-}  // namespace
 
 cudaError_t launch_layout_copy(const LayoutCopy& copy, bool to_planes, cudaStream_t stream) {
   const Shape& shape = copy.shape;
