@@ -52,9 +52,9 @@ def arranged(grad: Tensor, channels_last: bool) -> Tensor:
 
 def is_arranged(grad: Tensor, channels_last: bool) -> bool:
     """Tell whether kernels read `grad` as it is beside an image, arguments as `arranged`."""
-    if not channels_last:
-        return is_planar(grad)
     strides = grad.stride()
+    if not channels_last:
+        return _has_planes(grad.shape, strides)
     return strides[1] == 1 and 0 not in strides
 
 
