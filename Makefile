@@ -47,7 +47,7 @@ compiled: $(VENV)/cuda
 # gpu-full can be made by itself.
 MINUTES ?= 8
 VISIT = $(PYTHON) benchmarks/visit.py --minutes $(MINUTES)
-GPU_TESTS = $(sort $(shell grep -rlE --include='test_*.py' '^pytestmark = .*pytest\.mark\.gpu\b' tests))
+GPU_TESTS = $(sort $(shell grep -rlE --include='test_*.py' '^(pytestmark = .*|@)pytest\.mark\.gpu\b' tests))
 # Triton compiles on the CPU.
 PARALLEL = $(shell $(PYTHON) -c 'import xdist' 2> /dev/null && echo -n$$(nproc))
 

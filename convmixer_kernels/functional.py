@@ -40,7 +40,8 @@ def depthwise_conv2d(
 
     Args:
         input: (N, C, H, W), any N >= 0. Contiguous, channels_last, CNHW and slices of images or
-            channels are taken as they are.
+            channels are taken as they are; ``"triton"`` copies channels_last to contiguous and
+            back.
         weight: (C, 1, height, width), the dtype of `input`. ``"cuda"`` and ``"triton"`` take
             filters of which the taps reach over up to 31 rows and columns of the image. Square ones
             of k = 3, 5, 7, 8, 9, 11, 13, 15 without dilation have kernels of their own. The others
@@ -433,11 +434,14 @@ def _after_training(
     parameters: tuple[Tensor | None, ...],
 ) -> None:
     """Store statistics that were updated in copies of another precision, and tell of a graph."""
-    if not norm.of_batch:
+    if norm.of_batch:
+        for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
+            if buffer is not None and updated is not None and updated is not buffer:
+                buffer.copy_(updated)
+    if torch.compiler.is_compiling():
         return
-    for buffer, updated in ((running_mean, norm.running_mean), (running_var, norm.running_var)):
-        if buffer is not None and updated is not None and updated is not buffer:
-            buffer.copy_(updated)
-    if not torch.compiler.is_compiling():
+    if norm.of_batch:
         inference_tables.forget((running_mean, running_var))
-        inference_tables.trained((running_mean, running_var, *parameters))
+        inference_tables.trained((running_mean, running_var))
+    if torch.is_grad_enabled():
+        inference_tables.trained(parameters)

@@ -38,6 +38,8 @@ CONVOLUTIONS = (
     "input_gradient_added",
 )
 BATCH_NORM = ("moments", "normalise", "gradient_sums", "value_gradient")
+# Copies between channels_last and planes.
+TRANSPOSITIONS = ("to_planes", "from_planes")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Launch:
 class Case:
     """A kernel to compile: an operation on a (N, C, H, W) problem; GELU where there is a choice.
 
-    Operations of `BATCH_NORM` have no kernel size.
+    Only operations of `CONVOLUTIONS` have a kernel size, and only those of `BATCH_NORM` a layout.
     """
 
     operation: str
@@ -143,8 +145,6 @@ def cases() -> Iterator[Case]:
             yield Case(operation, size, shape=(1, 256, 32, 32))
             for width in (28, 14, 7):
                 yield Case(operation, size, shape=(64, 1536, width, width))
-            for width in (32, 14):
-                yield Case(operation, size, shape=(64, 1536, width, width), channels_last=True)
     # Odd widths, whose elements are addressed one by one, take the most registers.
     for operation in ("forward", "forward_normalised", "input_gradient_added"):
         yield Case(operation, 13, shape=(64, 1536, 7, 7))
@@ -161,6 +161,10 @@ def cases() -> Iterator[Case]:
         yield Case(operation, dtype=torch.float32)
         yield Case(operation, shape=(64, 1536, 7, 7))
         yield Case(operation, channels_last=True)
+    for operation in TRANSPOSITIONS:
+        yield Case(operation)
+        yield Case(operation, dtype=torch.float32)
+        yield Case(operation, shape=(64, 1536, 7, 7))
 
 
 def complaint(case: Case, architecture: str, kernel: sass.Kernel) -> str | None:
@@ -169,7 +173,7 @@ def complaint(case: Case, architecture: str, kernel: sass.Kernel) -> str | None:
     float32 takes no matrix instructions, all others do; and the reference sizes keep to
     `_MOST_INSTRUCTIONS`.
     """
-    if case.operation in BATCH_NORM:
+    if case.operation not in CONVOLUTIONS:
         return None
     if (kernel.mix["HMMA"] > 0) == (case.dtype == torch.float32):
         return f"{kernel.name} sm_{architecture}: {kernel.mix['HMMA']} matrix instructions"
@@ -192,6 +196,8 @@ def weigh(case: Case, architecture: str) -> sass.Kernel:
     configuration = None
     if case.operation in BATCH_NORM:
         launch = batch_norm_launch(case)
+    elif case.operation in TRANSPOSITIONS:
+        launch = transposition_launch(case)
     else:
         configuration = case.configuration(architecture)
         launch = convolution_launch(case, configuration)
@@ -223,7 +229,7 @@ def convolution_launch(case: Case, configuration: Configuration) -> Launch:
             kernel = large_filters.weight_gradient_kernel(key)
             constants = large_filters.weight_gradient_constants(key, configuration)
         else:
-            kernel = depthwise_weight_gradient.kernel(key, configuration)
+            kernel = depthwise_weight_gradient.kernel(key)
             constants = depthwise_weight_gradient.constants(key, configuration)
         return Launch(
             kernel,
@@ -251,7 +257,7 @@ def convolution_launch(case: Case, configuration: Configuration) -> Launch:
     normalised = case.operation == "forward_normalised"
     activation = "gelu" if normalised else "identity"
     return Launch(
-        depthwise_forward.kernel(key, configuration),
+        depthwise_forward.kernel(key),
         {
             "input_ptr": element,
             "filter_ptr": element,
@@ -287,6 +293,22 @@ def batch_norm_launch(case: Case) -> Launch:
     }
     options = {"num_warps": launch.options["num_warps"]}
     return Launch(function, pointers, {**launch.constants, "ACTIVATION": "gelu"}, options)
+
+
+def transposition_launch(case: Case) -> Launch:
+    """Describe the launch of `planes` for a case."""
+    from convmixer_kernels.backends.triton import planes
+    from convmixer_kernels.backends.triton.kernels.transpose import transpose_kernel
+
+    pixels = case.tensor.to(memory_format=torch.channels_last)
+    options = planes.plan(pixels, case.operation == "to_planes").options
+    element = f"*{_TYPES[case.dtype]}"
+    return Launch(
+        transpose_kernel,
+        {"pixels_ptr": element, "planes_ptr": element},
+        {name: value for name, value in options.items() if name.isupper()},
+        {"num_warps": options["num_warps"]},
+    )
 
 
 def compile_launch(launch: Launch, architecture: str) -> Any:

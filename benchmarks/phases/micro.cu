@@ -128,23 +128,23 @@ template <int Stages>
 __global__ void copy_in_bulk(const uint4* from, uint4* to, int planes) {
 #if __CUDA_ARCH__ >= 900
   constexpr unsigned plane_bytes = plane * plane * 2;
-  __shared__ alignas(8) uint64_t arrived[4][Stages];
   device::SharedMemory memory;
   const int warp = int(threadIdx.x) / 32;
   char* const stages = memory.take<char>(size_t(blockDim.x / 32) * Stages * plane_bytes) +
                        size_t(warp) * Stages * plane_bytes;
+  uint64_t* const arrived = memory.take<uint64_t>(size_t(blockDim.x / 32) * Stages) + warp * Stages;
   if (threadIdx.x % 32 != 0) return;
   const int all = int(gridDim.x * blockDim.x) / 32;
   const int own = int(blockIdx.x * blockDim.x) / 32 + warp;
   const auto shared = [](const void* at) { return unsigned(__cvta_generic_to_shared(at)); };
   for (int stage = 0; stage < Stages; ++stage)
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared(&arrived[warp][stage])));
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared(arrived + stage)));
   asm volatile("fence.proxy.async;" ::: "memory");
   const auto offset = [&](int number) { return (own + size_t(number) * all) * plane_bytes; };
   const auto exists = [&](int number) { return own + int64_t(number) * all < planes; };
   const auto fetch = [&](int number) {
     if (!exists(number)) return;
-    const unsigned barrier = shared(&arrived[warp][number % Stages]);
+    const unsigned barrier = shared(arrived + number % Stages);
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier),
                  "r"(plane_bytes)
                  : "memory");
@@ -162,7 +162,7 @@ __global__ void copy_in_bulk(const uint4* from, uint4* to, int planes) {
     asm volatile(
         "{.reg .pred done;\n"
         "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-        "@!done bra again;}" ::"r"(shared(&arrived[warp][number % Stages])),
+        "@!done bra again;}" ::"r"(shared(arrived + number % Stages)),
         "r"(number / Stages % 2)
         : "memory");
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
@@ -181,7 +181,10 @@ void bulk_copy(const Tensors& tensors, int blocks_resident) {
   CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
   if (major < 9) return;
   constexpr unsigned threads = 128;
-  const size_t needed = size_t(threads / 32) * Stages * plane * plane * 2;
+  // Barriers lie in dynamic shared memory as well: with any static one `allow_shared_memory` fails.
+  const size_t stages = size_t(threads / 32) * Stages;
+  const size_t needed = device::SharedMemory::bytes<char>(stages * plane * plane * 2) +
+                        device::SharedMemory::bytes<uint64_t>(stages);
   const dim3 grid(unsigned(multiprocessors() * blocks_resident));
   CHECK(device::allow_shared_memory(reinterpret_cast<const void*>(copy_in_bulk<Stages>)));
   CHECK(cudaMemset(tensors.output[0], 0, 2 * elements));

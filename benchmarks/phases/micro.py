@@ -56,7 +56,8 @@ def _program(visit: Visit, name: str) -> None:
             found = json.loads(line)
             visit.facts.add("micro", what=found.pop("name"), headers=name, **found)
     if ran.returncode:
-        raise RuntimeError(facts.shortened(ran.stdout))
+        said = [line for line in ran.stdout.splitlines() if not line.startswith("{")]
+        raise RuntimeError(facts.shortened("\n".join(said)))
 
 
 def _operators(visit: Visit, case: Case) -> None:

@@ -32,8 +32,9 @@ def run(implementation: str, size: str, device: torch.device) -> None:
     for format in (torch.contiguous_format, torch.channels_last):
         for kernel_size, height, width in planes:
             shape = (images, channels, height, width)
-            input = torch.randn(shape, device=device).to(dtype).to(memory_format=format)
-            weight = torch.randn(channels, 1, kernel_size, kernel_size, device=device).to(dtype)
+            # A tensor is made on the CPU: initcheck follows what every kernel of PyTorch writes.
+            input = torch.randn(shape).to(dtype).to(memory_format=format).to(device)
+            weight = torch.randn(channels, 1, kernel_size, kernel_size).to(dtype).to(device)
             every_operator(implementation, input, weight)
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -41,9 +42,9 @@ def run(implementation: str, size: str, device: torch.device) -> None:
 
 def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
     channels, kernel_size = input.shape[1], weight.shape[-1]
-    normalisation = torch.ones(5, channels, device=input.device)
-    sums = torch.ones(2, channels, device=input.device)
-    gamma, beta, mean, var = torch.ones(4, channels, device=input.device).unbind()
+    normalisation = torch.ones(5, channels).to(input.device)
+    sums = torch.ones(2, channels).to(input.device)
+    gamma, beta, mean, var = torch.ones(4, channels).to(input.device).unbind()
     steps = dispatch.backend(impl)
     output = steps.forward(input, weight, beta)
     value, moments = steps.forward_moments(input, weight, None, "gelu")

@@ -1,4 +1,4 @@
-"""The tests whose tensors are on the GPU: of CUDA, then of Triton; beside them large tensors."""
+"""The tests whose tensors are on the GPU: of CUDA, of Triton, and those of large tensors."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ class Part(NamedTuple):
     parallel: bool
 
 
-# Those of a line run one after another, the lines at once.
+# All run at once. A process takes seconds to import what tests need, so that more of them would
+# spend their time on that: two parts share the processors.
 PARTS = (
-    (
-        Part("cuda", "gpu and not memory", "not triton", True),
-        Part("triton", "gpu and not memory", "triton", True),
-    ),
-    (Part("memory", "gpu and memory", "", False),),
+    Part("cuda", "gpu and not memory", "not triton", True),
+    Part("triton", "gpu and not memory", "triton", True),
+    Part("memory", "gpu and memory", "", False),
 )
 PLUGINS = ("-pno:cacheprovider", "-ptests.reasons")
 # Outcomes as pytest prints them, alone and from several processes.
@@ -46,7 +45,8 @@ _OUTCOME = re.compile(
 _REASON = re.compile(r"REASON (?P<test>[^\t]+)\t(?P<reason>.*)")
 # After so many tests their counts become a fact: the limit of this phase is likely to end it.
 _TESTS_A_FACT = 50
-_MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.gpu\b", re.MULTILINE)
+# A whole file is marked, or one test of it.
+_MARKED = re.compile(r"^(pytestmark = .*|@)pytest\.mark\.gpu\b", re.MULTILINE)
 
 
 def suite(visit: Visit) -> None:
@@ -54,30 +54,29 @@ def suite(visit: Visit) -> None:
     missing = [name for name in ("pytest", "xdist") if importlib.util.find_spec(name) is None]
     if missing:
         raise NotMeasured(f"there is no {missing[0]}")
-    processes.side_by_side([partial(_run, visit, parts) for parts in PARTS])
+    processes.side_by_side([partial(_run, visit, part) for part in PARTS])
 
 
-def _run(visit: Visit, parts: Iterable[Part]) -> None:
-    for part in parts:
-        jobs = f"-n{os.cpu_count()}" if part.parallel else "-pno:xdist"
-        command = [
-            *(sys.executable, "-m", "pytest", "-v", "--tb=short", *PLUGINS),
-            *(jobs, "-m", part.markers, "-k", part.words, *gpu_tests()),
-        ]
-        log = visit.folder / f"suite-{part.name}.log"
-        with (
-            log.open("w", buffering=1) as output,
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment(OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1"),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            ) as tests,
-        ):
-            assert tests.stdout is not None
-            count(part.name, tests.stdout, visit.facts, output)
+def _run(visit: Visit, part: Part) -> None:
+    jobs = f"-n{max(1, (os.cpu_count() or 1) // 2)}" if part.parallel else "-pno:xdist"
+    command = [
+        *(sys.executable, "-m", "pytest", "-v", "--tb=short", *PLUGINS),
+        *(jobs, "-m", part.markers, "-k", part.words, *gpu_tests()),
+    ]
+    log = visit.folder / f"suite-{part.name}.log"
+    with (
+        log.open("w", buffering=1) as output,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as tests,
+    ):
+        assert tests.stdout is not None
+        count(part.name, tests.stdout, visit.facts, output)
 
 
 def count(part: str, lines: Iterable[str], facts: Facts, log: IO[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.lib.facts import Fact, fields, of
 from benchmarks.reports.formats import NOTHING, digits, markdown
-from benchmarks.reports.records import Run
+from benchmarks.reports.records import Run, commit_name
 
 # Facts of which each says that something is not as it should be.
 _TROUBLE = ("wrong", "failed")
@@ -153,8 +153,10 @@ def phases(facts: Iterable[Fact]) -> list[str]:
 def report(run: Run) -> list[str]:
     """Parts of the report; none for results that check nothing but what they time."""
     parts = []
-    wrong = trouble(run.facts)
-    wrong += [f"{each}: {each.wrong}" for each in run.records if each.wrong]
+    wrong = [f"{each}: {each.wrong}" for each in run.records if each.wrong]
+    for began, others in reversed(_visits(run.facts)):
+        commit = commit_name(began["commit"])
+        wrong += [f"{began['time'][:16]}, commit {commit}: {line}" for line in trouble(others)]
     if wrong:
         parts += ["## Wrong or failed\n", _list(wrong)]
     if found := results(run.facts):
@@ -170,6 +172,17 @@ def report(run: Run) -> list[str]:
         if rows[1:]:
             parts += [f"## {title}\n", markdown(rows[0], rows[1:])]
     return parts
+
+
+def _visits(facts: Iterable[Fact]) -> list[tuple[Fact, list[Fact]]]:
+    """The first fact of each visit, and those after it."""
+    visits: list[tuple[Fact, list[Fact]]] = []
+    for fact in facts:
+        if fact["fact"] == "begin":
+            visits.append((fact, []))
+        else:
+            visits[-1][1].append(fact)
+    return visits
 
 
 def _text(fact: Fact) -> str:

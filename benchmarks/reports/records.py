@@ -163,7 +163,7 @@ def load(paths: Sequence[Path]) -> Run:
     return Run(
         machine=files[-1]["machine_info"],
         ceilings=ceilings[-1] if ceilings else None,
-        commits=list(dict.fromkeys(_commit(content["commit_info"]) for content in files)),
+        commits=list(dict.fromkeys(commit_name(content["commit_info"]) for content in files)),
         dates=list(dict.fromkeys(content["datetime"][:10] for content in files)),
         selections=list(dict.fromkeys(content["selection"] for content in files)),
         records=list(records.values()),
@@ -213,7 +213,7 @@ def read_visit(path: Path) -> dict[str, Any]:
     }
 
 
-_STORED_ELSEWHERE = ("begin", "machine", "ceilings", "measured", "skipped")
+_STORED_ELSEWHERE = ("machine", "ceilings", "measured", "skipped")
 
 
 def add_provenance(to: Facts, selection: str, commit: dict[str, Any], **more: Any) -> None:
@@ -241,7 +241,8 @@ def _read_benchmarks(path: Path) -> dict[str, Any]:
     return content
 
 
-def _commit(information: dict[str, Any]) -> str:
+def commit_name(information: dict[str, Any]) -> str:
+    """Return the first digits of a commit, and whether there were changes beside it."""
     return information["id"][:12] + (" with changes" if information.get("dirty") else "")
 
 

@@ -185,6 +185,9 @@ class Config:
         choices=("auto", "true", "false"),
     )
     compile: bool = setting(False, "compile the model with torch.compile")
+    cuda_graphs: bool = setting(
+        False, "replay the model's forward and backward passes as CUDA graphs; off on a CPU"
+    )
     cudnn_benchmark: bool = setting(
         True, "let cuDNN measure its algorithms and take the fastest, as the authors do"
     )
@@ -265,6 +268,9 @@ def check(config: Config) -> None:
             f"optimizer.warmup_epochs {optimizer.warmup_epochs} needs optimizer.schedule cosine: "
             f"the {optimizer.schedule} schedule starts at 0 by itself"
         )
+    for name in ("compile", "gradient_checkpointing"):
+        if config.cuda_graphs and getattr(config, name):
+            raise UsageError(f"cuda_graphs true works with {name} false, got {name} true")
     if augment.mix_images % 2:
         raise UsageError(
             f"augment.mix_images: images are mixed in pairs, got the odd {augment.mix_images}"

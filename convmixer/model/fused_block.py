@@ -10,6 +10,7 @@ operations and the module exchange different messages.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
@@ -206,10 +207,21 @@ def runs_kernels(input: Tensor, weight: Tensor | None, impl: str) -> bool:
 
 
 def forget_tables(block: nn.Module) -> None:
-    """Have inference compute anew what it keeps of a block whose norms trained by themselves."""
+    """Have inference compute anew what it keeps of a block whose modules have run by themselves.
+
+    A CUDA graph that captures them may change the statistics of their norms and, with an optimizer,
+    their parameters.
+    """
     if not torch.compiler.is_compiling():
-        trained = (module for module in block.modules() if module.training)
-        inference_tables.forget(each for module in trained for each in module.buffers(False))
+        inference_tables.forget(_trained_buffers(block))
+        inference_tables.trained(_trained_buffers(block))
+        if torch.is_grad_enabled():
+            inference_tables.trained(block.parameters())
+
+
+def _trained_buffers(block: nn.Module) -> Iterator[Tensor]:
+    trained = (module for module in block.modules() if module.training)
+    return (buffer for module in trained for buffer in module.buffers(recurse=False))
 
 
 def untouched(module: nn.Module, kind: type[_Module]) -> TypeGuard[_Module]:

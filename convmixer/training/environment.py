@@ -50,10 +50,21 @@ def effective_amp(config: Config, device: torch.device) -> str:
     return config.amp if device.type == "cuda" else "none"
 
 
+def replays_cuda_graphs(config: Config, device: torch.device) -> bool:
+    """Return whether CUDA graphs replay training: as the settings say on a GPU, never on a CPU."""
+    return config.cuda_graphs and device.type == "cuda"
+
+
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """Return the autocast context of the settings; without mixed precision it does nothing."""
     dtype = AMP_DTYPES.get(effective_amp(config, device))
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    return torch.autocast(
+        device.type,
+        dtype or torch.bfloat16,
+        enabled=dtype is not None,
+        # A graph has to cast the weights in every replay.
+        cache_enabled=not replays_cuda_graphs(config, device),
+    )
 
 
 def memory_format(config: Config, device: torch.device) -> torch.memory_format:

@@ -368,6 +368,11 @@ class TrainingLoader:
         """Optimizer steps of an epoch."""
         return self._batches.steps
 
+    @property
+    def images_at_once(self) -> int:
+        """Images of each batch of this process."""
+        return self._batches.images_at_once
+
     def loaded(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
         """Iterate over batches as they come from the processes that load images."""
         self._batches.epoch, self._batches.first_step = epoch, first_step

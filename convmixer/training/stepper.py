@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from convmixer.config.settings import Config
+from convmixer.errors import UsageError
 from convmixer.model.checkpoints import load_checkpoint
+from convmixer.training.cuda_graphs import replayed
 from convmixer.training.distributed import Processes
-from convmixer.training.environment import autocast, build_model, effective_amp, memory_format
+from convmixer.training.environment import (
+    autocast,
+    build_model,
+    effective_amp,
+    memory_format,
+    replays_cuda_graphs,
+)
 from convmixer.training.loaders import Batch
 from convmixer.training.metrics import EPOCH_METRICS, Predictions, no_sums, sums_of_batch
 from convmixer.training.optimizer import ExponentialMovingAverage, build_optimizer
@@ -37,6 +45,9 @@ class Stepper:
         parts: parts of a batch that this process computes one after another; None for those of the
             settings.
         stands_for: number of processes whose parts these are, in turn.
+
+    Raises:
+        UsageError: the model cannot work, or CUDA graphs with these processes.
     """
 
     def __init__(
@@ -50,6 +61,8 @@ class Stepper:
         self.parts = config.accumulation_steps if parts is None else parts
         self._stands_for = stands_for
         device = processes.device
+        if replays_cuda_graphs(config, device):
+            _check_one_process(max(processes.world, stands_for))
         self.model: nn.Module = build_model(config, device)
         if shares_statistics(config, processes):
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -57,6 +70,8 @@ class Stepper:
             ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         )
         self.parallel: nn.Module = self.model
+        """The model as training calls it: exchanging gradients, or replayed by CUDA graphs."""
+        self._keeps_gradients = False
         if processes.world > 1:
             # Buffers are not broadcast, because `average_statistics` needs those of each process.
             self.parallel = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
@@ -83,6 +98,28 @@ class Stepper:
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
 
+    def capture(self, images: int) -> None:
+        """Let CUDA graphs replay the model in all steps to come; its state stays as it is.
+
+        No other thread may use the GPU meanwhile, as those of a `DataLoader` do that pin memory.
+
+        Args:
+            images: number of images of each part of a batch.
+        """
+        config, device = self.config, self.processes.device
+        shape = (images, config.model.in_chans, *[config.data.image_size] * 2)
+        sample = torch.zeros(shape, device=device)
+        with autocast(config, device):
+            self.parallel = replayed(
+                self.model, sample.contiguous(memory_format=memory_format(config, device))
+            )
+        if self.parts > 1:
+            # Autograd would make the memory of the graphs the gradient of a parameter that has
+            # none, and the next part would overwrite it.
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            self._keeps_gradients = True
+
     def step(self, batch: Iterable[Batch], rate: float, number: int) -> None:
         """Take one step of the optimizer; nothing in it is drawn at random.
 
@@ -108,7 +145,7 @@ class Stepper:
         )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         if self.average is not None:
             self.average.update(self.model, number)
 
@@ -221,7 +258,10 @@ class Stepper:
         if self._has_own_statistics and own is not None and len(own) == self.processes.world:
             for name, model in self._models().items():
                 model.load_state_dict(own[self.processes.rank][name], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Whether AdamW is fused goes by the device of this run, and with it that of its counters.
+        fused = self.optimizer.defaults["fused"]
+        groups = [{**each, "fused": fused} for each in state["optimizer"]["param_groups"]]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if state["scaler"]:  # The state of a run on a CPU is empty.
             self.scaler.load_state_dict(state["scaler"])
         if self.processes.is_main:
@@ -229,6 +269,22 @@ class Stepper:
             # A metric that was declared after the state was saved has no value for its epoch.
             self.sums.fill_(math.nan if saved[0] else 0.0)
             self.sums[: len(saved)] = saved
+
+
+def _check_one_process(processes: int) -> None:
+    """Check that CUDA graphs may replay a step.
+
+    The exchange of gradients overlaps with a backward pass, and the momentum of BatchNorm changes
+    from part to part where one process stands for several; a graph has neither.
+
+    Raises:
+        UsageError: there are several processes.
+    """
+    if processes > 1:
+        raise UsageError(
+            "cuda_graphs true works in a run that was started as one process, got a run of "
+            f"{processes} processes: set cuda_graphs false"
+        )
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:

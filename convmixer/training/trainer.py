@@ -19,6 +19,7 @@ from convmixer.terminal import few
 from convmixer.training.bad_images import check_bad_images
 from convmixer.training.checkpoint_writer import CheckpointWriter
 from convmixer.training.distributed import Processes
+from convmixer.training.environment import replays_cuda_graphs
 from convmixer.training.fingerprint import check_same_images, fingerprint
 from convmixer.training.loaders import (
     Batch,
@@ -170,6 +171,8 @@ class Trainer:
         )
         self.writer = CheckpointWriter(folder, config.keep)
         self.loader = self._training_loader()
+        if replays_cuda_graphs(config, processes.device):
+            self.stepper.capture(self.loader.images_at_once)
         self.test_loader = self._evaluation_loader(splits.test)
         self.validation_loader = (
             None if splits.validation is None else self._evaluation_loader(splits.validation)

@@ -22,13 +22,13 @@ TRITON = [
     ("forward", (2, 3, 32, 32), 9, "bfloat16", "contiguous", (8, 0)),
     ("forward_normalised", (2, 16, 16, 16), 9, "bfloat16", "channels_last", (9, 0)),
     ("weight_gradient", (2, 3, 32, 32), 9, "bfloat16", "contiguous", (9, 0)),
-    ("weight_gradient", (2, 16, 16, 16), 9, "bfloat16", "channels_last", (8, 0)),
+    ("weight_gradient", (5, 24, 7, 7), 9, "bfloat16", "channels_last", (9, 0)),
     ("forward", (2, 2, 20, 16), 31, "bfloat16", "contiguous", (8, 0)),
     ("input_gradient", (3, 1, 7, 14), 24, "float16", "channels_last", (9, 0)),
     ("weight_gradient", (2, 2, 20, 16), 31, "bfloat16", "contiguous", (9, 0)),
     ("statistics", (5, 3, 7, 7), 9, "bfloat16", "contiguous", (8, 0)),
     ("statistics", (2, 16, 16, 16), 9, "float16", "channels_last", (9, 0)),
-    ("forward", (2, 3, 20, 9), 7, "float32", "contiguous", (8, 0)),
+    ("forward", (2, 3, 20, 9), 7, "float32", "channels_last", (8, 0)),
     ("weight_gradient", (2, 3, 20, 9), 7, "float32", "contiguous", (8, 0)),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -52,10 +53,8 @@ FP32_SHAPES = [
     for number, (n, c, h, w, k) in enumerate(SHAPES)
     if k < 11 or number % 2
 ]
-# Shapes with vectors of eight channels: whole, half and several groups of channels.
 CHANNELS_LAST_SHAPES = [
-    (1, 8, 1, 2, 3), (2, 8, 3, 3, 15), (3, 8, 5, 1, 8), (1, 40, 4, 4, 5), (2, 16, 7, 7, 9),
-    (1, 16, 8, 9, 8), (1, 8, 17, 10, 7), (1, 24, 3, 18, 11), (5, 8, 2, 8, 9), (1, 8, 24, 3, 13),
+    (1, 8, 1, 2, 3), (3, 8, 5, 1, 8), (1, 40, 4, 4, 5), (2, 16, 7, 7, 9), (1, 3, 17, 10, 13),
 ]  # fmt: skip
 
 
@@ -267,13 +266,10 @@ def test_infinities_and_nan_stay_in_their_plane() -> None:
 @pytest.mark.memory
 @needs_kernels
 def test_more_elements_than_32_bits_count() -> None:
-    """Images, channels and rows more than 2**31 elements apart, with strides of fewer."""
+    """Images and channels more than 2**31 elements apart, with strides of fewer."""
     torch.use_deterministic_algorithms(False)  # filling the gaps with NaN would need the memory
     far = 2**30
-    places = [(far, 64, 8, 1), (64, far, 8, 1), (32, 128, far, 1), (16, 128, 8, far)]
-    # Large filters take planes alone.
-    planes = [(far, 9, 3, 1), (9, far, 3, 1)]
-    for strides, size in [(each, 5) for each in places] + [(each, 17) for each in planes]:
+    for strides, size in itertools.product([(far, 9, 3, 1), (9, far, 3, 1)], (5, 17)):
         case = random_case((3, 3, 3, 3, size), FP16)
         extent = 1 + sum(
             (size - 1) * stride for size, stride in zip(case.input.shape, strides, strict=True)
@@ -297,11 +293,6 @@ def test_more_elements_than_32_bits_count() -> None:
 # Configurations other than those that the small shapes above are given.
 
 
-def arranged(tensor: Tensor) -> Tensor:
-    """channels_last if its channels can be accessed by vectors."""
-    return tensor if tensor.shape[1] % 8 else strided.channels_last(tensor)
-
-
 def every_candidate() -> Iterator[object]:
     """Yield every candidate for a few shapes, in turn with one split a channel and with several."""
     for shape, dtype in [
@@ -309,10 +300,8 @@ def every_candidate() -> Iterator[object]:
         ((1, 2, 20, 8, 8), FP16),
         ((2, 1, 18, 9, 11), FP16),
         ((2, 1, 9, 9, 3), FP32),
-        ((2, 8, 18, 9, 5), FP16),
-        ((1, 8, 12, 8, 11), FP16),
     ]:
-        tensor = arranged(torch.empty(shape[:4], dtype=dtype, device="meta"))
+        tensor = torch.empty(shape[:4], dtype=dtype, device="meta")
         key = ShapeKey.of((tensor, tensor), shape[4])
         for operation, find in {
             "forward": configurations.forward_candidates,
@@ -350,7 +339,6 @@ def test_every_configuration_gives_the_same(
     for find in ("forward_candidates", "weight_gradient_candidates"):
         monkeypatch.setattr(configurations, find, lambda key, context: (configuration,))
     case = random_case(shape, dtype)
-    case.input, case.grad_output = arranged(case.input), arranged(case.grad_output)
     tensors = (case.input, case.weight, case.bias, case.grad_output)
     exact = oracle.convolve(*tensors, torch.float64)
     pytorch = oracle.convolve(*tensors, dtype)

@@ -20,12 +20,14 @@ KERNELS = {
     "weight gradient 31 sm_80": ("weight_gradient", 31, "float16", False, "80"),
     "forward float32 sm_90": ("forward", 7, "float32", False, "90"),
     "normalised 9 sm_90": ("forward_normalised", 9, "float16", False, "90"),
-    "forward 9 channels_last sm_90": ("forward", 9, "bfloat16", True, "90"),
-    "weight gradient 9 channels_last sm_90": ("weight_gradient", 9, "bfloat16", True, "90"),
     "moments sm_90": ("moments", 0, "float16", False, "90"),
     "normalise sm_90": ("normalise", 0, "float16", True, "90"),
     "gradient sums sm_90": ("gradient_sums", 0, "bfloat16", True, "90"),
     "value gradient sm_90": ("value_gradient", 0, "float16", False, "90"),
+    "to planes float16 sm_90": ("to_planes", 0, "float16", False, "90"),
+    "to planes float32 sm_90": ("to_planes", 0, "float32", False, "90"),
+    "from planes float16 sm_90": ("from_planes", 0, "float16", False, "90"),
+    "from planes float32 sm_90": ("from_planes", 0, "float32", False, "90"),
 }
 
 
@@ -44,6 +46,9 @@ for name, (operation, size, dtype, channels_last, architecture) in {KERNELS!r}.i
     results[name] = vars(kernel)
     results[name]["complaint"] = triton_kernels.complaint(case, architecture, kernel)
     results[name]["rows"] = case.configuration(architecture).unrolled_rows if size else 1
+    if operation in triton_kernels.TRANSPOSITIONS:
+        launch = triton_kernels.transposition_launch(case)
+        results[name]["ptx"] = triton_kernels.compile_launch(launch, architecture).asm["ptx"]
 print(json.dumps(results))
 """
     pytest.importorskip("triton")
@@ -133,19 +138,15 @@ def test_epilogue_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
     assert per_row(kernel, "LDGSTS") == 5 and per_row(kernel, "LDG") == 0
 
 
-def test_channels_last_machine_code(compiled: dict[str, dict[str, Any]]) -> None:
-    """A warp multiplies 16 tiles of a channel; 16 warps access 8 channels of a pixel at a time."""
-    kernel = compiled["forward 9 channels_last sm_90"]
-    assert per_row(kernel, "HMMA") == 9
-    # The tile of an input row, 16 channels x 16 tiles x 16 columns, is two vectors a thread.
-    assert per_row(kernel, "LDGSTS") == 2 and per_row(kernel, "STG") == 1
-    # No 16-bit accesses to shared memory: words and vectors, in and out.
-    assert per_row(kernel, "LDS") <= 5 and per_row(kernel, "STS") <= 5
-    assert per_row(kernel, "total") <= 68
-    gradient = compiled["weight gradient 9 channels_last sm_90"]
-    assert per_row(gradient, "HMMA") == 9 + 1
-    assert per_row(gradient, "LDG") + per_row(gradient, "LDGSTS") == 4
-    assert per_row(gradient, "total") <= 84
+@pytest.mark.parametrize("direction", ["to", "from"])
+@pytest.mark.parametrize(("dtype", "vectors"), [("float16", 4), ("float32", 8)])
+def test_transpositions_access_memory_by_vectors(
+    direction: str, dtype: str, vectors: int, compiled: dict[str, dict[str, Any]]
+) -> None:
+    """Vectors of 16 bytes on both sides: a thread takes 32 elements of a tile of 64 x 64."""
+    ptx = compiled[f"{direction} planes {dtype} sm_90"]["ptx"]
+    for access in ("ld.global", "st.global"):
+        assert ptx.count(f"{access}.v4.b32") == ptx.count(access) == vectors
 
 
 def test_elementwise_machine_code(compiled: dict[str, dict[str, Any]]) -> None:

@@ -26,12 +26,8 @@ FP16, FP32 = torch.float16, torch.float32
 HOPPER = LaunchContext(capability=(9, 0), multiprocessors=132)
 
 
-def shape_key(
-    shape: tuple[int, ...],
-    dtype: torch.dtype = FP16,
-    arrange: Callable[[Tensor], Tensor] = Tensor.contiguous,
-) -> ShapeKey:
-    tensor = arrange(torch.empty(shape[:4], dtype=dtype, device="meta"))
+def shape_key(shape: tuple[int, ...], dtype: torch.dtype = FP16) -> ShapeKey:
+    tensor = torch.empty(shape[:4], dtype=dtype, device="meta")
     return ShapeKey.of((tensor, tensor), shape[4])
 
 
@@ -57,9 +53,6 @@ def test_alignment_counts_every_stride_of_both_tensors() -> None:
     assert ShapeKey.of((tensor, tensor), 9).alignment == 8
     assert ShapeKey.of((tensor, strided.channels_outermost(tensor)), 9).alignment == 8
     assert ShapeKey.of((tensor, strided.slice_of_channels(tensor)), 9).alignment == 8
-    assert ShapeKey.of((tensor, strided.slice_of_rows_and_columns(tensor)), 9).alignment == 1
-    assert ShapeKey.of((strided.channels_last(tensor), tensor), 9).alignment == 1
-    assert ShapeKey.of((tensor, strided.every_other_pixel(tensor)), 9).alignment == 1
     shifted = torch.empty((2, 3 * 64 + 4), dtype=FP16, device="meta")[:, : 3 * 64]
     assert ShapeKey.of((tensor, shifted.unflatten(1, (3, 8, 8))), 9).alignment == 4
     # A single image has no image stride.
@@ -104,11 +97,7 @@ def test_strides_along_a_dimension_of_one_are_ignored() -> None:
 def every_shape_key() -> Iterator[ShapeKey]:
     generator = random.Random(0)
     for size in KERNEL_SIZES:
-        for dtype, arrange in (
-            (FP16, Tensor.contiguous),
-            (FP16, strided.channels_last),
-            (FP32, Tensor.contiguous),
-        ):
+        for dtype in (FP16, FP32):
             for _ in range(12):
                 images, channels = (
                     generator.choice((1, 7, 64, 1000)),
@@ -116,7 +105,7 @@ def every_shape_key() -> Iterator[ShapeKey]:
                 )
                 height = generator.choice((1, 2, 7, 8, 14, 31, 32, 100, 1024))
                 width = generator.choice((1, 7, 8, 14, 32, 100, 2048))
-                yield shape_key((images, channels, height, width, size), dtype, arrange)
+                yield shape_key((images, channels, height, width, size), dtype)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
@@ -155,33 +144,6 @@ def test_the_reference_shape() -> None:
     )
     gradient = configurations.weight_gradient(reference, HOPPER)
     assert (gradient.tiles, gradient.unrolled_rows, gradient.row_blocks) == (16, 8, 1)
-
-
-def test_channels_last_is_accessed_by_vectors_of_channels() -> None:
-    tensor = torch.empty((2, 24, 5, 7), dtype=FP16, device="meta")
-    last = strided.channels_last(tensor)
-    assert ShapeKey.of((last, last), 9).channels_last
-    assert not ShapeKey.of((tensor, tensor), 9).channels_last
-    assert not ShapeKey.of((last, tensor), 9).channels_last
-    assert not ShapeKey.of((last, last, tensor), 9).channels_last
-    # Slices of pixels and of eight channels, but not of twelve; nothing that is not aligned.
-    assert ShapeKey.of((last[:, :, 1:, 2:],) * 2, 9).channels_last
-    assert ShapeKey.of((last[:, 8:],) * 2, 9).channels_last
-    assert not ShapeKey.of((last[:, :12],) * 2, 9).channels_last
-    assert not ShapeKey.of((last.float(),) * 2, 9).channels_last
-    unaligned = strided.channels_last(torch.zeros((2, 32, 5, 7), dtype=FP16))[:, 4:28]
-    assert not ShapeKey.of((unaligned,) * 2, 9).channels_last
-
-
-@pytest.mark.parametrize("size", KERNEL_SIZES)
-def test_channels_last_gives_every_warp_a_channel(size: int) -> None:
-    for shape in ((64, 768, 32, 32, size), (64, 768, 14, 14, size), (1, 64, 64, 64, size)):
-        each = shape_key(shape, arrange=strided.channels_last)
-        for find in (configurations.forward_candidates, configurations.weight_gradient_candidates):
-            for candidate in find(each, HOPPER):
-                assert candidate.channels == candidate.num_warps == (8 if size > 9 else 16)
-                assert candidate.registers is not None
-                assert candidate.registers * 32 * candidate.num_warps <= 65536
 
 
 @pytest.mark.parametrize("images", [1, 64])

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, prune
 
 from convmixer import ConvMixer
 from convmixer.model import fused_block, layers
-from convmixer_kernels import functional
+from convmixer_kernels import functional, inference_tables
 from tests.helpers import fused_cases
 from tests.helpers.fused_cases import DEVICE, Use
 from tests.model.test_pointwise import copies_of
@@ -393,6 +393,30 @@ def test_statistics_that_hooked_norms_have_trained_are_seen(place: str, use: Use
     model.eval()
     after = model(batch)
     assert torch.equal(after, copy.deepcopy(model)(batch)) and not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("trained", ["running_mean", "bias"])
+@pytest.mark.parametrize("place", ["stem.2", "blocks.0.0.fn.2", "blocks.1.3"])
+def test_what_a_graph_of_hooked_norms_trains_is_seen(
+    place: str, trained: str, use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replays train statistics, or parameters beside frozen statistics, without a new version."""
+    model = small(use("cuda")).half().eval()
+    batch = images(2, 3, 8, 8).half()
+    norm = model.get_submodule(place)
+    hook = norm.register_forward_hook(lambda *_: None)
+    norm.train(trained == "running_mean")
+    monkeypatch.setattr(inference_tables, "_is_capturing", lambda: True)
+    with torch.set_grad_enabled(trained == "bias"):
+        model(batch)
+    monkeypatch.setattr(inference_tables, "_is_capturing", lambda: False)
+    hook.remove()
+    model.eval()
+    with torch.no_grad():
+        before = model(batch)
+        getattr(norm, trained).data.add_(1)
+        after = model(batch)
+        assert torch.equal(after, copy.deepcopy(model)(batch)) and not torch.equal(after, before)
 
 
 def test_global_hooks_fire(use: Use, calls: list[str]) -> None:

@@ -337,6 +337,15 @@ def train_in_pytorch(module: nn.BatchNorm2d) -> None:
     )
 
 
+def differentiate(module: nn.BatchNorm2d) -> None:
+    """Run with the running statistics, for an optimizer of the parameters."""
+    gelu_batch_norm(
+        *(image(), module.weight, module.bias, module.running_mean, module.running_var),
+        training=False,
+        impl="cuda",
+    )
+
+
 def step(module: nn.BatchNorm2d) -> None:
     module.weight.grad = torch.ones_like(module.weight)
     torch.optim.SGD(module.parameters(), lr=1.0).step()
@@ -432,16 +441,17 @@ def test_captured_graphs_compute_their_own_tables(
     monkeypatch: pytest.MonkeyPatch, computed: list[int]
 ) -> None:
     """Replays see the statistics of their time, and change them without a new version."""
-    module, trained = norm(), norm()
+    module, trained, frozen = norm(), norm(), norm()
     monkeypatch.setattr(inference_tables, "_is_capturing", lambda: True)
     infer(module)
     train(trained)
     assert len(computed) == 1 and not kept(module)
+    differentiate(frozen)
     monkeypatch.undo()
-    assert not kept(trained)
-    infer(trained)
-    infer(module)
-    assert kept(module) and not kept(trained)
+    assert not kept(trained) and not kept(frozen)
+    for each in (trained, frozen, module):
+        infer(each)
+    assert kept(module) and not kept(trained) and not kept(frozen)
 
 
 def test_entries_go_with_their_tensors_and_have_an_upper_limit(

@@ -302,6 +302,23 @@ class TestFacts:
         assert bool(checks.trouble([fact])) is not right
 
 
+def test_the_report_names_the_visit_of_each_failure(tmp_path: Path) -> None:
+    paths = []
+    for day in (1, 2):
+        known = facts.Facts(tmp_path / f"{day}.jsonl")
+        commit = {"id": f"{day}" * 40, "dirty": day == 2}
+        known.add("begin", selection="visit", commit=commit, time=f"2026-01-0{day}T00:00:00")
+        known.add("machine", device="a GPU", kind="cuda")
+        known.add("failed", what=f"test {day}", error="it is off")
+        paths.append(known.path)
+    title, lines, *_ = checks.report(records.load(paths))
+    assert title == "## Wrong or failed\n"
+    assert lines == (
+        "- 2026-01-02T00:00, commit 222222222222 with changes: test 2: it is off\n"
+        "- 2026-01-01T00:00, commit 111111111111: test 1: it is off\n"
+    )
+
+
 def test_choices_are_told_with_their_circumstances() -> None:
     found = [
         {

@@ -90,6 +90,7 @@ def test_on_a_cpu_batches_stay_as_they_are():
     assert prefetched(batches, CPU) is batches
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_on_a_gpu_are_those_of_the_cpu(workers):

@@ -178,6 +178,19 @@ def test_the_optimizer_decays_by_group():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
 
 
+def test_a_run_of_another_device_goes_on_with_the_optimizer_of_this_one():
+    """It is fused on a GPU alone; a state names what it was made with."""
+    saved = _stepper()
+    state = saved.state()
+    for group in state["optimizer"]["param_groups"]:
+        assert group["fused"] is False
+        group["fused"] = True
+    resumed = _stepper()
+    resumed.load_state(state)
+    assert all(group["fused"] is False for group in resumed.optimizer.param_groups)
+    assert all(group["fused"] is True for group in state["optimizer"]["param_groups"])
+
+
 # Starting from a checkpoint
 
 

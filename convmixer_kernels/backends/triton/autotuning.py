@@ -164,12 +164,11 @@ def distinct(candidates: Sequence[Configuration]) -> list[Configuration]:
     """Return the first candidates that differ in their code, not only in their splits."""
     seen: dict[tuple[object, ...], Configuration] = {}
     for each in candidates:
-        seen.setdefault((each.tiles, each.unrolled_rows, each.channels, each.cuts_images), each)
+        seen.setdefault((each.tiles, each.unrolled_rows, each.cuts_images), each)
     return list(seen.values())[:MOST_CANDIDATES]
 
 
 def _describe(key: ShapeKey) -> str:
     shape = (key.images, key.channels, key.height, key.width)
     dtype = str(key.dtype).removeprefix("torch.")
-    layout = ", channels_last" if key.channels_last else ""
-    return f"{'x'.join(map(str, shape))} {dtype}{layout}, kernel size {key.kernel_size}"
+    return f"{'x'.join(map(str, shape))} {dtype}, kernel size {key.kernel_size}"

@@ -37,7 +37,6 @@ class Configuration:
         registers: upper limit for a thread, None for the compiler's choice.
         filter_rows: rows of the filter whose gradients a program sums (weight gradient in float32
             and of large filters).
-        channels: channels that a program works on at a time; more than one in channels_last.
         cost: modelled time, in no particular unit.
     """
 
@@ -49,7 +48,6 @@ class Configuration:
     splits: int
     registers: int | None
     filter_rows: int = 0
-    channels: int = 1
     num_warps: int = 1
     num_stages: int = 2
     cost: float = field(default=0.0, compare=False)
@@ -72,16 +70,12 @@ def weight_gradient(key: ShapeKey, context: LaunchContext) -> Configuration:
 @functools.lru_cache(maxsize=1024)
 def forward_candidates(key: ShapeKey, context: LaunchContext) -> tuple[Configuration, ...]:
     """Return every configuration worth considering, the best by the model first."""
-    if key.channels_last:
-        return _ranked(_channels_last_candidates(key, context, forward=True))
     return _ranked(_forward_candidates(key, context))
 
 
 @functools.lru_cache(maxsize=1024)
 def weight_gradient_candidates(key: ShapeKey, context: LaunchContext) -> tuple[Configuration, ...]:
     """Return every configuration worth considering, the best by the model first."""
-    if key.channels_last:
-        return _ranked(_channels_last_candidates(key, context, forward=False))
     return _ranked(_weight_gradient_candidates(key, context))
 
 
@@ -179,7 +173,7 @@ def _ranked(candidates: Iterator[Configuration]) -> tuple[Configuration, ...]:
 
 
 def _forward_candidates(key: ShapeKey, context: LaunchContext) -> Iterator[Configuration]:
-    """Yield the candidates of the planar and the float32 kernel."""
+    """Yield the candidates of the forward pass."""
     warps = _forward_warps(key)
     for tiles in (16, 32) if key.tensor_cores else (16,):
         for rows, iterations, block_rows in _forward_row_choices(key):
@@ -226,66 +220,8 @@ def _forward_row_choices(key: ShapeKey) -> Iterator[tuple[int, int, int]]:
             yield rows, iterations, block_rows
 
 
-def _channels_last_candidates(
-    key: ShapeKey, context: LaunchContext, forward: bool
-) -> Iterator[Configuration]:
-    """Yield candidates with a warp for each channel; row blocks fill whole iterations."""
-    size, height = key.kernel_size, key.height
-    halo = size - 1 if forward else 0
-    for rows in (8, 4) if forward and not key.wide else (4, 2):
-        fewest, most = math.ceil((halo + 1) / rows), math.ceil((height + halo) / rows)
-        for iterations in _coarse_range(fewest, most):
-            block_rows = iterations * rows - halo
-            row_blocks = math.ceil(height / block_rows)
-            mask_rows = row_blocks > 1 or height % rows != 0
-            limits = _channels_last_limits(key, forward, rows, mask_rows)
-            if limits is None:
-                continue
-            channels, registers = limits
-            shared = rows * channels * 16 * 2 * (key.window + (0 if forward else TILE_COLUMNS))
-            resident = _resident_programs(context, registers * channels, shared + (8 << 10))
-            if row_blocks == 1:
-                iterations = math.ceil(height / rows)
-            yield _choose_splits(
-                key,
-                context.multiprocessors * resident,
-                Configuration(
-                    tiles=16,
-                    unrolled_rows=rows,
-                    mask_rows=mask_rows,
-                    row_blocks=row_blocks,
-                    block_rows=block_rows if row_blocks > 1 else height,
-                    splits=1,
-                    registers=registers,
-                    channels=channels,
-                    num_warps=channels,
-                ),
-                program_cost=4 * size,
-                group_cost=_group_cost(16, iterations, rows, 1.3 if mask_rows else 1.0),
-            )
-
-
-def _channels_last_limits(
-    key: ShapeKey, forward: bool, rows: int, masked: bool
-) -> tuple[int, int] | None:
-    """Return channels of a program and registers of a thread with which nothing spills, or None.
-
-    Sixteen channels fill the sectors of memory, but leave 128 registers for each of their warps.
-    Iterations of more rows take fewer instructions and more registers.
-    """
-    if key.wide:
-        return (8, 255) if rows == 4 else None
-    if not forward:
-        return (16, 128) if rows == 2 or not masked else None
-    if rows == 8 and masked:
-        return None
-    if key.fused and masked and key.kernel_size >= 8:
-        return 8, 168
-    return 16, 128
-
-
 def _forward_warps(key: ShapeKey) -> int:
-    """Return the warps of a planar program with which nothing spills.
+    """Return the warps of a program with which nothing spills.
 
     A second warp takes half of the elements that are addressed one by one, and repeats the matrix
     products: 16 tiles are one. Wide windows need it for an epilogue, or for the largest filter on
@@ -313,7 +249,7 @@ def _forward_registers(key: ShapeKey, tiles: int, masked: bool) -> int | None:
 
 
 def _weight_gradient_candidates(key: ShapeKey, context: LaunchContext) -> Iterator[Configuration]:
-    """Yield the candidates of the planar and the float32 kernel."""
+    """Yield the candidates of the weight gradient."""
     size, height = key.kernel_size, key.height
     filter_rows, filter_row_groups, num_warps, tiles = 0, 1, 1, 16
     if not key.tensor_cores:
@@ -404,11 +340,10 @@ def _choose_splits(
     Programs run in waves of `slots`; each costs something before its first group of tiles.
     """
     groups = _groups(key, configuration)
-    channel_groups = math.ceil(key.channels / configuration.channels)
     best_cost, best_splits = math.inf, 1
     for per_program in _coarse_range(1, groups):
         splits = math.ceil(groups / per_program)
-        waves = math.ceil(channel_groups * splits / max(1, slots))
+        waves = math.ceil(key.channels * splits / max(1, slots))
         cost = waves * (program_cost + per_program * group_cost)
         if cost < best_cost:
             best_cost, best_splits = cost, splits

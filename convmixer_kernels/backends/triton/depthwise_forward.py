@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import layout
-from convmixer_kernels.backends.triton import autotuning, configurations, large_filters, launching
-from convmixer_kernels.backends.triton.configurations import Configuration
-from convmixer_kernels.backends.triton.kernels.depthwise_forward_channels_last import (
-    forward_channels_last_kernel,
+from convmixer_kernels.backends.triton import (
+    autotuning,
+    configurations,
+    large_filters,
+    launching,
+    planes,
 )
+from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.kernels.depthwise_forward_float32 import (
     forward_float32_kernel,
 )
@@ -75,14 +78,17 @@ def _convolve(
     activation: str,
     flipped: bool,
 ) -> Tensor:
-    output = layout.empty_like_input(source)
     if source.numel() == 0:
-        return output
-    tensors = (source, output) if addend is None else (source, output, addend)
+        return layout.empty_like_input(source)
+    input = planes.planar(source)
+    if addend is not None:
+        addend = input if addend is source else planes.planar(addend)
+    output = layout.empty_like_input(input)
+    tensors = (input, output) if addend is None else (input, output, addend)
     fused = addend is not None or normalisation is not None
     key = ShapeKey.of(tensors, weight.shape[-1], fused)
     bias = None if bias is None else bias.contiguous()
-    arguments = (source, weight.contiguous(), bias, normalisation, addend, output)
+    arguments = (input, weight.contiguous(), bias, normalisation, addend, output)
 
     def run(configuration: Configuration) -> None:
         configuration = configurations.for_batch(configuration, key)
@@ -92,7 +98,7 @@ def _convolve(
         rounded = key.of_rounded_batch()
         candidates = configurations.forward_candidates(rounded, launch_context(source.device))
         run(autotuning.choose("forward", rounded, candidates, run, source.device))
-    return output
+    return planes.arranged_like(output, source)
 
 
 def launch(
@@ -104,7 +110,7 @@ def launch(
 ) -> None:
     """Launch a configuration on the current device, given the tensors in the kernels' order."""
     source, *_, addend, output = arguments
-    kernel(key, configuration)[grid(key, configuration)](
+    kernel(key)[grid(key, configuration)](
         *arguments,
         *launching.sizes((source, output, addend), key, configuration),
         **constants(key, configuration, flipped, activation),
@@ -113,18 +119,13 @@ def launch(
 
 
 def grid(key: ShapeKey, configuration: Configuration) -> tuple[int]:
-    """Return the grid: groups of channels * splits."""
-    groups = -(-key.channels // configuration.channels)
-    return (groups * configuration.splits,)
+    """Return the grid: channels * splits."""
+    return (key.channels * configuration.splits,)
 
 
-def kernel(key: ShapeKey, configuration: Configuration) -> Any:
-    """Return the kernel for a dtype and a layout."""
-    if not key.tensor_cores:
-        return forward_float32_kernel
-    if configuration.channels > 1:
-        return forward_channels_last_kernel
-    return forward_planar_kernel
+def kernel(key: ShapeKey) -> Any:
+    """Return the kernel for a dtype."""
+    return forward_planar_kernel if key.tensor_cores else forward_float32_kernel
 
 
 def constants(
@@ -133,7 +134,7 @@ def constants(
     """Return the compile-time parameters of the kernel."""
     size = key.kernel_size
     return {
-        **launching.constants(("INPUT", "OUTPUT", "ADDEND"), key, configuration),
+        **launching.constants(key, configuration),
         # An even filter has one row and column more below and right of its centre; turned by half
         # a turn, above and left.
         "PADDING": size // 2 if flipped else (size - 1) // 2,

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convmixer_kernels.backends.triton import autotuning, configurations, large_filters, launching
-from convmixer_kernels.backends.triton.configurations import Configuration
-from convmixer_kernels.backends.triton.kernels.depthwise_weight_gradient_channels_last import (
-    weight_gradient_channels_last_kernel,
+from convmixer_kernels.backends.triton import (
+    autotuning,
+    configurations,
+    large_filters,
+    launching,
+    planes,
 )
+from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.kernels.depthwise_weight_gradient_float32 import (
     weight_gradient_float32_kernel,
 )
@@ -56,6 +59,7 @@ def square_weight_gradient(
     if input.numel() == 0:
         weight_sums = torch.zeros(shape, dtype=torch.float32, device=input.device)
         return weight_sums, weight_sums.new_zeros(channels) if with_bias else None
+    input, grad_output = planes.planar(input), planes.planar(grad_output)
     key = ShapeKey.of((input, grad_output), kernel_size)
 
     def run(configuration: Configuration) -> tuple[Tensor, Tensor | None]:
@@ -79,7 +83,7 @@ def launch(
     arguments: tuple[Tensor | None, ...], key: ShapeKey, configuration: Configuration
 ) -> None:
     """Launch a configuration on the current device, given the tensors in the kernels' order."""
-    kernel(key, configuration)[grid(key, configuration)](
+    kernel(key)[grid(key, configuration)](
         *arguments,
         *launching.sizes(arguments[:2], key, configuration),
         **constants(key, configuration),
@@ -88,26 +92,21 @@ def launch(
 
 
 def grid(key: ShapeKey, configuration: Configuration) -> tuple[int, int]:
-    """Return the grid: groups of channels * splits, groups of filter rows."""
-    channel_groups = -(-key.channels // configuration.channels)
+    """Return the grid: channels * splits, groups of filter rows."""
     filter_row_groups = 1
     if not key.tensor_cores:
         filter_row_groups = -(-key.kernel_size // configuration.filter_rows)
-    return channel_groups * configuration.splits, filter_row_groups
+    return key.channels * configuration.splits, filter_row_groups
 
 
-def kernel(key: ShapeKey, configuration: Configuration) -> Any:
-    """Return the kernel for a dtype and a layout."""
-    if not key.tensor_cores:
-        return weight_gradient_float32_kernel
-    if configuration.channels > 1:
-        return weight_gradient_channels_last_kernel
-    return weight_gradient_planar_kernel
+def kernel(key: ShapeKey) -> Any:
+    """Return the kernel for a dtype."""
+    return weight_gradient_planar_kernel if key.tensor_cores else weight_gradient_float32_kernel
 
 
 def constants(key: ShapeKey, configuration: Configuration) -> dict[str, Any]:
     """Return the compile-time parameters of the kernel."""
-    values = launching.constants(("INPUT", "GRAD"), key, configuration)
+    values = launching.constants(key, configuration)
     values["PADDING"] = (key.kernel_size - 1) // 2
     if not key.tensor_cores:
         values["FILTER_ROWS"] = configuration.filter_rows

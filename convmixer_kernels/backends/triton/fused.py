@@ -9,6 +9,7 @@ from convmixer_kernels.backends.triton import (
     depthwise_forward,
     depthwise_weight_gradient,
     elementwise,
+    planes,
     statistics,
 )
 from convmixer_kernels.operands import FusedBackward, PreActivation
@@ -43,11 +44,14 @@ def fused_backward(
         call.before, grad, call.normalisation, call.sums, call.with_bias
     )
     grad_input = grad_weight = None
+    # Both gradients of the convolution read these.
+    grad_planes = planes.planar(grad_value)
     if call.weight is not None:
         addend = grad if call.residual else None
-        grad_input = depthwise_forward.input_gradient(grad_value, call.weight, addend=addend)
+        grad_input = depthwise_forward.input_gradient(grad_planes, call.weight, addend=addend)
+        grad_input = planes.arranged_like(grad_input, grad_value)
     if call.input is not None:
         grad_weight, _ = depthwise_weight_gradient.square_weight_gradient(
-            call.input, grad_value, call.kernel_size, with_bias=False
+            call.input, grad_planes, call.kernel_size, with_bias=False
         )
     return grad_input, grad_weight, grad_bias

@@ -1,7 +1,6 @@
 """Launch the kernels of filters that reach over more rows or columns than square ones have.
 
-They read and write planes: tensors in channels_last, and others whose planes are not contiguous,
-are copied to planes and back. Height, width and dilation of the filter are known at run time alone.
+Height, width and dilation of the filter are known at run time alone.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import layout
-from convmixer_kernels.backends.triton import configurations, launching
+from convmixer_kernels.backends.triton import configurations, launching, planes
 from convmixer_kernels.backends.triton.configurations import Configuration
 from convmixer_kernels.backends.triton.kernels.depthwise_forward_large import forward_large_kernel
 from convmixer_kernels.backends.triton.kernels.depthwise_forward_large_float32 import (
@@ -40,13 +39,12 @@ def convolve(
     flipped: bool,
 ) -> Tensor:
     """Do what `depthwise_forward.forward` does; `flipped` turns the filters by half a turn."""
-    output = layout.empty_like_input(source)
     if source.numel() == 0:
-        return output
+        return layout.empty_like_input(source)
     filter = _normal(Filter.of(weight, dilation))
-    planes = layout.planar(source)
-    target = output if layout.is_planar(output) else planes.new_empty(planes.shape)
-    key = ShapeKey.of((planes, target), filter.extent[1])
+    input = planes.planar(source)
+    output = layout.empty_like_input(input)
+    key = ShapeKey.of((input, output), filter.extent[1])
     configuration = configurations.large_forward(key, filter.row_dilation)
     bias = None if bias is None else bias.contiguous()
     weight = weight.contiguous()
@@ -54,13 +52,13 @@ def convolve(
         if key.tensor_cores:
             weight = _bands(weight, key, filter, flipped)
         forward_kernel(key)[forward_grid(key, configuration)](
-            *(planes, weight, bias, target),
+            *(input, weight, bias, output),
             *_forward_sizes(key, configuration, filter, flipped),
-            *(planes.stride()[:2] + target.stride()[:2]),
+            *(input.stride()[:2] + output.stride()[:2]),
             **forward_constants(key, configuration, flipped),
             **launching.options(configuration),
         )
-    return output if target is output else output.copy_(target)
+    return planes.arranged_like(output, source)
 
 
 def weight_gradient(
@@ -73,7 +71,7 @@ def weight_gradient(
         weight_sums = torch.zeros(shape, dtype=torch.float32, device=input.device)
         return weight_sums, weight_sums.new_zeros(channels) if with_bias else None
     filter = _normal(filter)
-    input, grad_output = layout.planar(input), layout.planar(grad_output)
+    input, grad_output = planes.planar(input), planes.planar(grad_output)
     key = ShapeKey.of((input, grad_output), filter.extent[1])
     context = launch_context(input.device)
     configuration = configurations.large_weight_gradient(key, filter, context)

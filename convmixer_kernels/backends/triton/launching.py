@@ -27,25 +27,17 @@ def sizes(
     return tuple(values)
 
 
-def constants(
-    tensors: tuple[str, ...], key: ShapeKey, configuration: Configuration
-) -> dict[str, Any]:
-    """Return the compile-time parameters that all kernels have.
-
-    Args:
-        tensors: names of the tensors in the order of `key.strides`; absent ones are last.
-    """
+def constants(key: ShapeKey, configuration: Configuration) -> dict[str, Any]:
+    """Return the compile-time parameters that all kernels have."""
     values: dict[str, Any] = {
         "WIDTH": key.width,
         "KERNEL_SIZE": key.kernel_size,
         "TILES": configuration.tiles,
         "CUT_IMAGES": configuration.cuts_images,
     }
-    for number, tensor in enumerate(tensors):
-        present = number < len(key.strides)
-        values[f"{tensor}_STRIDES"] = key.strides[number] if present else (0, 0)
     if key.tensor_cores:
         values |= {
+            "ALIGNMENT": key.alignment,
             "LEFT": key.left,
             "WINDOW": key.window,
             "UNROLLED_ROWS": configuration.unrolled_rows,
@@ -53,10 +45,6 @@ def constants(
             "STAGES": configuration.num_stages,
             "MASK_ROWS": configuration.mask_rows,
         }
-        if configuration.channels > 1:
-            values["CHANNELS"] = configuration.channels
-        else:
-            values["ALIGNMENT"] = key.alignment
     return values
 
 

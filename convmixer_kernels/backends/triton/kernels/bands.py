@@ -34,10 +34,7 @@ def load_tap(
     KERNEL_SIZE: tl.constexpr,
     FLIPPED: tl.constexpr,
 ):
-    """Load a tap of a filter, or of all filters that the pointers in `filter_ptr` lead to.
-
-    FLIPPED turns the filter by half a turn.
-    """
+    """Load a tap of a filter; FLIPPED turns the filter by half a turn."""
     INDEX: tl.constexpr = row * KERNEL_SIZE + column
     if FLIPPED:
         return tl.load(filter_ptr + (KERNEL_SIZE * KERNEL_SIZE - 1 - INDEX))
@@ -108,32 +105,6 @@ def load_band_pairs(
             pair = _select_taps(pair, lower, filter_ptr, row + 1, KERNEL_SIZE, FLIPPED)
         pairs = pairs + (pair,)
     return pairs
-
-
-@triton.jit
-def load_bands_of_channels(
-    filter_ptr,
-    channel,
-    WINDOW: tl.constexpr,
-    MARGIN: tl.constexpr,
-    KERNEL_SIZE: tl.constexpr,
-    FLIPPED: tl.constexpr,
-):
-    """Load the filters of several channels as bands: k times (CHANNELS, WINDOW, 8).
-
-    A tap is loaded for all channels at once and selected where it belongs: see `_select_taps`.
-    """
-    check_window(WINDOW, MARGIN, KERNEL_SIZE)
-    tap = tl.arange(0, WINDOW)[None, :, None] - tl.arange(0, TILE_COLUMNS)[None, None, :] - MARGIN
-    filters = filter_ptr + channel * (KERNEL_SIZE * KERNEL_SIZE)
-    bands = ()
-    for row in tl.static_range(KERNEL_SIZE):
-        band = tl.zeros((channel.shape[0], WINDOW, TILE_COLUMNS), dtype=filter_ptr.dtype.element_ty)
-        for column in tl.static_range(KERNEL_SIZE):
-            value = load_tap(filters, row, column, KERNEL_SIZE, FLIPPED)
-            band = tl.where(tap == column, value[:, None, None], band)
-        bands = bands + (band,)
-    return bands
 
 
 @triton.jit

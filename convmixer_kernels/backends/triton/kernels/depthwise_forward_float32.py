@@ -40,9 +40,6 @@ def forward_float32_kernel(
     addend_image_stride,
     addend_channel_stride,
     WIDTH: tl.constexpr,
-    INPUT_STRIDES: tl.constexpr,
-    OUTPUT_STRIDES: tl.constexpr,
-    ADDEND_STRIDES: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     PADDING: tl.constexpr,
     FLIPPED: tl.constexpr,
@@ -55,15 +52,9 @@ def forward_float32_kernel(
     ``tl.dot`` with ``input_precision="ieee"`` would take 16/9 of the multiply-adds, and it spills.
     """
     PADDING_BELOW: tl.constexpr = KERNEL_SIZE - 1 - PADDING
-    input = Planes(
-        input_ptr, input_image_stride, input_channel_stride, INPUT_STRIDES[0], INPUT_STRIDES[1]
-    )
-    output = Planes(
-        output_ptr, output_image_stride, output_channel_stride, OUTPUT_STRIDES[0], OUTPUT_STRIDES[1]
-    )
-    addend = Planes(
-        addend_ptr, addend_image_stride, addend_channel_stride, ADDEND_STRIDES[0], ADDEND_STRIDES[1]
-    )
+    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH)
+    output = Planes(output_ptr, output_image_stride, output_channel_stride, WIDTH)
+    addend = Planes(addend_ptr, addend_image_stride, addend_channel_stride, WIDTH)
     channel = (tl.program_id(0) % channels).to(tl.int64)
     filter_ptr += channel * (KERNEL_SIZE * KERNEL_SIZE)
     zeros = tl.zeros((TILES, TILE_COLUMNS), dtype=tl.float32)
@@ -94,12 +85,12 @@ def forward_float32_kernel(
         for _ in tl.static_range(KERNEL_SIZE):
             accumulators = accumulators + (zeros,)
         for row in tl.range(0, steps):
-            row_start = tl.cast(row, tl.int64) * INPUT_STRIDES[0]
+            row_start = tl.cast(row, tl.int64) * WIDTH
             mask = exists & row_exists(row, first_row, height, CUT_IMAGES, True)
             for tap in tl.static_range(KERNEL_SIZE):
                 input_column = column + (tap - PADDING)
                 value = tl.load(
-                    inputs + (row_start + tap * INPUT_STRIDES[1]),
+                    inputs + (row_start + tap),
                     mask=mask & (input_column >= 0) & (input_column < WIDTH),
                     other=0.0,
                 )
@@ -116,11 +107,11 @@ def forward_float32_kernel(
                 outputs,
                 row,
                 mask,
-                OUTPUT_STRIDES,
+                WIDTH,
                 accumulators[KERNEL_SIZE - 1] + bias,
                 normalisation,
                 addends,
-                load_addend(addends, row, mask, ADDEND_STRIDES),
+                load_addend(addends, row, mask, WIDTH),
                 ACTIVATION,
                 True,
             )

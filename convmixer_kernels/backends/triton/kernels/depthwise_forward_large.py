@@ -70,8 +70,8 @@ def forward_large_kernel(
     groups = tl.cdiv(tiles, TILES)
     group = tl.program_id(0) % groups
     channel = (tl.program_id(0) // groups).to(tl.int64)
-    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH, 1)
-    output = Planes(output_ptr, output_image_stride, output_channel_stride, WIDTH, 1)
+    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH)
+    output = Planes(output_ptr, output_image_stride, output_channel_stride, WIDTH)
     located = locate_row_blocks(group, tiles, row_blocks, OUTPUT_ROWS, row_dilation, WIDTH, TILES)
     exists = located.exists[:, None]
     first_row = located.first_row[:, None]

@@ -46,9 +46,6 @@ def forward_planar_kernel(
     addend_image_stride,
     addend_channel_stride,
     WIDTH: tl.constexpr,
-    INPUT_STRIDES: tl.constexpr,
-    OUTPUT_STRIDES: tl.constexpr,
-    ADDEND_STRIDES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     PADDING: tl.constexpr,
@@ -73,15 +70,9 @@ def forward_planar_kernel(
     ADVANCE: tl.constexpr = 2 if WIDE else 1
     tl.static_assert(UNROLLED_ROWS % ADVANCE == 0, "an iteration would leave out a row")
     check_window(24 if WIDE else 16, LEFT - PADDING, KERNEL_SIZE)
-    input = Planes(
-        input_ptr, input_image_stride, input_channel_stride, INPUT_STRIDES[0], INPUT_STRIDES[1]
-    )
-    output = Planes(
-        output_ptr, output_image_stride, output_channel_stride, OUTPUT_STRIDES[0], OUTPUT_STRIDES[1]
-    )
-    addend = Planes(
-        addend_ptr, addend_image_stride, addend_channel_stride, ADDEND_STRIDES[0], ADDEND_STRIDES[1]
-    )
+    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH)
+    output = Planes(output_ptr, output_image_stride, output_channel_stride, WIDTH)
+    addend = Planes(addend_ptr, addend_image_stride, addend_channel_stride, WIDTH)
     channel = (tl.program_id(0) % channels).to(tl.int64)
     filter_ptr += channel * (KERNEL_SIZE * KERNEL_SIZE)
     bands = load_bands(filter_ptr, LEFT - PADDING, KERNEL_SIZE, FLIPPED)
@@ -134,14 +125,12 @@ def forward_planar_kernel(
         for step in tl.range(0, tl.cdiv(steps, UNROLLED_ROWS), num_stages=STAGES):
             for unrolled in tl.static_range(0, UNROLLED_ROWS, ADVANCE):
                 row = step * UNROLLED_ROWS + unrolled
-                row_start = tl.cast(row, tl.int64) * INPUT_STRIDES[0]
+                row_start = tl.cast(row, tl.int64) * WIDTH
                 mask = row_exists(row, first_row, height, CUT_IMAGES, MASK_ROWS)
                 window = tl.load(inputs + row_start, mask=input_mask & mask, other=0.0)
                 if WIDE:
                     mask = row_exists(row + 1, first_row, height, CUT_IMAGES, MASK_ROWS)
-                    lower = tl.load(
-                        inputs + (row_start + INPUT_STRIDES[0]), mask=input_mask & mask, other=0.0
-                    )
+                    lower = tl.load(inputs + (row_start + WIDTH), mask=input_mask & mask, other=0.0)
                     mask = row_exists(row + i // 8, first_row, height, CUT_IMAGES, MASK_ROWS)
                     right = tl.load(rights + row_start, mask=right_mask & mask, other=0.0)
                     updated = multiply_two_rows(
@@ -165,11 +154,11 @@ def forward_planar_kernel(
                         outputs,
                         row + done,
                         mask,
-                        OUTPUT_STRIDES,
+                        WIDTH,
                         updated[KERNEL_SIZE - 2 + ADVANCE - done],
                         normalisation,
                         addends,
-                        load_addend(addends, row + done, mask, ADDEND_STRIDES),
+                        load_addend(addends, row + done, mask, WIDTH),
                         ACTIVATION,
                         False,
                     )
@@ -181,11 +170,11 @@ def forward_planar_kernel(
                     outputs,
                     row,
                     mask,
-                    OUTPUT_STRIDES,
+                    WIDTH,
                     accumulators[KERNEL_SIZE - 2 - remaining],
                     normalisation,
                     addends,
-                    load_addend(addends, row, mask, ADDEND_STRIDES),
+                    load_addend(addends, row, mask, WIDTH),
                     ACTIVATION,
                     False,
                 )

@@ -32,8 +32,6 @@ def weight_gradient_float32_kernel(
     grad_image_stride,
     grad_channel_stride,
     WIDTH: tl.constexpr,
-    INPUT_STRIDES: tl.constexpr,
-    GRAD_STRIDES: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     PADDING: tl.constexpr,
     FILTER_ROWS: tl.constexpr,
@@ -44,12 +42,8 @@ def weight_gradient_float32_kernel(
 
     Every thread sums every tap of FILTER_ROWS rows of the filter.
     """
-    input = Planes(
-        input_ptr, input_image_stride, input_channel_stride, INPUT_STRIDES[0], INPUT_STRIDES[1]
-    )
-    grad = Planes(
-        grad_ptr, grad_image_stride, grad_channel_stride, GRAD_STRIDES[0], GRAD_STRIDES[1]
-    )
+    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH)
+    grad = Planes(grad_ptr, grad_image_stride, grad_channel_stride, WIDTH)
     split = tl.program_id(0) // channels
     channel = (tl.program_id(0) % channels).to(tl.int64)
     first_filter_row = tl.program_id(1) * FILTER_ROWS
@@ -76,24 +70,23 @@ def weight_gradient_float32_kernel(
         for back in tl.static_range(1, FILTER_ROWS):
             row = newest - back
             mask = row_exists(row, first_row, height, CUT_IMAGES, True)
-            row_start = tl.cast(row, tl.int64) * GRAD_STRIDES[0]
+            row_start = tl.cast(row, tl.int64) * WIDTH
             grad_row = tl.load(grads + row_start, mask=grad_mask & mask, other=0.0)
             grad_rows = grad_rows + (grad_row,)
         for row in tl.range(0, steps):
             input_mask = exists & row_exists(row, first_row, height, CUT_IMAGES, True)
-            input_start = tl.cast(row, tl.int64) * INPUT_STRIDES[0]
+            input_start = tl.cast(row, tl.int64) * WIDTH
             if bias_sums_ptr is not None:
-                row_start = tl.cast(row, tl.int64) * GRAD_STRIDES[0]
-                bias_sums += tl.load(grads + row_start, mask=grad_mask & input_mask, other=0.0)
+                bias_sums += tl.load(grads + input_start, mask=grad_mask & input_mask, other=0.0)
             mask = row_exists(row + newest, first_row, height, CUT_IMAGES, True)
-            row_start = tl.cast(row + newest, tl.int64) * GRAD_STRIDES[0]
+            row_start = tl.cast(row + newest, tl.int64) * WIDTH
             grad_row = tl.load(grads + row_start, mask=grad_mask & mask, other=0.0)
             grad_rows = (grad_row,) + grad_rows
             updated = ()
             for tap in tl.static_range(KERNEL_SIZE):
                 input_column = column + (tap - PADDING)
                 value = tl.load(
-                    inputs + (input_start + tap * INPUT_STRIDES[1]),
+                    inputs + (input_start + tap),
                     mask=input_mask & (input_column >= 0) & (input_column < WIDTH),
                     other=0.0,
                 )

@@ -51,8 +51,8 @@ def weight_gradient_large_float32_kernel(
     Grid: (channels * splits, groups of FILTER_ROWS rows, groups of FILTER_COLUMNS columns). Every
     thread sums every tap of its group.
     """
-    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH, 1)
-    grad = Planes(grad_ptr, grad_image_stride, grad_channel_stride, WIDTH, 1)
+    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH)
+    grad = Planes(grad_ptr, grad_image_stride, grad_channel_stride, WIDTH)
     split = tl.program_id(0) // channels
     channel = (tl.program_id(0) % channels).to(tl.int64)
     first_filter_row = tl.program_id(1) * FILTER_ROWS

@@ -34,8 +34,6 @@ def weight_gradient_planar_kernel(
     grad_image_stride,
     grad_channel_stride,
     WIDTH: tl.constexpr,
-    INPUT_STRIDES: tl.constexpr,
-    GRAD_STRIDES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     PADDING: tl.constexpr,
@@ -51,12 +49,8 @@ def weight_gradient_planar_kernel(
 
     Writes weight_sums[split, channel, row, column] and bias_sums[split, channel].
     """
-    input = Planes(
-        input_ptr, input_image_stride, input_channel_stride, INPUT_STRIDES[0], INPUT_STRIDES[1]
-    )
-    grad = Planes(
-        grad_ptr, grad_image_stride, grad_channel_stride, GRAD_STRIDES[0], GRAD_STRIDES[1]
-    )
+    input = Planes(input_ptr, input_image_stride, input_channel_stride, WIDTH)
+    grad = Planes(grad_ptr, grad_image_stride, grad_channel_stride, WIDTH)
     split = tl.program_id(0) // channels
     channel = (tl.program_id(0) % channels).to(tl.int64)
     i = tl.arange(0, WINDOW)[:, None]
@@ -78,7 +72,7 @@ def weight_gradient_planar_kernel(
         column = located.first_column[None, :] - LEFT + i
         input_mask = located.exists[None, :] & (column >= 0) & (column < WIDTH)
         offset = row_offsets(input, located, channel, ALIGNMENT, CUT_IMAGES)
-        inputs = input_ptr + (offset[None, :] + column.to(tl.int64) * INPUT_STRIDES[1])
+        inputs = input_ptr + (offset[None, :] + column.to(tl.int64))
         first_row = located.first_row[:, None]
         column = located.first_column[:, None] + j
         grad_mask = located.exists[:, None] & (column < WIDTH)
@@ -88,18 +82,18 @@ def weight_gradient_planar_kernel(
         for back in tl.static_range(KERNEL_SIZE - 1):
             mask = row_exists(PADDING - 1 - back, first_row, height, CUT_IMAGES, True)
             grad_row = tl.load(
-                grads + (PADDING - 1 - back) * GRAD_STRIDES[0], mask=grad_mask & mask, other=0.0
+                grads + (PADDING - 1 - back) * WIDTH, mask=grad_mask & mask, other=0.0
             )
             grad_rows = grad_rows + (grad_row,)
         for step in tl.range(0, tl.cdiv(steps, UNROLLED_ROWS), num_stages=STAGES):
             for unrolled in tl.static_range(UNROLLED_ROWS):
                 row = step * UNROLLED_ROWS + unrolled
                 mask = row_exists(row, located.first_row[None, :], height, CUT_IMAGES, MASK_ROWS)
-                row_start = tl.cast(row, tl.int64) * INPUT_STRIDES[0]
+                row_start = tl.cast(row, tl.int64) * WIDTH
                 window = tl.load(inputs + row_start, mask=input_mask & mask, other=0.0)
                 row += PADDING
                 mask = row_exists(row, first_row, height, CUT_IMAGES, True)
-                row_start = tl.cast(row, tl.int64) * GRAD_STRIDES[0]
+                row_start = tl.cast(row, tl.int64) * WIDTH
                 grad_row = tl.load(grads + row_start, mask=grad_mask & mask, other=0.0)
                 grad_rows = (grad_row,) + grad_rows
                 updated = ()

@@ -29,22 +29,19 @@ def sum_diagonals(products, MARGIN: tl.constexpr, KERNEL_SIZE: tl.constexpr):
     """Sum for each tap its diagonal of `products`.
 
     Args:
-        products: (WINDOW, COLUMNS) or (CHANNELS, WINDOW, COLUMNS).
+        products: (WINDOW, COLUMNS).
 
     Returns:
-        (MOST_TAPS,) or (CHANNELS, MOST_TAPS).
+        (MOST_TAPS,).
     """
-    AXIS: tl.constexpr = len(products.shape) - 2
-    WINDOW: tl.constexpr = products.shape[AXIS]
-    COLUMNS: tl.constexpr = products.shape[AXIS + 1]
+    WINDOW: tl.constexpr = products.shape[0]
+    COLUMNS: tl.constexpr = products.shape[1]
     tl.static_assert(KERNEL_SIZE <= MOST_TAPS, "the gradients of further taps would be lost")
     check_window(WINDOW, MARGIN, KERNEL_SIZE)
     row = tl.arange(0, MOST_TAPS)[:, None] + tl.arange(0, COLUMNS)[None, :] + MARGIN
-    if AXIS == 1:
-        row = tl.broadcast_to(row[None, :, :], (products.shape[0], MOST_TAPS, COLUMNS))
     inside = row < WINDOW
-    diagonals = tl.gather(products, tl.where(inside, row, 0), AXIS)
-    return tl.sum(tl.where(inside, diagonals, 0.0), axis=AXIS + 1)
+    diagonals = tl.gather(products, tl.where(inside, row, 0), 0)
+    return tl.sum(tl.where(inside, diagonals, 0.0), axis=1)
 
 
 @triton.jit

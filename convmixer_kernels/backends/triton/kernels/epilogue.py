@@ -9,10 +9,10 @@ from convmixer_kernels.backends.triton.kernels.activations import activate
 
 
 @triton.jit
-def load_addend(pointers, row, mask, STRIDES: tl.constexpr):
+def load_addend(pointers, row, mask, WIDTH: tl.constexpr):
     """Load a row of the tensor that is added to the output, 0 if there is none."""
     if pointers is not None:
-        return tl.load(pointers + tl.cast(row, tl.int64) * STRIDES[0], mask=mask, other=0.0)
+        return tl.load(pointers + tl.cast(row, tl.int64) * WIDTH, mask=mask, other=0.0)
     else:
         return 0.0
 
@@ -22,7 +22,7 @@ def store_row(
     pointers,
     row,
     mask,
-    STRIDES: tl.constexpr,
+    WIDTH: tl.constexpr,
     accumulator,
     normalisation,
     addends,
@@ -41,4 +41,4 @@ def store_row(
     if addends is not None:
         accumulator += addend.to(tl.float32)
     result = accumulator.to(pointers.dtype.element_ty)
-    tl.store(pointers + tl.cast(row, tl.int64) * STRIDES[0], result, mask=mask)
+    tl.store(pointers + tl.cast(row, tl.int64) * WIDTH, result, mask=mask)

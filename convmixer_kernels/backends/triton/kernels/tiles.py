@@ -18,18 +18,17 @@ TILE_COLUMNS = tl.constexpr(shape_key.TILE_COLUMNS)
 
 
 class Planes(NamedTuple):
-    """A tensor as the kernels address it; strides in elements.
+    """A planar tensor as the kernels address it; strides in elements.
 
     Args:
         pointer: first element, None for a tensor that is left out.
-        row_stride, pixel_stride: compile-time constants.
+        width: distance of rows, a compile-time constant.
     """
 
     pointer: Any
     image_stride: Any
     channel_stride: Any
-    row_stride: Any
-    pixel_stride: Any
+    width: Any
 
 
 class Tiles(NamedTuple):
@@ -50,8 +49,8 @@ def run_time_sizes(*tensors: str) -> tuple[str, ...]:
     """Name the integer parameters for whose values a kernel is not compiled anew.
 
     They are separate parameters because Triton specialises the members of a tuple whatever
-    `do_not_specialize` says. The width and the strides within a plane are constants instead, which
-    saves an addition for every address in the main loop.
+    `do_not_specialize` says. The width is a constant instead, which saves an addition for every
+    address in the main loop.
     """
     names = ["tiles", "channels", "height", "row_blocks", "block_rows", "splits"]
     for tensor in tensors:
@@ -69,19 +68,13 @@ def locate_tiles(
     TILES: tl.constexpr,
     CUT_IMAGES: tl.constexpr,
     HALO: tl.constexpr = 0,
-    FIRST: tl.constexpr = 0,
-    EVERY: tl.constexpr = 1,
 ):
-    """Locate the TILES tiles of a group.
-
-    Row 0 of a row block is HALO rows above it. With EVERY = 2 only the even (FIRST = 0) or the odd
-    (FIRST = 1) tiles are located, (TILES / 2,).
-    """
+    """Locate the TILES tiles of a group; row 0 of a row block is HALO rows above it."""
     TILES_ACROSS: tl.constexpr = (WIDTH + TILE_COLUMNS - 1) // TILE_COLUMNS
-    tile = group * TILES + FIRST + EVERY * tl.arange(0, TILES // EVERY)
+    tile = group * TILES + tl.arange(0, TILES)
     first_column = (tile % TILES_ACROSS).to(tl.int32) * TILE_COLUMNS
     image = tile // TILES_ACROSS
-    first_row = tl.zeros((TILES // EVERY,), dtype=tl.int32)
+    first_row = tl.zeros((TILES,), dtype=tl.int32)
     if CUT_IMAGES:
         first_row += (image % row_blocks).to(tl.int32) * block_rows
         image = image // row_blocks
@@ -138,7 +131,7 @@ def row_offsets(planes, tiles, channel, ALIGNMENT: tl.constexpr, CUT_IMAGES: tl.
         tiles.image * planes.image_stride + channel * planes.channel_stride, [ALIGNMENT]
     )
     if CUT_IMAGES:
-        offset += tiles.first_row.to(tl.int64) * planes.row_stride
+        offset += tiles.first_row.to(tl.int64) * planes.width
     return offset
 
 
@@ -154,8 +147,8 @@ def tile_pointers(
 ):
     """Return pointers to row `row` (a number or (TILES, n)) and columns `column`: (TILES, n)."""
     offset = row_offsets(planes, tiles, channel, ALIGNMENT, CUT_IMAGES)
-    offset = offset[:, None] + column.to(tl.int64) * planes.pixel_stride
-    return planes.pointer + (offset + row * planes.row_stride)
+    offset = offset[:, None] + column.to(tl.int64)
+    return planes.pointer + (offset + row * planes.width)
 
 
 @triton.jit
