@@ -2,7 +2,6 @@
 // the transpose of the other: a block brings a tile of 64 x 64 through shared memory, so that it reads
 // runs of channels and writes runs of pixels, or the other way round. Pixels are counted through all images,
 // so that small planes fill tiles as large ones do.
-#include <algorithm>
 #include <cstring>
 
 #include "core/device.h"
@@ -135,6 +134,7 @@ __device__ __forceinline__ void with_vector(int vector, Use use) {
   else use(Constant<1>());
 }
 
+// Grid: the tiles of channels of the first 64 pixels, then those of the next. x alone counts so many.
 template <bool ToPlanes>
 __global__ void __launch_bounds__(tile_threads, tile_blocks)
     copy_layout(const __grid_constant__ LayoutTiles p) {

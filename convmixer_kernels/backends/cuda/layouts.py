@@ -1,7 +1,7 @@
 """Copies of images for kernels that read another layout.
 
-Between channels_last and planes a kernel of this package copies; PyTorch's own reaches a seventh of
-its rate on an H200. From any other strides PyTorch copies.
+Between channels_last and planes a kernel of this package copies: PyTorch's reaches a seventh of the
+copy bandwidth of an H200 there. From any other strides PyTorch copies.
 """
 
 from __future__ import annotations
