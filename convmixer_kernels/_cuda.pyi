@@ -207,3 +207,11 @@ def normalisation(
     normalisation: int,
     /,
 ) -> None: ...
+def copy_layout(
+    context: _LaunchContext,
+    sizes: _Sizes,
+    to_planes: bool,
+    pixels: _Pixels,
+    planes: _Planes,
+    /,
+) -> None: ...

@@ -44,10 +44,18 @@ def arranged(grad: Tensor, channels_last: bool) -> Tensor:
         grad: (N, C, H, W), any strides.
         channels_last: whether the image is channels_last, or else planar.
     """
+    if is_arranged(grad, channels_last):
+        return grad
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return grad.contiguous(memory_format=format)
+
+
+def is_arranged(grad: Tensor, channels_last: bool) -> bool:
+    """Tell whether kernels read `grad` as it is beside an image, arguments as `arranged`."""
+    strides = grad.stride()
     if not channels_last:
-        return planar(grad)
-    read_as_it_is = grad.stride(1) == 1 and 0 not in grad.stride()
-    return grad if read_as_it_is else grad.contiguous(memory_format=torch.channels_last)
+        return _has_planes(grad.shape, strides)
+    return strides[1] == 1 and 0 not in strides
 
 
 def empty_like_input(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "host/launch.h"
+#include "host/layouts.h"
 
 namespace {
 
@@ -501,6 +502,24 @@ void normalisation_at(const LaunchContext& context, uintptr_t moments, int parts
   check(launch_normalisation(p, stream_of(context)), "normalisation", {1, channels, 1, 1});
 }
 
+// ---- layouts -------------------------------------------------------------------------------------
+
+// Copies an image from channels last to planes, or back.
+void copy_layout_at(const LaunchContext& context, const Sizes& sizes, bool to_planes,
+                    const Tensor<PixelStrides>& pixels, const Tensor<Strides>& planes) {
+  LayoutCopy copy{};
+  copy.pixels = data<PixelStrides>(pixels);
+  copy.planes = data<Strides>(planes);
+  copy.shape = shape_of(sizes);
+  copy.pixel_strides = strides<PixelStrides>(pixels);
+  copy.plane_strides = strides<Strides>(planes);
+  if (int64_t(copy.shape.height) * copy.shape.width > INT32_MAX)
+    refuse(copy.shape, "pixels in a plane than fit 32 bits");
+  use_device(context);
+  check(launch_layout_copy(copy, to_planes, stream_of(context)), "copy to another layout",
+        copy.shape);
+}
+
 }  // namespace
 
 // ---- conversion ----------------------------------------------------------------------------------
@@ -573,4 +592,5 @@ PYBIND11_MODULE(_cuda, extension) {
   extension.def("elementwise_pass_splits", &elementwise_splits);
   extension.def("elementwise_pass", &elementwise_at, without_gil);
   extension.def("normalisation", &normalisation_at, without_gil);
+  extension.def("copy_layout", &copy_layout_at, without_gil);
 }

@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import Tensor
 
-from convmixer_kernels import dispatch
+from convmixer_kernels import dispatch, layout
 from convmixer_kernels.filters import Filter
 from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 
@@ -29,11 +29,11 @@ def run(implementation: str, size: str, device: torch.device) -> None:
     images, channels, planes = SHAPES[size]
     # PyTorch's own operators have these types on a CPU.
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    for layout in (torch.contiguous_format, torch.channels_last):
+    for format in (torch.contiguous_format, torch.channels_last):
         for kernel_size, height, width in planes:
             shape = (images, channels, height, width)
             # A tensor is made on the CPU: initcheck follows what every kernel of PyTorch writes.
-            input = torch.randn(shape).to(dtype).to(memory_format=layout).to(device)
+            input = torch.randn(shape).to(dtype).to(memory_format=format).to(device)
             weight = torch.randn(channels, 1, kernel_size, kernel_size).to(dtype).to(device)
             every_operator(implementation, input, weight)
     if device.type == "cuda":
@@ -52,6 +52,7 @@ def every_operator(impl: str, input: Tensor, weight: Tensor) -> None:
         kernels = dispatch.kernel_backend(impl)
         kernels.input_gradient(output, weight)
         kernels.weight_gradient(input, output, Filter.of(weight), True)
+    steps.arranged(output, layout.is_planar(output))  # in the other layout
     steps.forward_normalised(input, weight, None, Epilogue(normalisation, "gelu", True))
     steps.moments(PreActivation(value, None, "gelu"))
     steps.batch_normalisation(moments[None], BatchNorm(gamma, beta, mean, var, True, 0.1, 1e-5))

@@ -34,6 +34,10 @@ class Backend(Protocol):
             fused: whether activation and normalisation follow in the same call.
         """
 
+    def arranged(self, grad: Tensor, channels_last: bool) -> Tensor:
+        """Return a gradient as kernels read it beside an image: see `layout.arranged`."""
+        ...
+
     def forward(
         self,
         input: Tensor,

@@ -343,7 +343,7 @@ def _convolved_backward(
     needs_input, needs_weight, needs_bias, *needs_affine = needed
     needs_value = needs_input or needs_weight or needs_bias
     steps = dispatch.backend(impl)
-    grad = layout.arranged(grad, layout.is_channels_last(value))
+    grad = steps.arranged(grad, layout.is_channels_last(value))
     before = PreActivation(value, None, activation)
     sums, grad_gamma, grad_beta = _affine_gradients(
         steps, (before, grad, normalisation), needs_value, needs_affine, of_batch, process_group
@@ -584,7 +584,7 @@ def _alone_backward(
 ) -> tuple[Tensor, ...]:
     needs_value, needs_bias, *needs_affine = needed
     steps = dispatch.backend(impl)
-    grad = layout.arranged(grad, layout.is_channels_last(value))
+    grad = steps.arranged(grad, layout.is_channels_last(value))
     before = PreActivation(value, bias, activation)
     sums, grad_gamma, grad_beta = _affine_gradients(
         steps,

@@ -74,12 +74,14 @@ class _DepthwiseConv2d(torch.autograd.Function):
 def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    grad_output = layout.arranged(grad_output, ctx.channels_last)
     impl, filter = ctx.impl, ctx.filter
     input_gradient: Any = depthwise_conv2d_input_gradient
     weight_gradient: Any = depthwise_conv2d_weight_gradient
     if direct.takes((grad_output,), (input, weight)):
         input_gradient, weight_gradient = input_gradient.kernel, weight_gradient.kernel
+        grad_output = dispatch.backend(impl).arranged(grad_output, ctx.channels_last)
+    else:  # what traces operators has to see the copy
+        grad_output = layout.arranged(grad_output, ctx.channels_last)
     grad_input = grad_weight = grad_bias = bias_sums = None
     if weight is not None:
         grad_input = input_gradient(grad_output, weight, impl, filter.dilation)

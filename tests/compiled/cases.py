@@ -22,7 +22,7 @@ PIXELS = [
     (2, 16, 32, 32), (3, 16, 16, 16), (5, 16, 8, 8), (3, 24, 7, 7), (2, 8, 14, 14),
     (1, 11, 18, 20), (1, 8, 44, 44), (1, 8, 20, 70),
 ]  # fmt: skip
-CONVOLUTIONS = [name for name in OPERATIONS if name != "statistics"]
+CONVOLUTIONS = [name for name in OPERATIONS if name not in ("statistics", "arranged")]
 MAIN = [
     *("forward", "input_gradient", "weight_gradient"),
     *("forward_normalised", "forward_moments", "fused_backward"),
@@ -44,6 +44,13 @@ def cuda_cases() -> Iterator[Case]:
         for layout in ("channels_outermost", "slice_of_channels", "off_by_one_element"):
             yield Case(operation, PLANES[-1], k, dtype, layout, multiprocessors=132)
         yield Case(operation, PIXELS[0], k, dtype, "channels_last")
+    # Gradients that are copied to the other layout.
+    for layout in ("contiguous", "channels_outermost", "slice_of_channels", "off_by_one_element"):
+        for shape in PLANES + PIXELS:
+            yield Case("arranged", shape, 9, FP16, layout)
+    for layout in ("channels_last", "slice_of_channels_last", "units_of_wider_pixels"):
+        for shape in PLANES + PIXELS:
+            yield Case("arranged", shape, 9, FP16, layout)
     # Optional results, other activations, layouts and GPUs.
     for k, dtype in itertools.product((9, 15), (FP16, BF16)):
         for layout, shape in _shapes(3):

@@ -34,6 +34,7 @@ def cases() -> Iterator[Case]:
         for operation in ("forward", "weight_gradient", "forward_normalised", "fused_backward"):
             yield Case(operation, (4, channels, 32, 32), 9, torch.float16, layout)
         yield Case("forward_moments", (4, channels, 32, 32), 9, torch.float16, layout)
+        yield Case("arranged", (4, 64, 32, 32), 9, torch.float16, layout)
         for operation in ("forward", "weight_gradient"):
             yield Case(operation, (2, channels, 56, 56), 15, torch.bfloat16, layout)
 

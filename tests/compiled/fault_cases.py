@@ -98,6 +98,21 @@ FAMILIES = {
         *_PIXELS,
         *({"shape": (2, 11, 9, 57), "zeros": zeros} for zeros in ("input", "grad")),
     ),
+    "copy to channels_last": _cases(
+        Case("arranged", (3, 72, 8, 8), 9, _FP16),
+        {"shape": (9, 67, 14, 14)},
+        {"shape": (70, 66, 1, 3), "layout": "off_by_one_element"},
+        {"shape": (2, 136, 5, 16), "layout": "slice_of_channels"},
+        {"shape": (2, 8, 9, 60), "layout": "channels_outermost"},
+    ),
+    "copy to planes": _cases(
+        Case("arranged", (3, 72, 8, 8), 9, _BF16, "channels_last"),
+        {"shape": (9, 67, 14, 14)},
+        {"shape": (70, 66, 1, 3)},
+        {"shape": (1, 5, 3, 23)},  # five channels, and five pixels in the last tile
+        {"shape": (2, 136, 5, 16), "layout": "units_of_wider_pixels"},
+        {"shape": (2, 8, 9, 60), "layout": "slice_of_channels_last"},
+    ),
     "fused forward, whole planes": _cases(
         Case("forward_normalised", (9, 5, 16, 16), 9, _BF16),
         *_WHOLE,

@@ -21,6 +21,7 @@ FORWARD, STAGING = "kernels/forward.cu", "core/staging_contiguous.cuh"
 EPILOGUE, TOEPLITZ = "core/epilogue.cuh", "core/toeplitz.cuh"
 PIXELS_STAGING = "core/staging_channels_last.cuh"
 PIXELS_FORWARD = "kernels/forward_channels_last.cu"
+LAYOUTS = "kernels/layouts.cu"
 HALO = ("item.top(tiling) - pad", "item.top(tiling)")
 # Kernels are compiled for bfloat16 alone, in half the time: the first text of each file has
 # them compiled for float16 too, and the second takes its place.
@@ -117,6 +118,16 @@ FAULTS = [
         *("fused_backward", WHOLE, "contiguous", "backward"),
         ("gradients of missing images", "kernels/backward.cu", "image < left", "true"),
         ("filter not turned back", "kernels/backward.cu", "store<true>", "store<false>"),
+    ),
+    *_of(
+        *("arranged", PIXELS, "slice_of_channels_last", "layouts"),
+        (
+            *("a tile written before all of it is read", LAYOUTS),
+            *("__syncthreads();\n    with_vector", "with_vector"),
+        ),
+        ("more channels written than there are", LAYOUTS, "column + 1 < columns", "true"),
+        ("one channel of two written twice", LAYOUTS, "0x5410", "0x7632"),
+        ("rows without a distance of their own", LAYOUTS, "at / p.row", "0"),
     ),
     *_of(
         *("statistics", VALUES, "contiguous", "elementwise"),

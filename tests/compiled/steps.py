@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convmixer_kernels import layout
 from convmixer_kernels.backends.reference import batch_norm as reference
 from convmixer_kernels.filters import Filter
 from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
@@ -321,6 +322,15 @@ def _fused_backward(o: Operands, of_input: bool = True, of_weight: bool = True) 
     return run, lambda results: bounds
 
 
+def _arranged(o: Operands) -> Step:
+    """Bring a gradient to the other layout."""
+    channels_last = layout.is_planar(o.grad)
+    return (
+        lambda backend: {"gradient": backend.arranged(o.grad, channels_last)},
+        lambda results: {"gradient": Bound(o.grad.double(), 0.0)},
+    )
+
+
 OPERATIONS: dict[str, Callable[[Operands], Step]] = {
     "forward": _forward,
     "forward_without_bias": _forward_without_bias,
@@ -332,6 +342,7 @@ OPERATIONS: dict[str, Callable[[Operands], Step]] = {
     "fused_backward": _fused_backward,
     "fused_backward_of_input": lambda operands: _fused_backward(operands, of_weight=False),
     "fused_backward_of_weight": lambda operands: _fused_backward(operands, of_input=False),
+    "arranged": _arranged,
 }
 
 

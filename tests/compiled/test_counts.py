@@ -20,6 +20,7 @@ TENSORS = {
     "forward_normalised": (1, 1),
     "forward_moments": (1, 1),
     "fused_backward": (3, 1),
+    "arranged": (1, 1),
 }
 
 

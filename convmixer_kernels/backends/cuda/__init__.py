@@ -24,8 +24,10 @@ from convmixer_kernels.backends.cuda.device import (
     unsupported,
     unsupported_filter,
 )
+from convmixer_kernels.backends.cuda.layouts import arranged
 
 __all__ = [
+    "arranged",
     "batch_normalisation",
     "forward",
     "forward_moments",

@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convmixer_kernels import layout
-from convmixer_kernels.backends.cuda import convolution
+from convmixer_kernels.backends.cuda import convolution, layouts
 from convmixer_kernels.backends.cuda.convolution import ACTIVATIONS
 from convmixer_kernels.backends.cuda.device import Located, address, current, launcher, located
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation
@@ -114,8 +113,8 @@ def fused_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     weight = call.weight
     if weight is not None and _are_whole(call.value):
-        grad = layout.planar(call.grad)
-        input = None if call.input is None else layout.planar(call.input)
+        grad = layouts.planar(call.grad)
+        input = None if call.input is None else layouts.planar(call.input)
         call = call._replace(grad=grad, input=input)
         if _are_whole(grad, input):
             return _whole_backward(call, weight.contiguous())
@@ -259,12 +258,11 @@ def _readable(tensor: Tensor, channels_last: bool) -> Tensor:
 
     A pass reads planes, or in channels_last pixels that lie at one distance from each other.
     """
-    image = ImageLayout.of(tensor)
     if not channels_last:
-        return tensor if image.is_planar else tensor.contiguous()
-    if image.pixel_step is not None:
+        return layouts.planar(tensor)
+    if ImageLayout.of(tensor).pixel_step is not None:
         return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
+    return layouts.contiguous(tensor, torch.channels_last)
 
 
 def _steps(tensor: Tensor | None, channels_last: bool, written: bool = False) -> Located:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import activations
+from convmixer_kernels.backends.cuda import layouts
 from convmixer_kernels.backends.cuda.device import (
     KERNEL_SIZES,
     address,
@@ -14,7 +15,7 @@ from convmixer_kernels.backends.cuda.device import (
     located,
 )
 from convmixer_kernels.filters import Filter
-from convmixer_kernels.layout import ImageLayout, planar
+from convmixer_kernels.layout import ImageLayout
 from convmixer_kernels.operands import Epilogue
 
 # The numbers of the activations in csrc/arguments.h.
@@ -70,7 +71,7 @@ def forward(
     if bias is not None:
         bias = precise(bias)
     if addend is not None and addend.stride() != image.output_strides:
-        addend = torch.empty_like(output).copy_(addend)
+        addend = layouts.copy(addend, torch.empty_like(output))
     with current(context):
         arguments = (
             context,
@@ -119,7 +120,7 @@ def weight_gradient(
         run = kernels.weight_gradient_channels_last
         count_splits = kernels.weight_gradient_splits_channels_last
     else:
-        input, grad_output = planar(input), planar(grad_output)
+        input, grad_output = layouts.planar(input), layouts.planar(grad_output)
         run, count_splits = kernels.weight_gradient, kernels.weight_gradient_splits
     splits = count_splits(context, image.shape, kernel_size)
     workspace = None
@@ -153,7 +154,7 @@ def _convolve_any(
     if 0 in image.shape:
         return output
     # The kernel reads and writes planes; channels_last takes a copy there and one back.
-    source = planar(input)
+    source = layouts.planar(input)
     target = torch.empty_like(source) if image.is_channels_last else output
     weight = weight.contiguous()
     if bias is not None:
@@ -170,7 +171,7 @@ def _convolve_any(
             address(bias),
             located(target, target.stride()[:2], written=True),
         )
-    return output if target is output else output.copy_(target)
+    return output if target is output else layouts.copy(target, output)
 
 
 def _weight_gradient_of_any(
@@ -187,7 +188,7 @@ def _weight_gradient_of_any(
     if sizes[0] == 0:
         return grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
     kernels, context = launcher(input)
-    input, grad_output = planar(input), planar(grad_output)
+    input, grad_output = layouts.planar(input), layouts.planar(grad_output)
     splits = kernels.weight_gradient_large_splits(context, sizes, filter)
     workspace = None
     if splits > 1:
@@ -222,4 +223,4 @@ def precise(tensor: Tensor) -> Tensor:
 def adjacent_channels(tensor: Tensor) -> Tensor:
     """Return `tensor` itself if the channels of a pixel are adjacent, else a channels_last copy."""
     adjacent = tensor.stride(1) == 1 or tensor.shape[1] == 1
-    return tensor if adjacent else tensor.contiguous(memory_format=torch.channels_last)
+    return tensor if adjacent else layouts.contiguous(tensor, torch.channels_last)

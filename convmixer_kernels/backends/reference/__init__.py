@@ -20,10 +20,12 @@ from convmixer_kernels.backends.reference.batch_norm import (
     value_gradient,
 )
 from convmixer_kernels.filters import Filter
+from convmixer_kernels.layout import arranged
 from convmixer_kernels.operands import BatchNorm, PreActivation
 
 __all__ = [
     "activated_batch_norm",
+    "arranged",
     "batch_normalisation",
     "forward",
     "forward_moments",
