@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -34,6 +33,7 @@ from convmixer.data.operations import Operation
 from convmixer.data.packaged import PACKAGED
 from convmixer.data.preparation import BatchPreparation, Normalization
 from convmixer.data.sources import Images, Indices
+from convmixer.data.transfer import uploaded
 from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
 from convmixer.training.bad_images import BadImages, ImageReader
@@ -48,8 +48,12 @@ Batch = tuple[Tensor, Tensor]
 
 MOST_WORKERS = 8
 """The most processes that load images if the settings leave their number open."""
-IMAGES_AUGMENTED_TOGETHER = 1024
-"""Images that are augmented at once on the device, at least one batch."""
+IMAGES_AUGMENTED_TOGETHER = 4096
+PIXELS_AUGMENTED_TOGETHER = 2**22
+"""The most images, and pixels of theirs, that are augmented at once on the device, or one batch.
+
+The start of an operation costs the processor the same for many images as for few.
+"""
 
 
 @functools.lru_cache(maxsize=2)
@@ -66,16 +70,16 @@ def image_seeds(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
 class TrainingBatch(NamedTuple):
     """A batch as it comes from the processes that load images."""
 
-    content: Tensor
+    content: Tensor | NDArray[np.float64]
     """Augmented images, uint8 (N, C, H, W) in channels_last order, or what
     `batched_operations.apply` is to do."""
-    indices: Tensor
+    indices: Indices
     """The place of each image in the training images, int64 (N,)."""
-    labels: Tensor
+    labels: Indices
     """int64 (N,)."""
-    seeds: Tensor
+    seeds: Indices
     """The second of `image_seeds`, int64 (N,)."""
-    boxes: Tensor
+    boxes: NDArray[np.int64]
     """The rectangle to erase in each image, or zeros: int64 (N, 4)."""
     bad: list[str]
     """Lines that name images which could not be read."""
@@ -94,8 +98,9 @@ class _Sample(NamedTuple):
 
 def _collate(samples: list[_Sample]) -> TrainingBatch:
     contents, *numbers, bad = zip(*samples, strict=True)
-    indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
-    content: Tensor
+    # Arrays come through the pipe of a process, and each tensor through a connection of its own.
+    indices, labels, seeds, boxes = (np.array(each, dtype=np.int64) for each in numbers)
+    content: Tensor | NDArray[np.float64]
     if isinstance(contents[0], list):
         content = batched_operations.as_table(list(contents))
     else:
@@ -344,7 +349,7 @@ class TrainingLoader:
             else DrawnOperations(self._resident.labels, self._resident.size, config)
         )
         self._augmentation = dataset.augmentation
-        self._together = max(1, IMAGES_AUGMENTED_TOGETHER // batches.images_at_once)
+        self._together = _batches_together(batches.images_at_once, config.data.image_size)
         self._loader: DataLoader[Any] = DataLoader(
             dataset, batch_sampler=batches, collate_fn=_collate, **_loader_options(workers, device)
         )
@@ -382,28 +387,38 @@ class TrainingLoader:
 
     def _transferred(self, batch: TrainingBatch) -> Batch:
         self.bad_images.add(batch.bad)
+        assert isinstance(batch.content, Tensor)
         images = batch.content.to(self._device, non_blocking=True)
-        return self._prepared(batch, images.contiguous())
+        return self.prepare(images.contiguous(), batch.labels, batch.seeds, batch.boxes)
 
     def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
-        """Augment several batches at once: operations on few images cost little but their start."""
+        """Augment several batches at once."""
         assert self._resident is not None
-        indices = torch.cat([batch.indices for batch in batches])
-        most = max(batch.content.shape[1] for batch in batches)
-        tables = torch.cat(
-            [F.pad(batch.content, (0, 0, 0, most - batch.content.shape[1])) for batch in batches]
+        tables = [batch.content for batch in batches]
+        most = max(table.shape[1] for table in tables)
+        indices, labels, seeds, boxes = (
+            np.concatenate(each)
+            for each in zip(
+                *((b.indices, b.labels, b.seeds, b.boxes) for b in batches), strict=True
+            )
         )
         images = batched_operations.apply(
-            self._resident.pixels[indices.to(self._device, non_blocking=True)],
-            tables,
+            self._resident.pixels[uploaded(indices, self._device)],
+            np.concatenate(
+                [np.pad(table, ((0, 0), (0, most - table.shape[1]), (0, 0))) for table in tables]
+            ),
             self._augmentation.size,
             self._augmentation.fill,
         )
-        return map(self._prepared, batches, images.split(len(batches[0].labels)))
+        size = len(batches[0].labels)
+        prepared, targets = self.prepare(images, labels, seeds, boxes, size)
+        return zip(prepared.split(size), targets.split(size), strict=True)
 
-    def _prepared(self, batch: TrainingBatch, images: Tensor) -> Batch:
-        labels = batch.labels.to(self._device, non_blocking=True)
-        return self.prepare(images, labels, batch.seeds, batch.boxes)
+
+def _batches_together(images: int, side: int) -> int:
+    """Return how many batches are augmented at once, given the images of each and their side."""
+    most = min(IMAGES_AUGMENTED_TOGETHER, PIXELS_AUGMENTED_TOGETHER // side**2)
+    return max(1, most // images)
 
 
 def _groups(batches: Iterator[TrainingBatch], size: int) -> Iterator[list[TrainingBatch]]:
