@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import random
 import signal
@@ -289,12 +290,18 @@ def _start_worker(_: int) -> None:
         os.setpgrp()
 
 
-def worker_count(data: DataConfig) -> int:
-    """Return the number of processes that load images for this process."""
+def worker_count(data: DataConfig, *, trains_on_gpu: bool = False) -> int:
+    """Return the number of processes that load images for this process.
+
+    Args:
+        data: the settings.
+        trains_on_gpu: the images are those that a model is trained with on a GPU.
+    """
     if data.workers is not None:
         return data.workers
     if data.source in PACKAGED:
-        return 0
+        # This process cannot give a GPU work while it draws the numbers of the next images.
+        return int(trains_on_gpu)
     return max(1, min(MOST_WORKERS, _processors() // processes_of_machine()))
 
 
@@ -350,9 +357,15 @@ class TrainingLoader:
         )
         self._augmentation = dataset.augmentation
         self._together = _batches_together(batches.images_at_once, config.data.image_size)
+        options = _loader_options(workers, device)
+        if self._resident is not None and workers:
+            # The next group is drawn while the model uses this one.
+            options["prefetch_factor"] = max(2, math.ceil(self._together / workers))
         self._loader: DataLoader[Any] = DataLoader(
-            dataset, batch_sampler=batches, collate_fn=_collate, **_loader_options(workers, device)
+            dataset, batch_sampler=batches, collate_fn=_collate, **options
         )
+        self._epochs = config.epochs
+        self._begun: tuple[int, Iterator[TrainingBatch]] | None = None
 
     @property
     def is_resident(self) -> bool:
@@ -374,7 +387,23 @@ class TrainingLoader:
         return self._batches.steps
 
     def loaded(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
-        """Iterate over batches as they come from the processes that load images."""
+        """Iterate over batches as they come from the processes that load images.
+
+        Processes that only draw numbers go on with the next epoch as soon as this one is drawn.
+        """
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == epoch and not first_step:
+            batches = begun[1]
+        else:
+            batches = self._begin(epoch, first_step)
+        goes_on = self._resident is not None and self._workers and epoch + 1 < self._epochs
+        count = len(self._batches)
+        for number, batch in enumerate(itertools.islice(batches, count), 1):
+            if number == count and goes_on:
+                self._begun = epoch + 1, self._begin(epoch + 1)
+            yield batch
+
+    def _begin(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
         self._batches.epoch, self._batches.first_step = epoch, first_step
         return iter(self._loader)
 
