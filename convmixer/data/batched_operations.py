@@ -90,14 +90,15 @@ def apply(images: Tensor, tables: NDArray[np.float64], size: int, fill: tuple[in
             if kind == Kind.NOTHING:
                 continue
             index, numbers = column_places[start:end], column_values[start:end]
-            chosen = before[index]
+            chosen = before.index_select(0, index)
             if kind == Kind.CROP:
-                images[index] = _crop(chosen, numbers, size, Resampling(code))
+                changed = _crop(chosen, numbers, size, Resampling(code))
             elif kind == Kind.AFFINE:
-                images[index] = _affine(chosen, numbers, fill, Resampling(code))
+                changed = _affine(chosen, numbers, fill, Resampling(code))
             else:
                 number = numbers[:, 0, None, None, None].float()
-                images[index] = _OPERATIONS[Kind(kind)](chosen, number)
+                changed = _OPERATIONS[Kind(kind)](chosen, number)
+            images.index_copy_(0, index, changed)
     return images
 
 

@@ -172,20 +172,23 @@ class _Mixing(NamedTuple):
 
 def _mixed(images: Tensor, targets: Tensor, mixing: _Mixing) -> tuple[Tensor, Tensor]:
     """Return the mixed images, float32 levels that are rounded to 8 bits again, and targets."""
-    device = images.device
-    partners = uploaded(mixing.partners, device)
-    # The difference is taken in float64, as timm does it.
-    both = np.stack([mixing.shares, 1.0 - mixing.shares]).astype(np.float32)
-    own, other = uploaded(both, device)[:, :, None]
-    targets = targets * own + targets[partners] * other
-    others = images[partners]
-    if mixing.boxes.any():
-        images = torch.where(_inside(mixing.boxes, images), others, images)
+    partners = uploaded(mixing.partners, images.device)
+    # The share of the other image is a difference of float64 numbers, as it is in timm.
+    shares = np.stack([mixing.shares, 1.0 - mixing.shares]).astype(np.float32)
+    own, other = uploaded(shares, images.device)[:, :, None, None, None]
+    targets = targets * own[:, :, 0, 0] + targets[partners] * other[:, :, 0, 0]
     cut = mixing.boxes.any(1)
-    both[0, cut], both[1, cut] = 1.0, 0.0
-    own, other = uploaded(both, device)[:, :, None, None, None]
-    levels = images.float().mul_(own).add_(others.float().mul_(other))
-    return levels.round_(), targets
+    if cut.any():
+        shares[:, cut] = [[1.0], [0.0]]
+        inside = _inside(mixing.boxes, images)
+        own, other = (
+            each.masked_fill(inside, value)
+            for each, value in zip(
+                uploaded(shares, images.device)[:, :, None, None, None], (0.0, 1.0), strict=True
+            )
+        )
+    others = images.index_select(0, partners).float().mul_(other)
+    return images.float().mul_(own).add_(others).round_(), targets
 
 
 def _inside(boxes: NDArray[np.int64], images: Tensor) -> Tensor:

@@ -432,7 +432,7 @@ class TrainingLoader:
             )
         )
         images = batched_operations.apply(
-            self._resident.pixels[uploaded(indices, self._device)],
+            self._resident.pixels.index_select(0, uploaded(indices, self._device)),
             np.concatenate(
                 [np.pad(table, ((0, 0), (0, most - table.shape[1]), (0, 0))) for table in tables]
             ),
