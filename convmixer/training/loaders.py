@@ -421,7 +421,7 @@ class TrainingLoader:
         return self.prepare(images.contiguous(), batch.labels, batch.seeds, batch.boxes)
 
     def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
-        """Augment several batches at once."""
+        """Augment and prepare several batches at once."""
         assert self._resident is not None
         tables = [batch.content for batch in batches]
         most = max(table.shape[1] for table in tables)
