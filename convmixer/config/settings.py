@@ -75,8 +75,8 @@ class DataConfig:
     )
     workers: int | None = setting(
         None,
-        "processes that load images; none: 0 for digits and mnist, else one for each processor "
-        "(shared by the processes of torchrun), at most 8",
+        "processes that load images; none: 0 for digits and mnist (1 to train on a GPU), else one "
+        "for each processor (shared by the processes of torchrun), at most 8",
         minimum=0,
     )
     device_resident: str = setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -143,18 +144,28 @@ class _TorchvisionPolicy:
                 f"augment.rand_augment: torchvision's magnitude is at most {bins - 1}, got {text!r}"
             )
         self.fill = (0,) * config.model.in_chans
+        self._choices_by_size: dict[tuple[int, int], list[tuple[str, float, bool]]] = {}
 
     def draw(self, width: int, height: int) -> list[Operation]:
-        space = self._policy._augmentation_space(self._policy.num_magnitude_bins, (height, width))
-        return [self._operation(space, width, height) for _ in range(self._count)]
+        choices = self._choices(width, height)
+        return [self._operation(choices, width, height) for _ in range(self._count)]
+
+    def _choices(self, width: int, height: int) -> list[tuple[str, float, bool]]:
+        """Return the name of each operation, its value, and whether its sign is drawn."""
+        if (width, height) not in self._choices_by_size:
+            bins = self._policy.num_magnitude_bins
+            space = self._policy._augmentation_space(bins, (height, width))
+            self._choices_by_size[width, height] = [
+                (name, float(values[self._magnitude]) if values.ndim else 0.0, signed)
+                for name, (values, signed) in space.items()
+            ]
+        return self._choices_by_size[width, height]
 
     def _operation(
-        self, space: dict[str, tuple[Tensor, bool]], width: int, height: int
+        self, choices: Sequence[tuple[str, float, bool]], width: int, height: int
     ) -> Operation:
         """Draw as torchvision's `RandAugment.forward` does."""
-        name = list(space)[int(torch.randint(len(space), (1,)))]
-        magnitudes, signed = space[name]
-        value = float(magnitudes[self._magnitude]) if magnitudes.ndim else 0.0
+        name, value, signed = choices[int(torch.randint(len(choices), (1,)))]
         if signed and torch.randint(2, (1,)):
             value = -value
         if name == "Identity":

@@ -6,12 +6,14 @@ where it rounds otherwise, and for a tie of two pixels that are equally near.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
@@ -22,6 +24,7 @@ from convmixer.data.operations import (
     Operation,
     Resampling,
 )
+from convmixer.data.transfer import uploaded
 
 _KIND, _INTERPOLATION, _VALUES = 0, 1, 2
 _COLUMNS = _VALUES + LARGEST_NUMBER_OF_VALUES
@@ -40,36 +43,43 @@ def as_row(operation: Operation) -> list[float]:
     return [kind, interpolation, *values, *[0.0] * (LARGEST_NUMBER_OF_VALUES - len(values))]
 
 
-def as_table(drawn: Sequence[Sequence[Operation]]) -> Tensor:
+def as_table(drawn: Sequence[Sequence[Operation]]) -> NDArray[np.float64]:
     """Return the operations of N images as numbers, float64 (N, most operations of one, 8)."""
     length = max(map(len, drawn))
     nothing = as_row(NOTHING)
     rows = [
         [*map(as_row, operations), *[nothing] * (length - len(operations))] for operations in drawn
     ]
-    return torch.tensor(rows, dtype=torch.float64).view(len(rows), length, _COLUMNS)
+    return np.array(rows, dtype=np.float64).reshape(len(rows), length, _COLUMNS)
 
 
-def apply(images: Tensor, tables: Tensor, size: int, fill: tuple[int, ...]) -> Tensor:
+def apply(images: Tensor, tables: NDArray[np.float64], size: int, fill: tuple[int, ...]) -> Tensor:
     """Apply to every image its operations, one after another.
+
+    A GPU is never waited for.
 
     Args:
         images: uint8 (N, C, H, W), whose contents are lost.
-        tables: the operations of the images as from `as_table`, on the CPU; a crop of one image
-            stands where all images have one.
+        tables: the operations of the images as from `as_table`; a crop of one image stands where
+            all images have one.
         size: the side of the square that crops are resized to.
         fill: the colour of what an affine map takes from beyond an image, a value for a channel.
 
     Returns:
         uint8 (N, C, size, size), or (N, C, H, W) without crops.
     """
+    columns = tables.transpose(1, 0, 2)
+    kinds = columns[:, :, _KIND].astype(np.int64) * _KINDS_APART
+    kinds += columns[:, :, _INTERPOLATION].astype(np.int64)
     # Images with the same operation and interpolation stand side by side in the order of a column.
-    kinds = tables[:, :, _KIND].int().numpy() * _KINDS_APART + tables[:, :, _INTERPOLATION].numpy()
-    order = np.argsort(kinds, axis=0, kind="stable")
-    places = torch.from_numpy(order).to(images.device, non_blocking=True)
-    values = tables[:, :, _VALUES:].to(images.device, non_blocking=True)
-    for column in range(kinds.shape[1]):
-        in_order = kinds[order[:, column], column]
+    order = np.argsort(kinds, axis=1, kind="stable")
+    places = uploaded(order, images.device)
+    values = uploaded(
+        np.take_along_axis(columns[:, :, _VALUES:], order[:, :, None], axis=1), images.device
+    )
+    for in_order, column_places, column_values in zip(
+        np.take_along_axis(kinds, order, axis=1), places, values, strict=True
+    ):
         changes = np.flatnonzero(np.diff(in_order)) + 1
         bounds = [0, *changes.tolist(), len(in_order)]
         before = images
@@ -79,16 +89,23 @@ def apply(images: Tensor, tables: Tensor, size: int, fill: tuple[int, ...]) -> T
             kind, code = divmod(int(in_order[start]), _KINDS_APART)
             if kind == Kind.NOTHING:
                 continue
-            index = places[start:end, column]
-            chosen, numbers = before[index], values[index, column]
+            index, numbers = column_places[start:end], column_values[start:end]
+            chosen = before.index_select(0, index)
             if kind == Kind.CROP:
-                images[index] = _crop(chosen, numbers, size, Resampling(code))
+                changed = _crop(chosen, numbers, size, Resampling(code))
             elif kind == Kind.AFFINE:
-                images[index] = _affine(chosen, numbers, fill, Resampling(code))
+                changed = _affine(chosen, numbers, fill, Resampling(code))
             else:
                 number = numbers[:, 0, None, None, None].float()
-                images[index] = _OPERATIONS[Kind(kind)](chosen, number)
+                changed = _OPERATIONS[Kind(kind)](chosen, number)
+            images.index_copy_(0, index, changed)
     return images
+
+
+@functools.cache
+def _constant(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a value for each channel, (C, 1, 1), which is copied to a device once."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def _crop(images: Tensor, boxes: Tensor, size: int, interpolation: Resampling) -> Tensor:
@@ -151,13 +168,13 @@ def _affine(
     inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
     flat = images.reshape(count, channels, -1)
 
-    def pixels(row: Tensor, column: Tensor) -> Tensor:
-        index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-        index = index.reshape(count, 1, -1).expand(-1, channels, -1)
-        return flat.gather(2, index).view_as(images)
+    def pixels(levels: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Return the levels at the columns and starts of rows that are within the image."""
+        index = (row + column).reshape(count, 1, -1).expand(-1, channels, -1)
+        return levels.gather(2, index).view(images.shape)
 
     if interpolation == Resampling.NEAREST:
-        found = pixels(down, across)
+        found = pixels(flat, down.clamp(0, height - 1) * width, across.clamp(0, width - 1))
     else:
         taps = (0, 1) if interpolation == Resampling.BILINEAR else (-1, 0, 1, 2)
         between = _linear if interpolation == Resampling.BILINEAR else _cubic
@@ -166,13 +183,12 @@ def _affine(
             (across - 0.5 - left)[:, None].float(),
             (down - 0.5 - top)[:, None].float(),
         )
-        column, row = left.long(), top.long()
-        lines = [
-            between([pixels(row + j, column + i).float() for i in taps], right_of) for j in taps
-        ]
+        columns = [(left.long() + tap).clamp_(0, width - 1) for tap in taps]
+        rows = [(top.long() + tap).clamp_(0, height - 1) * width for tap in taps]
+        levels = flat.float()
+        lines = [between([pixels(levels, y, x) for x in columns], right_of) for y in rows]
         found = between(lines, below).clamp_(0.0, 255.0).byte()
-    colour = torch.tensor(fill, dtype=torch.uint8, device=device)[:, None, None]
-    return torch.where(inside[:, None], found, colour)
+    return torch.where(inside[:, None], found, _constant(fill, torch.uint8, device))
 
 
 def _nearest(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -247,8 +263,8 @@ def _grey(images: Tensor) -> Tensor:
     """Return grey levels, float32 (N, 1, H, W)."""
     if images.shape[1] == 1:
         return images.float()
-    weights = torch.tensor(_GREY_WEIGHTS, dtype=torch.int32, device=images.device)
-    return ((images.int() * weights[:, None, None]).sum(1, keepdim=True) + 0x8000 >> 16).float()
+    weights = _constant(_GREY_WEIGHTS, torch.int32, images.device)
+    return ((images.int() * weights).sum(1, keepdim=True) + 0x8000 >> 16).float()
 
 
 def _brightness(images: Tensor, factor: Tensor) -> Tensor:

@@ -7,13 +7,17 @@ normalise them, and then erase rectangles, so that the noise in these is not mix
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from timm.data.mixup import Mixup
+from numpy.typing import NDArray
+from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 from torch import Tensor
 
 from convmixer.config.settings import Config, DataConfig
+from convmixer.data.sources import Indices
+from convmixer.data.transfer import uploaded
 
 
 class Normalization:
@@ -71,12 +75,7 @@ class BatchPreparation:
         self._config = config
         self._mixup = build_mixup(config)
         self._normalize = Normalization(config.data, device)
-        self._noise = torch.Generator(device)
-        self._fill: Callable[[Tensor, torch.Generator], object] = {
-            "pixel": _fill_with_noise,
-            "rand": _fill_with_colour,
-            "const": _fill_with_zero,
-        }[config.augment.erasing_mode]
+        self._fill = _RANDOM_FILLS.get(config.augment.erasing_mode)
 
     @property
     def mixes(self) -> bool:
@@ -84,48 +83,125 @@ class BatchPreparation:
         return self._mixup is not None
 
     def __call__(
-        self, images: Tensor, labels: Tensor, seeds: Tensor, boxes: Tensor
+        self,
+        images: Tensor,
+        labels: Indices,
+        seeds: Indices,
+        boxes: NDArray[np.int64],
+        batch_size: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Prepare a batch.
+        """Prepare a batch, or several at once, of which a GPU is given the work without waiting.
 
         Args:
             images: uint8 (N, C, H, W).
-            labels: int64 (N,).
-            seeds: the seed of each image, int64 (N,), on the CPU.
+            labels: the class of each image, int64 (N,).
+            seeds: the seed of each image, int64 (N,).
             boxes: top, left, height and width of the rectangle to erase in each image, or zeros;
-                int64 (N, 4), on the CPU.
+                int64 (N, 4).
+            batch_size: images of each batch, beyond which none is mixed; None if there is one.
 
         Returns:
             the images, float32 (N, C, H, W), and the targets, float32 (N, n_classes).
         """
-        levels, targets = self._mix(images, labels, seeds)
-        normalised = self._normalize(levels)
-        for image, seed, box in zip(normalised, seeds.tolist(), boxes.tolist(), strict=True):
-            top, left, height, width = box
-            if height:
-                self._noise.manual_seed(seed)
-                self._fill(image[:, top : top + height, left : left + width], self._noise)
+        config = self._config
+        targets = soft_targets(
+            uploaded(labels, images.device), config.model.n_classes, config.label_smoothing
+        )
+        if self._mixup is not None:
+            mixing = self._drawn_mixing(self._mixup, images.shape, seeds, batch_size or len(images))
+            images, targets = _mixed(images, targets, mixing)
+        normalised = self._normalize(images)
+        self._erase(normalised, seeds, boxes)
         return normalised, targets
 
-    def _mix(self, images: Tensor, labels: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the images of each group by one draw, and round them to 8 bits again."""
-        config = self._config
-        if self._mixup is None:
-            return images, soft_targets(labels, config.model.n_classes, config.label_smoothing)
-        levels, size = images.float(), config.augment.mix_images
-        targets = []
+    def _drawn_mixing(
+        self, mixup: Mixup, shape: torch.Size, seeds: Indices, batch_size: int
+    ) -> _Mixing:
+        """Draw how the images of each group are mixed, as timm does for a batch."""
+        count, size = len(seeds), self._config.augment.mix_images
+        mixing = _Mixing(np.empty(count, np.int64), np.empty(count), np.zeros((count, 4), np.int64))
         state = np.random.get_state()
         try:
-            for group, classes, seed in zip(
-                levels.split(size), labels.split(size), seeds[::size].tolist(), strict=True
-            ):
-                # The noise of an image takes the lower bits of its seed.
-                np.random.seed(seed >> 32)
-                _, mixed_targets = self._mixup(group, classes)
-                targets.append(mixed_targets)
+            for first in range(0, count, batch_size):
+                last = min(first + batch_size, count)
+                for start in range(first, last, size):
+                    group = slice(start, min(start + size, last))
+                    mixing.partners[group] = np.arange(group.start, group.stop)[::-1]
+                    # The noise of an image takes the lower bits of its seed.
+                    np.random.seed(seeds[start] >> 32)
+                    share, cuts = mixup._params_per_batch()
+                    if cuts and share < 1.0:
+                        (top, bottom, left, right), share = cutmix_bbox_and_lam(shape, share)
+                        mixing.boxes[group] = top, left, bottom - top, right - left
+                    mixing.shares[group] = share
         finally:
             np.random.set_state(state)
-        return levels.round_(), torch.cat(targets)
+        return mixing
+
+    def _erase(self, images: Tensor, seeds: Indices, boxes: NDArray[np.int64]) -> None:
+        """Fill a rectangle of each image that has one."""
+        erased = np.flatnonzero(boxes[:, 2])
+        if self._fill is None:
+            if len(erased):
+                images.masked_fill_(_inside(boxes, images), 0.0)
+            return
+        noise = torch.Generator(images.device)
+        channels, strides = images.shape[1], images.stride()
+        for index, seed, box in zip(
+            erased.tolist(), seeds[erased].tolist(), boxes[erased].tolist(), strict=True
+        ):
+            top, left, height, width = box
+            # An index and two slices would take the processor 2.4 times as long.
+            start = images.storage_offset() + index * strides[0] + top * strides[2]
+            rectangle = images.as_strided(
+                (channels, height, width), strides[1:], start + left * strides[3]
+            )
+            self._fill(rectangle, noise.manual_seed(seed))
+
+
+class _Mixing(NamedTuple):
+    """The numbers with which each image is mixed."""
+
+    partners: NDArray[np.int64]
+    """The place of the other image, (N,)."""
+    shares: NDArray[np.float64]
+    """The share of the image itself in its target, (N,)."""
+    boxes: NDArray[np.int64]
+    """Top, left, height and width of what CutMix takes from the other image, or zeros, (N, 4)."""
+
+
+def _mixed(images: Tensor, targets: Tensor, mixing: _Mixing) -> tuple[Tensor, Tensor]:
+    """Return the mixed images, float32 levels that are rounded to 8 bits again, and targets."""
+    partners = uploaded(mixing.partners, images.device)
+    # The share of the other image is a difference of float64 numbers, as it is in timm.
+    shares = np.stack([mixing.shares, 1.0 - mixing.shares]).astype(np.float32)
+    own, other = uploaded(shares, images.device)[:, :, None, None, None]
+    targets = targets * own[:, :, 0, 0] + targets[partners] * other[:, :, 0, 0]
+    cut = mixing.boxes.any(1)
+    if cut.any():
+        shares[:, cut] = [[1.0], [0.0]]
+        inside = _inside(mixing.boxes, images)
+        own, other = (
+            each.masked_fill(inside, value)
+            for each, value in zip(
+                uploaded(shares, images.device)[:, :, None, None, None], (0.0, 1.0), strict=True
+            )
+        )
+    others = images.index_select(0, partners).float().mul_(other)
+    return images.float().mul_(own).add_(others).round_(), targets
+
+
+def _inside(boxes: NDArray[np.int64], images: Tensor) -> Tensor:
+    """Return which pixels lie in the boxes (top, left, height, width), bool (N, 1, H, W)."""
+    height, width = images.shape[2:]
+    rows, columns = np.arange(height), np.arange(width)
+    top, left, tall, wide = boxes.T[:, :, None]
+    within = (
+        ((rows >= top) & (rows < top + tall))[:, None, :, None],
+        ((columns >= left) & (columns < left + wide))[:, None, None, :],
+    )
+    down, across = (uploaded(each, images.device) for each in within)
+    return down & across
 
 
 def _fill_with_noise(rectangle: Tensor, noise: torch.Generator) -> object:
@@ -138,5 +214,8 @@ def _fill_with_colour(rectangle: Tensor, noise: torch.Generator) -> object:
     return rectangle.copy_(colour)
 
 
-def _fill_with_zero(rectangle: Tensor, _: torch.Generator) -> object:
-    return rectangle.zero_()
+_RANDOM_FILLS: dict[str, Callable[[Tensor, torch.Generator], object]] = {
+    "pixel": _fill_with_noise,
+    "rand": _fill_with_colour,
+}
+"""The fillings of erased rectangles by `augment.erasing_mode`, but for zero."""

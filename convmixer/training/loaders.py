@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import random
 import signal
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -34,6 +34,7 @@ from convmixer.data.operations import Operation
 from convmixer.data.packaged import PACKAGED
 from convmixer.data.preparation import BatchPreparation, Normalization
 from convmixer.data.sources import Images, Indices
+from convmixer.data.transfer import uploaded
 from convmixer.errors import UsageError
 from convmixer.torchrun import processes_of_machine
 from convmixer.training.bad_images import BadImages, ImageReader
@@ -48,8 +49,12 @@ Batch = tuple[Tensor, Tensor]
 
 MOST_WORKERS = 8
 """The most processes that load images if the settings leave their number open."""
-IMAGES_AUGMENTED_TOGETHER = 1024
-"""Images that are augmented at once on the device, at least one batch."""
+IMAGES_AUGMENTED_TOGETHER = 4096
+PIXELS_AUGMENTED_TOGETHER = 2**22
+"""The most images, and pixels of theirs, that are augmented at once on the device, or one batch.
+
+The start of an operation costs the processor the same for many images as for few.
+"""
 
 
 @functools.lru_cache(maxsize=2)
@@ -66,16 +71,16 @@ def image_seeds(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
 class TrainingBatch(NamedTuple):
     """A batch as it comes from the processes that load images."""
 
-    content: Tensor
+    content: Tensor | NDArray[np.float64]
     """Augmented images, uint8 (N, C, H, W) in channels_last order, or what
     `batched_operations.apply` is to do."""
-    indices: Tensor
+    indices: Indices
     """The place of each image in the training images, int64 (N,)."""
-    labels: Tensor
+    labels: Indices
     """int64 (N,)."""
-    seeds: Tensor
+    seeds: Indices
     """The second of `image_seeds`, int64 (N,)."""
-    boxes: Tensor
+    boxes: NDArray[np.int64]
     """The rectangle to erase in each image, or zeros: int64 (N, 4)."""
     bad: list[str]
     """Lines that name images which could not be read."""
@@ -94,8 +99,9 @@ class _Sample(NamedTuple):
 
 def _collate(samples: list[_Sample]) -> TrainingBatch:
     contents, *numbers, bad = zip(*samples, strict=True)
-    indices, labels, seeds, boxes = (torch.tensor(each, dtype=torch.int64) for each in numbers)
-    content: Tensor
+    # Arrays come through the pipe of a process, and each tensor through a connection of its own.
+    indices, labels, seeds, boxes = (np.array(each, dtype=np.int64) for each in numbers)
+    content: Tensor | NDArray[np.float64]
     if isinstance(contents[0], list):
         content = batched_operations.as_table(list(contents))
     else:
@@ -284,12 +290,18 @@ def _start_worker(_: int) -> None:
         os.setpgrp()
 
 
-def worker_count(data: DataConfig) -> int:
-    """Return the number of processes that load images for this process."""
+def worker_count(data: DataConfig, *, trains_on_gpu: bool = False) -> int:
+    """Return the number of processes that load images for this process.
+
+    Args:
+        data: the settings.
+        trains_on_gpu: the images are those that a model is trained with on a GPU.
+    """
     if data.workers is not None:
         return data.workers
     if data.source in PACKAGED:
-        return 0
+        # This process cannot give a GPU work while it draws the numbers of the next images.
+        return int(trains_on_gpu)
     return max(1, min(MOST_WORKERS, _processors() // processes_of_machine()))
 
 
@@ -344,10 +356,16 @@ class TrainingLoader:
             else DrawnOperations(self._resident.labels, self._resident.size, config)
         )
         self._augmentation = dataset.augmentation
-        self._together = max(1, IMAGES_AUGMENTED_TOGETHER // batches.images_at_once)
+        self._together = _batches_together(batches.images_at_once, config.data.image_size)
+        options = _loader_options(workers, device)
+        if self._resident is not None and workers:
+            # The next group is drawn while the model uses this one.
+            options["prefetch_factor"] = max(2, math.ceil(self._together / workers))
         self._loader: DataLoader[Any] = DataLoader(
-            dataset, batch_sampler=batches, collate_fn=_collate, **_loader_options(workers, device)
+            dataset, batch_sampler=batches, collate_fn=_collate, **options
         )
+        self._epochs = config.epochs
+        self._begun: tuple[int, Iterator[TrainingBatch]] | None = None
 
     @property
     def is_resident(self) -> bool:
@@ -374,7 +392,23 @@ class TrainingLoader:
         return self._batches.images_at_once
 
     def loaded(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
-        """Iterate over batches as they come from the processes that load images."""
+        """Iterate over batches as they come from the processes that load images.
+
+        Processes that only draw numbers go on with the next epoch as soon as this one is drawn.
+        """
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == epoch and not first_step:
+            batches = begun[1]
+        else:
+            batches = self._begin(epoch, first_step)
+        goes_on = self._resident is not None and self._workers and epoch + 1 < self._epochs
+        count = len(self._batches)
+        for number, batch in enumerate(itertools.islice(batches, count), 1):
+            if number == count and goes_on:
+                self._begun = epoch + 1, self._begin(epoch + 1)
+            yield batch
+
+    def _begin(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
         self._batches.epoch, self._batches.first_step = epoch, first_step
         return iter(self._loader)
 
@@ -387,28 +421,38 @@ class TrainingLoader:
 
     def _transferred(self, batch: TrainingBatch) -> Batch:
         self.bad_images.add(batch.bad)
+        assert isinstance(batch.content, Tensor)
         images = batch.content.to(self._device, non_blocking=True)
-        return self._prepared(batch, images.contiguous())
+        return self.prepare(images.contiguous(), batch.labels, batch.seeds, batch.boxes)
 
     def _augmented(self, batches: list[TrainingBatch]) -> Iterator[Batch]:
-        """Augment several batches at once: operations on few images cost little but their start."""
+        """Augment and prepare several batches at once."""
         assert self._resident is not None
-        indices = torch.cat([batch.indices for batch in batches])
-        most = max(batch.content.shape[1] for batch in batches)
-        tables = torch.cat(
-            [F.pad(batch.content, (0, 0, 0, most - batch.content.shape[1])) for batch in batches]
+        tables = [batch.content for batch in batches]
+        most = max(table.shape[1] for table in tables)
+        indices, labels, seeds, boxes = (
+            np.concatenate(each)
+            for each in zip(
+                *((b.indices, b.labels, b.seeds, b.boxes) for b in batches), strict=True
+            )
         )
         images = batched_operations.apply(
-            self._resident.pixels[indices.to(self._device, non_blocking=True)],
-            tables,
+            self._resident.pixels.index_select(0, uploaded(indices, self._device)),
+            np.concatenate(
+                [np.pad(table, ((0, 0), (0, most - table.shape[1]), (0, 0))) for table in tables]
+            ),
             self._augmentation.size,
             self._augmentation.fill,
         )
-        return map(self._prepared, batches, images.split(len(batches[0].labels)))
+        size = len(batches[0].labels)
+        prepared, targets = self.prepare(images, labels, seeds, boxes, size)
+        return zip(prepared.split(size), targets.split(size), strict=True)
 
-    def _prepared(self, batch: TrainingBatch, images: Tensor) -> Batch:
-        labels = batch.labels.to(self._device, non_blocking=True)
-        return self.prepare(images, labels, batch.seeds, batch.boxes)
+
+def _batches_together(images: int, side: int) -> int:
+    """Return how many batches are augmented at once, given the images of each and their side."""
+    most = min(IMAGES_AUGMENTED_TOGETHER, PIXELS_AUGMENTED_TOGETHER // side**2)
+    return max(1, most // images)
 
 
 def _groups(batches: Iterator[TrainingBatch], size: int) -> Iterator[list[TrainingBatch]]:

@@ -221,7 +221,7 @@ class Trainer:
             self.splits.train,
             config,
             batches,
-            workers=worker_count(config.data),
+            workers=worker_count(config.data, trains_on_gpu=processes.device.type == "cuda"),
             device=processes.device,
         )
         if loader.prepare.mixes and batches.images_at_once % 2:

@@ -58,6 +58,20 @@ def test_copies_keep_every_bit(
 
 
 @needs_kernels
+@pytest.mark.parametrize("arrange", [torch.Tensor.contiguous, strided.images_apart])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_take_the_layout_of_the_image(
+    shape: tuple[int, ...], arrange: Callable[[Tensor], Tensor]
+) -> None:
+    images = random_images(shape)
+    for grad in (arrange(images), strided.channels_last(images)):
+        for channels_last in (False, True):
+            found = backend.arranged(grad, channels_last)
+            assert torch.equal(found, images)
+            assert found.stride() == layout.arranged(grad, channels_last).stride()
+
+
+@needs_kernels
 @pytest.mark.parametrize("shape", [(2, 65, 7, 7), (1, 8, 4, 8), (2, 3, 3, 5)], ids=str)
 def test_nothing_is_written_around_the_copy(shape: tuple[int, ...]) -> None:
     from convmixer_kernels.backends.triton import planes

@@ -348,6 +348,21 @@ def test_images_continue_in_the_middle_of_an_epoch(resident):
     assert all(map(torch.equal, whole[3], rest[0]))
 
 
+def test_a_process_that_draws_numbers_goes_on_with_the_next_epoch():
+    here, there = (_loader(workers, data__device_resident="true") for workers in (0, 1))
+    for epoch, first_step, next_epoch in (
+        (0, 0, 1),
+        (1, 0, None),
+        (0, 2, 1),
+        (0, 0, 1),
+        (1, 3, None),
+    ):
+        expected = itertools.chain(*here.epoch(epoch, first_step))
+        found = itertools.chain(*there.epoch(epoch, first_step))
+        assert all(itertools.starmap(torch.equal, zip(found, expected, strict=True)))
+        assert (there._begun and there._begun[0]) == next_epoch
+
+
 @RESIDENT
 def test_images_do_not_depend_on_how_many_are_augmented_together(resident, monkeypatch):
     # Few of the operations are applied, so that batches differ in the most of one image.

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from convmixer.data.sources import load_splits
+from convmixer.config.recipes import load_recipe
+from convmixer.data.sources import ArrayImages, load_splits
 from convmixer.training.loaders import EpochBatches, TrainingLoader
 from convmixer.training.prefetching import prefetched
 from tests.helpers.training import tiny_config
@@ -90,12 +93,61 @@ def test_on_a_cpu_batches_stay_as_they_are():
     assert prefetched(batches, CPU) is batches
 
 
+class _Operators(TorchDispatchMode):
+    """Counts operators of PyTorch and copies to another device, and refuses what waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.count += 1
+        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            assert kwargs.get("non_blocking")
+            self.copies += 1
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+            assert all(index is None or index.dtype == torch.int64 for index in args[1])
+        return result
+
+
+class _NoTensorOfNumbers(TorchFunctionMode):
+    """Refuses tensors made of Python's numbers, whose copy to a GPU waits for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.tensor
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "most"), [("cifar10-quick", 620), ("cifar10", 1450), ("digits", 870)]
+)
+def test_the_making_of_batches_on_the_device_takes_few_operators_and_never_waits(recipe, most):
+    # A tensor on this device has no values: an operator that would wait for them raises an error.
+    device = torch.device("meta")
+    config = load_recipe(recipe, {"data.device_resident": "true", "augment.erasing_mode": "const"})
+    side, channels = config.data.image_size, config.model.in_chans
+    pixels = np.zeros((1024, side, side, channels), np.uint8)
+    mode = "RGB" if channels == 3 else "L"
+    images = ArrayImages(pixels if mode == "RGB" else pixels[..., 0], np.arange(1024) % 10, mode)
+    batches = EpochBatches(1024, 64, seed=0)
+    loader = TrainingLoader(images, config, batches, workers=0, device=device)
+    list(loader.epoch(0))  # Some constants are copied once.
+    loaded = list(loader.loaded(1))
+    loader.loaded = lambda *_: iter(loaded)
+    with _NoTensorOfNumbers(), _Operators() as operators:
+        assert len(list(loader.epoch(1))) == 16
+    assert operators.count < most and operators.copies < 12
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_on_a_gpu_are_those_of_the_cpu(workers):
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_batches_on_a_gpu_are_those_of_the_cpu(workers, resident):
     # The noise of erasing would come from a generator of each device.
-    config = tiny_config(augment__random_erasing=0, data__device_resident="false")
+    config = tiny_config(augment__random_erasing=0, data__device_resident=resident)
     images = load_splits(config.data, channels=1).train.select(np.arange(64))
 
     def epoch(device: torch.device) -> list[torch.Tensor]:

@@ -24,13 +24,13 @@ def _preparation(**changes) -> BatchPreparation:
 
 
 def _prepared(
-    boxes: Tensor | None = None, preparation: BatchPreparation | None = None, seed=0, **changes
+    boxes: np.ndarray | None = None, preparation: BatchPreparation | None = None, seed=0, **changes
 ) -> tuple[Tensor, Tensor]:
     """Prepare the 12 images of `_images`, with their places as classes."""
     prepare = _preparation(**changes) if preparation is None else preparation
-    seeds = torch.from_numpy(np.random.default_rng(seed).integers(2**63, size=COUNT))
-    boxes = torch.zeros(COUNT, 4, dtype=torch.int64) if boxes is None else boxes
-    return prepare(_images(), torch.arange(COUNT), seeds, boxes)
+    seeds = np.random.default_rng(seed).integers(2**63, size=COUNT)
+    boxes = np.zeros((COUNT, 4), np.int64) if boxes is None else boxes
+    return prepare(_images(), np.arange(COUNT), seeds, boxes)
 
 
 def _images() -> Tensor:
@@ -82,8 +82,8 @@ def test_cutmix_takes_one_box_for_each_group():
 
 def test_erased_noise_is_not_mixed():
     """An image whose partner is erased has nothing of the noise; see the authors' order."""
-    boxes = torch.zeros(COUNT, 4, dtype=torch.int64)
-    boxes[0] = torch.tensor([1, 2, 5, 4])
+    boxes = np.zeros((COUNT, 4), np.int64)
+    boxes[0] = 1, 2, 5, 4
     plain, _ = _prepared(mixup=1.0, cutmix=0)
     erased, _ = _prepared(boxes, mixup=1.0, cutmix=0)
     changed = erased != plain
@@ -95,7 +95,7 @@ def test_erased_noise_is_not_mixed():
 
 @pytest.mark.parametrize(("mode", "values"), [("pixel", 20), ("rand", 1), ("const", 1)])
 def test_boxes_are_filled_as_the_settings_say(mode, values):
-    boxes = torch.tensor([[1, 2, 5, 4]] * COUNT)
+    boxes = np.array([[1, 2, 5, 4]] * COUNT)
     images, _ = _prepared(boxes, mixup=0, cutmix=0, erasing_mode=mode)
     inside = images[:, 0, 1:6, 2:6].flatten(1)
     assert all(len(set(each.tolist())) == values for each in inside)
@@ -104,7 +104,7 @@ def test_boxes_are_filled_as_the_settings_say(mode, values):
 
 
 def test_random_numbers_come_from_the_seeds_of_the_images_alone():
-    boxes, preparation = torch.tensor([[1, 2, 5, 4]] * COUNT), _preparation()
+    boxes, preparation = np.array([[1, 2, 5, 4]] * COUNT), _preparation()
     np.random.seed(1), torch.manual_seed(1)
     first = _prepared(boxes, preparation)
     expected = np.random.rand(), torch.rand(1)

@@ -183,6 +183,7 @@ def test_processes_of_a_machine_share_its_processors(monkeypatch):
     data.workers = 5
     assert worker_count(data) == 5
     assert worker_count(tiny_config().data) == 0
+    assert worker_count(tiny_config().data, trains_on_gpu=True) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")

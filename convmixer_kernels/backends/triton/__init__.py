@@ -15,11 +15,11 @@ import torch
 from convmixer_kernels import devices
 from convmixer_kernels.backends.triton.shape_key import DTYPES, KERNEL_SIZES, MOST_EXTENT
 from convmixer_kernels.filters import Filter
-from convmixer_kernels.layout import arranged as arranged
 
 _REMEDY_INTERPRETER = "set TRITON_INTERPRET=1 before Triton is first imported"
 # The operations of a backend, and the module of each.
 _OPERATIONS = {
+    "arranged": "planes",
     "forward": "depthwise_forward",
     "input_gradient": "depthwise_forward",
     "weight_gradient": "depthwise_weight_gradient",

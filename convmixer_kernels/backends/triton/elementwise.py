@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
 from convmixer_kernels import layout
+from convmixer_kernels.backends.triton import planes
 from convmixer_kernels.backends.triton.launch_context import launch_context
 
 # Elements of a chunk: a vector of 16 bytes in float16 for each of the threads.
@@ -111,11 +111,9 @@ def of_one_layout(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]
     first = tensors[0]
     assert first is not None
     if not layout.is_channels_last(first):
-        return tuple(None if each is None else layout.planar(each) for each in tensors)
+        return tuple(None if each is None else planes.planar(each) for each in tensors)
     return tuple(
-        each
-        if each is None or _is_run_of_pixels(each)
-        else each.contiguous(memory_format=torch.channels_last)
+        each if each is None or _is_run_of_pixels(each) else planes.pixelwise(each)
         for each in tensors
     )
 

@@ -47,6 +47,24 @@ def arranged_like(planes: Tensor, source: Tensor) -> Tensor:
     return output
 
 
+def arranged(grad: Tensor, channels_last: bool) -> Tensor:
+    """Return what `layout.arranged` does."""
+    if layout.is_arranged(grad, channels_last):
+        return grad
+    return pixelwise(grad) if channels_last else planar(grad)
+
+
+def pixelwise(tensor: Tensor) -> Tensor:
+    """Return `tensor` itself if it is dense in channels_last, otherwise a copy that is."""
+    if tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor
+    pixels = torch.empty_like(tensor, memory_format=torch.channels_last)
+    if not tensor.is_contiguous():
+        return pixels.copy_(tensor)
+    _transpose(pixels, tensor, to_planes=False)
+    return pixels
+
+
 def _transpose(pixels: Tensor, planes: Tensor, to_planes: bool) -> None:
     launch = plan(pixels, to_planes)
     with torch.cuda.device_of(pixels):
