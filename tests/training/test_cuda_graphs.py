@@ -80,12 +80,12 @@ def _make_graphed_callables(module: nn.Module, samples: tuple[Tensor, ...]) -> n
     return module
 
 
-def _stepper(device: torch.device, cuda_graphs: bool, **changes: Any) -> Stepper:
+def _stepper(place: torch.device, cuda_graphs: bool, **changes: Any) -> Stepper:
     """Return a stepper with its model, and with graphs if they are wanted."""
     torch.manual_seed(0)
     parts = changes.get("accumulation_steps", 1)
     config = tiny_config(cuda_graphs=cuda_graphs, batch_size=parts * IMAGES, **changes)
-    found = Stepper(config, Processes(device))
+    found = Stepper(config, Processes(place))
     if cuda_graphs:
         found.capture(IMAGES)
     return found
