@@ -5,7 +5,7 @@
 # And for work on the kernels:
 #   make test-all  make test, and the tests that repeat others at further sizes
 #   make gpu      on a machine with an NVIDIA GPU, PyTorch and nvcc: builds, checks and measures for
-#                 MINUTES=8 what is worth most, whatever fails; make gpu-full does all for longer
+#                 MINUTES=10 what is worth most, whatever fails; make gpu-full does all for longer
 #   make compiled  thousands of cases, and planted faults, on what nvcc and Triton compile, without
 #                 a GPU
 #   make report   tables and pictures from stored results: make report RESULTS=build/visit/visit.jsonl
@@ -45,7 +45,7 @@ compiled: $(VENV)/cuda
 
 # These use the Python that is there and no network. A short visit, or all of it: each goal of
 # gpu-full can be made by itself.
-MINUTES ?= 8
+MINUTES ?= 10
 VISIT = $(PYTHON) benchmarks/visit.py --minutes $(MINUTES)
 GPU_TESTS = $(sort $(shell grep -rlE --include='test_*.py' '^(pytestmark = .*|@)pytest\.mark\.gpu\b' tests))
 # Triton compiles on the CPU.

@@ -15,7 +15,7 @@ import csv
 import re
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,6 @@ def render(run: Run, drawn: dict[str, str], sources: list[str]) -> str:
             "say nothing about the kernels, which need a GPU.\n"
         )
     parts.append(tables.ceiling_table(run.ceilings))
-    parts += checks.report(run)
     if convolutions:
         parts += [
             "## Depthwise convolution\n",
@@ -127,6 +126,7 @@ def render(run: Run, drawn: dict[str, str], sources: list[str]) -> str:
             picture("planes", "Bandwidth by height and width"),
             picture("roofline", "Roofline"),
             *_sweeps(convolutions, OPERATIONS),
+            *_large_filters(convolutions),
             "### What PyTorch ran\n",
             tables.pytorch_table(convolutions, OPERATIONS),
         ]
@@ -157,7 +157,7 @@ def render(run: Run, drawn: dict[str, str], sources: list[str]) -> str:
             picture("figure_4", "Kernel sizes of the paper"),
             picture("figure_4_large", "Kernel sizes up to 15"),
         ]
-    return "\n".join(part for part in [*parts, *_skipped(run)] if part)
+    return "\n".join(part for part in [*parts, *checks.report(run), *_skipped(run)] if part)
 
 
 def _provenance(run: Run, sources: list[str]) -> str:
@@ -180,6 +180,18 @@ def _provenance(run: Run, sources: list[str]) -> str:
         ["results", ", ".join(f"[{name}]({name})" for name in sources)],
     ]
     return markdown(["", ""], rows)
+
+
+def _large_filters(records: list[Record]) -> list[str]:
+    """Tables by kernel size of the shapes on which larger filters were measured."""
+    shapes: dict[tuple[int, int, int], list[Record]] = defaultdict(list)
+    for each in records:
+        if each.subject["kernel_size"] > max(KERNEL_SIZES):
+            images, channels, plane = (
+                each.subject[name] for name in ("images", "channels", "plane")
+            )
+            shapes[images, channels, plane].append(each)
+    return [part for found in shapes.values() for part in _sweeps(found, OPERATIONS)]
 
 
 def _sweeps(records: list[Record], operations: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """One short visit to a GPU: the most valuable facts first, whatever fails.
 
-    python benchmarks/visit.py --minutes 8                  every phase there is time for
+    python benchmarks/visit.py --minutes 10                 every phase there is time for
     python benchmarks/visit.py --only smoke,ours            those alone, in their order
     python benchmarks/visit.py --match 'k7-|768_32 cuda'    of convolutions, blocks and networks
                                                             those in whose name this is found
@@ -179,7 +179,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8, help="for all of it (default: 8)")
+    parser.add_argument("--minutes", type=float, default=10, help="for all of it (default: 10)")
     parser.add_argument(
         "--only", metavar="PHASES", help=f"some of {','.join(phases.NAMES)}, with commas between"
     )

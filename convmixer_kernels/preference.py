@@ -100,8 +100,8 @@ MEASURED: tuple[Measured, ...] = (
         sizes=(32, 32),
         order=("torch", "cuda", "triton"),
         measurement=(
-            "64x1536x32x32 forward and all passes: cuda 158 µs and 502 µs, triton 837 µs and "
-            "2.35 ms, torch 117 µs and 358 µs; NVIDIA H200, commit 1d3d07fb7e00"
+            "64x1536x32x32 forward and all passes: cuda 158 µs and 504 µs, triton 332 µs and "
+            "1.01 ms, torch 117 µs and 358 µs; NVIDIA H200, commit a2830c19b5aa"
         ),
     ),
     Measured(
@@ -112,20 +112,8 @@ MEASURED: tuple[Measured, ...] = (
         sizes=(32, 32),
         order=("cuda", "torch", "triton"),
         measurement=(
-            "64x1536x32x32 forward and all passes: cuda 163 µs and 516 µs, triton 859 µs and "
-            "2.43 ms, torch 210 µs and 616 µs; NVIDIA H200, commit 1d3d07fb7e00"
-        ),
-    ),
-    Measured(
-        architecture="sm_90",
-        kernel_sizes=(7,),
-        dtypes=(torch.float16,),
-        layouts=("channels_last",),
-        sizes=(32, 32),
-        order=("cuda", "torch", "triton"),
-        measurement=(
-            "64x1536x32x32 forward and all passes: cuda 171 µs and 541 µs, triton 856 µs and "
-            "2.21 ms, torch 643 µs and 2.97 ms; NVIDIA H200, commit 1d3d07fb7e00"
+            "64x1536x32x32 forward and all passes: cuda 162 µs and 510 µs, triton 330 µs and "
+            "1.02 ms, torch 210 µs and 616 µs; NVIDIA H200, commit a2830c19b5aa"
         ),
     ),
 )

@@ -184,14 +184,14 @@ class TestTrouble:
 
 
 class TestPlan:
-    def test_all_that_is_timed_is_estimated_to_fit_eight_minutes(self) -> None:
+    def test_all_that_is_timed_is_estimated_to_fit_ten_minutes(self) -> None:
         """Phases that time nothing come last, and some time is kept for them."""
         last = [phase for phase in phases.PHASES if phase.kept]
         timed = phases.PHASES[: -len(last)]
         assert last == list(phases.PHASES[len(timed) :])
         assert len({phase.group for phase in last}) == 1
         kept = max(phase.kept for phase in last)
-        assert sum(phase.estimate for phase in timed) + kept < 8 * 60
+        assert sum(phase.estimate for phase in timed) + kept < 10 * 60
 
     def test_the_page_lists_phases_and_estimates(self) -> None:
         page = (ROOT / "docs" / "benchmarks.md").read_text()
