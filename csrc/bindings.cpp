@@ -57,6 +57,12 @@ template <class AnyStrides>
 AnyStrides strides(const Tensor<AnyStrides>& tensor) {
   return std::bit_cast<AnyStrides>(tensor.strides);
 }
+// Gives a kernel's arguments the data and the strides of a tensor.
+template <class Data, class AnyStrides>
+void take(Data& to, AnyStrides& to_strides, const Tensor<AnyStrides>& tensor) {
+  to = data<AnyStrides>(tensor);
+  to_strides = strides<AnyStrides>(tensor);
+}
 void* bytes(uintptr_t address) { return reinterpret_cast<void*>(address); }
 float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
@@ -147,13 +153,11 @@ template <class Arguments, class AnyStrides>
 Arguments forward_arguments(const Sizes& sizes, const Tensor<AnyStrides>& input, uintptr_t weight,
                             uintptr_t bias, const Tensor<AnyStrides>& output) {
   Arguments p{};
-  p.input = data<AnyStrides>(input);
+  take(p.input, p.input_strides, input);
   p.weight = bytes(weight);
   p.bias = floats(bias);
-  p.output = data<AnyStrides>(output);
+  take(p.output, p.output_strides, output);
   p.shape = shape_of(sizes);
-  p.input_strides = strides<AnyStrides>(input);
-  p.output_strides = strides<AnyStrides>(output);
   return p;
 }
 
@@ -284,11 +288,9 @@ void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int fi
                         const Tensor<AnyStrides>& input, const Tensor<AnyStrides>& output_gradient,
                         uintptr_t weight_gradient, uintptr_t bias_gradient, uintptr_t workspace) {
   WeightGradientArgumentsOf<AnyStrides> p{};
-  p.input = data<AnyStrides>(input);
-  p.output_gradient = data<AnyStrides>(output_gradient);
+  take(p.input, p.input_strides, input);
+  take(p.output_gradient, p.gradient_strides, output_gradient);
   p.shape = shape_of(sizes);
-  p.input_strides = strides<AnyStrides>(input);
-  p.gradient_strides = strides<AnyStrides>(output_gradient);
   p.filter_size = filter_size;
   const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::weight_gradient);
   const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
@@ -355,11 +357,9 @@ void weight_gradient_large_at(const LaunchContext& context, const Sizes& sizes,
                               const Tensor<Strides>& output_gradient, uintptr_t weight_gradient,
                               uintptr_t bias_gradient, uintptr_t workspace) {
   LargeWeightGradientArguments p{};
-  p.input = data<Strides>(input);
-  p.output_gradient = data<Strides>(output_gradient);
+  take(p.input, p.input_strides, input);
+  take(p.output_gradient, p.gradient_strides, output_gradient);
   p.shape = shape_of(sizes);
-  p.input_strides = strides<Strides>(input);
-  p.gradient_strides = strides<Strides>(output_gradient);
   p.filter = filter_of(filter);
   const Plan plan = large_plan_of(context, sizes, p.filter, Pass::weight_gradient);
   const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
@@ -386,20 +386,15 @@ void backward_at(const LaunchContext& context, const Sizes& sizes, int filter_si
                  const Tensor<Strides>& input_gradient, const Tensor<Strides>& value_gradient,
                  uintptr_t weight_gradient, uintptr_t bias_gradient, uintptr_t workspace) {
   BackwardArguments p{};
-  p.input = data<Strides>(input);
-  p.value = data<Strides>(value);
-  p.output_gradient = data<Strides>(output_gradient);
+  take(p.input, p.input_strides, input);
+  take(p.value, p.value_strides, value);
+  take(p.output_gradient, p.output_gradient_strides, output_gradient);
   p.weight = bytes(weight);
   p.normalisation = normalisation_of(normalisation, sizes);
   p.gradient_sums = floats(gradient_sums);
-  p.input_gradient = data<Strides>(input_gradient);
-  p.value_gradient = data<Strides>(value_gradient);
+  take(p.input_gradient, p.input_gradient_strides, input_gradient);
+  take(p.value_gradient, p.value_gradient_strides, value_gradient);
   p.shape = shape_of(sizes);
-  p.input_strides = strides<Strides>(input);
-  p.value_strides = strides<Strides>(value);
-  p.output_gradient_strides = strides<Strides>(output_gradient);
-  p.input_gradient_strides = strides<Strides>(input_gradient);
-  p.value_gradient_strides = strides<Strides>(value_gradient);
   p.activation = Activation(activation);
   p.filter_size = filter_size;
   p.residual = residual;
@@ -433,12 +428,9 @@ ElementwiseArguments elementwise_arguments(const Sizes& sizes, bool last,
   if (outer > most_outer || pixels > INT32_MAX)
     refuse(shape_of(sizes), "than " + std::to_string(most_outer) + " pixels; split the batch");
   ElementwiseArguments p{};
-  p.value = data<Steps>(value);
-  p.other = data<Steps>(other);
-  p.output = data<Steps>(output);
-  p.value_steps = strides<Steps>(value);
-  p.other_steps = strides<Steps>(other);
-  p.output_steps = strides<Steps>(output);
+  take(p.value, p.value_steps, value);
+  take(p.other, p.other_steps, other);
+  take(p.output, p.output_steps, output);
   p.channels = sizes[1];
   p.outer = int(outer);
   p.inner = last ? 1 : int(pixels);
@@ -508,11 +500,9 @@ void normalisation_at(const LaunchContext& context, uintptr_t moments, int parts
 void copy_layout_at(const LaunchContext& context, const Sizes& sizes, bool to_planes,
                     const Tensor<PixelStrides>& pixels, const Tensor<Strides>& planes) {
   LayoutCopy copy{};
-  copy.pixels = data<PixelStrides>(pixels);
-  copy.planes = data<Strides>(planes);
+  take(copy.pixels, copy.pixel_strides, pixels);
+  take(copy.planes, copy.plane_strides, planes);
   copy.shape = shape_of(sizes);
-  copy.pixel_strides = strides<PixelStrides>(pixels);
-  copy.plane_strides = strides<Strides>(planes);
   if (int64_t(copy.shape.height) * copy.shape.width > INT32_MAX)
     refuse(copy.shape, "pixels in a plane than fit 32 bits");
   use_device(context);

@@ -472,9 +472,6 @@ class EvaluationLoader:
         batch_size: images of a batch.
         processes: this process among those that share the images.
         workers: number of processes that load images.
-
-    Raises:
-        UsageError: settings and images do not fit together.
     """
 
     def __init__(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -230,26 +230,21 @@ def assert_rounded_once(actual: Tensor, exact: Tensor, terms: Tensor) -> None:
     assert error.max() <= 1, f"{error.max():.2f} times what one rounding may be off by"
 
 
+@pytest.mark.parametrize("backward", [False, True])
 @every_cancelling_case
-def test_gradients_that_nearly_cancel_are_added_before_they_are_rounded(
-    case: Cancelling, use: Use
+def test_an_addend_that_nearly_cancels_is_added_before_the_sum_is_rounded(
+    case: Cancelling, backward: bool, use: Use
 ) -> None:
-    """The gradient of the input is that of the convolution and that of the residual."""
+    """A residual is added to the convolution, and its gradient to that of the input."""
     arguments, weight = cancelling_arguments(case)
-    turned, terms = convolved(arguments.grad.flip(2, 3), weight)
-    exact, terms = with_addend(turned.flip(2, 3), terms.flip(2, 3), arguments.grad)
-    actual = fused_cases.run(arguments, use(case.name))["input"]
-    assert_rounded_once(actual, exact, terms)
-
-
-@every_cancelling_case
-def test_a_residual_that_nearly_cancels_is_added_before_the_output_is_rounded(
-    case: Cancelling, use: Use
-) -> None:
-    arguments, weight = cancelling_arguments(case)
-    exact, terms = with_addend(*convolved(arguments.input, weight), arguments.input)
-    with torch.no_grad():
-        actual = fused_cases.call(arguments, use(case.name))
+    if backward:
+        turned, terms = convolved(arguments.grad.flip(2, 3), weight)
+        exact, terms = with_addend(turned.flip(2, 3), terms.flip(2, 3), arguments.grad)
+        actual = fused_cases.run(arguments, use(case.name))["input"]
+    else:
+        exact, terms = with_addend(*convolved(arguments.input, weight), arguments.input)
+        with torch.no_grad():
+            actual = fused_cases.call(arguments, use(case.name))
     assert_rounded_once(actual, exact, terms)
 
 
@@ -275,7 +270,13 @@ def test_in_training_the_convolution_is_rounded_and_then_the_output(
 # ---- statistics ----------------------------------------------------------------------------------
 
 PLANES = [(5, 2, 16, 16), (9, 3, 7, 5), (2, 9, 11, 19)]
-every_activation = pytest.mark.parametrize("activation", ["gelu", "relu", "identity"])
+
+
+def every_case_of_statistics(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test with all kernels, shapes, layouts and activations."""
+    test = pytest.mark.parametrize("shape", PLANES)(all_but_pytorch(test))
+    test = pytest.mark.parametrize("layout", LAYOUTS)(test)
+    return pytest.mark.parametrize("activation", ["gelu", "relu", "identity"])(test)
 
 
 def assert_moments(moments: Tensor, values: Tensor) -> None:
@@ -300,10 +301,7 @@ def far_from_zero(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tenso
     return (1000 + deviations).to(DEVICE, dtype)
 
 
-@every_activation
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", PLANES)
-@all_but_pytorch
+@every_case_of_statistics
 def test_statistics_of_large_mean_and_tiny_variance(
     name: str, shape: Size, layout: str, activation: str, use: Use
 ) -> None:
@@ -327,10 +325,7 @@ def test_statistics_of_large_mean_and_tiny_variance(
     torch.testing.assert_close(var.double(), precise.var((0, 2, 3)), atol=0, rtol=1e-4)
 
 
-@every_activation
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", PLANES)
-@all_but_pytorch
+@every_case_of_statistics
 def test_statistics_are_those_of_the_rounded_convolution(
     name: str, shape: Size, layout: str, activation: str, use: Use
 ) -> None:
