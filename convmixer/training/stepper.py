@@ -258,7 +258,7 @@ class Stepper:
         if self._has_own_statistics and own is not None and len(own) == self.processes.world:
             for name, model in self._models().items():
                 model.load_state_dict(own[self.processes.rank][name], strict=False)
-        # Whether AdamW is fused goes by the device of this run, and with it that of its counters.
+        # AdamW is fused by the device of this run, and keeps its counters of steps there if it is.
         fused = self.optimizer.defaults["fused"]
         groups = [{**each, "fused": fused} for each in state["optimizer"]["param_groups"]]
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})

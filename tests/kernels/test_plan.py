@@ -42,7 +42,7 @@ def test_every_odd_filter_size_is_compiled_once_for_each_family() -> None:
     assert sizes == {
         **dict.fromkeys(("forward", "weight_gradient", "backward"), odd_sizes),
         **dict.fromkeys(("forward_channels_last", "weight_gradient_channels_last"), odd_sizes),
-        **{family: [] for family in ("elementwise", "merge_splits")},
+        **{family: [] for family in ("elementwise", "layouts", "merge_splits")},
         **{f"{family}_large": [] for family in ("forward", "weight_gradient")},
     }
 

@@ -295,6 +295,12 @@ class TestTables:
         table = tables.sweep_table(without, "forward", "kernel_size", "k")
         assert sum("| - |" in line for line in table.splitlines()) == 1
 
+    def test_each_shape_of_larger_filters_has_its_tables(self, run: records.Run) -> None:
+        titles = re.findall(r"^### Forward, (.*)", report.render(run, {}, []), re.MULTILINE)
+        for images, channels, plane in shapes.LARGE_KERNEL_SHAPES:
+            title = f"{images} x {channels} x {plane} x {plane}, float16"
+            assert titles.count(title) == 1
+
     def test_a_wrong_peer_is_no_baseline(self) -> None:
         """However fast it is; it is shown as wrong."""
         case = Case("forward", 64, 1536, 32, 9)

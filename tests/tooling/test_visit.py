@@ -90,13 +90,13 @@ class TestDryRun:
         assert run.commits[0].split()[0] in text and run.machine["device"] in text
         titles = re.findall(r"^## (.*)", text, re.MULTILINE)
         assert titles == [
+            "Depthwise convolution",
+            "Blocks",
+            "Networks",
             "Checked",
             "Choices",
             "Copies",
             "Time of networks by kernels",
-            "Depthwise convolution",
-            "Blocks",
-            "Networks",
             "Skipped",
         ]
         assert "not measured" not in text and "| - | - |" not in text
