@@ -80,7 +80,7 @@ def _gradients(
     if direct.takes((grad_output,), (input, weight)):
         input_gradient, weight_gradient = input_gradient.kernel, weight_gradient.kernel
         grad_output = dispatch.backend(impl).arranged(grad_output, ctx.channels_last)
-    else:  # what traces operators has to see the copy
+    else:  # A tracer of operators has to see the copy.
         grad_output = layout.arranged(grad_output, ctx.channels_last)
     grad_input = grad_weight = grad_bias = bias_sums = None
     if weight is not None:

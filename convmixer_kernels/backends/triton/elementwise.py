@@ -113,7 +113,7 @@ def of_one_layout(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]
     if not layout.is_channels_last(first):
         return tuple(None if each is None else planes.planar(each) for each in tensors)
     return tuple(
-        each if each is None or _is_run_of_pixels(each) else planes.pixelwise(each)
+        each if each is None or _is_run_of_pixels(each) else planes.to_channels_last(each)
         for each in tensors
     )
 

@@ -51,10 +51,10 @@ def arranged(grad: Tensor, channels_last: bool) -> Tensor:
     """Return what `layout.arranged` does."""
     if layout.is_arranged(grad, channels_last):
         return grad
-    return pixelwise(grad) if channels_last else planar(grad)
+    return to_channels_last(grad) if channels_last else planar(grad)
 
 
-def pixelwise(tensor: Tensor) -> Tensor:
+def to_channels_last(tensor: Tensor) -> Tensor:
     """Return `tensor` itself if it is dense in channels_last, otherwise a copy that is."""
     if tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor
