@@ -1,217 +1,131 @@
-"""The CUDA extension, csrc/bindings.cpp: launches on addresses whose operands callers have checked.
+"""The CUDA extension, csrc/bindings.cpp: the operations of `convmixer_kernels.backends.cuda`.
 
-Addresses are those of the device, 0 for a tensor that is not given. Every function that launches
-raises RuntimeError if CUDA refuses the launch; the other errors are ValueErrors of the planner.
+Images are (N, C, H, W), float16 or bfloat16, of any strides; filters (C, 1, h, w) in their dtype;
+biases (C,) of any floating dtype. Tables are float32: normalisations (5, C), moments (3, C), sums
+of gradients (2, C). Functions raise ValueError for operands that no kernel takes and RuntimeError
+if CUDA refuses a launch.
 """
 
+from collections.abc import Callable
 from typing import TypeAlias
 
-# Device, stream, element type; then of the GPU: the number of multiprocessors, the most dynamic
-# shared memory of a block in bytes, the compute capability as 80 for 8.0.
-_LaunchContext: TypeAlias = tuple[int, int, int, int, int, int]
-# Images, channels, height and width.
-_Sizes: TypeAlias = tuple[int, ...]
-# An address with the strides, in elements, of the dimensions that the kernels leave free: images
-# and channels; images, rows and pixels in channels_last; outer and channels of an elementwise pass.
-_Planes: TypeAlias = tuple[int, tuple[int, ...]]
-_Pixels: TypeAlias = tuple[int, tuple[int, ...]]
-_Values: TypeAlias = tuple[int, tuple[int, ...]]
+from torch import Tensor
 
-# Height, width, row dilation and column dilation.
-_Filter: TypeAlias = tuple[int, int, int, int]
+_Sums: TypeAlias = tuple[Tensor, Tensor | None]
 
 filter_sizes: list[int]
-# An element type and an activation are passed as their index in these.
-element_types: list[str]
-activations: list[str]
 
 def refusal(device: int, /) -> str:
     """Say why a device does not take the kernels; empty if it does."""
 
+def set_chip(device: int, multiprocessors: int, shared_bytes: int, capability: int, /) -> None:
+    """Tell the properties of a device, before it is used.
+
+    `shared_bytes` is the most dynamic shared memory of a block, `capability` 80 for 8.0. The
+    emulated GPU is device -1.
+    """
+
+def watch(function: Callable[[Tensor, bool], object] | None, /) -> None:
+    """Have a function called with every tensor that a kernel reads, or writes (True)."""
+
+def use_attributes(use: bool, /) -> None:
+    """Read tensors as in versions of PyTorch that lack DLPack's table, before 2.10."""
+
 def forward(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter_size: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_dilation: int,
+    column_dilation: int,
     flipped: bool,
-    input: _Planes,
-    weight: int,
-    bias: int,
-    output: _Planes,
     /,
-) -> None: ...
-def forward_channels_last(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter_size: int,
-    flipped: bool,
-    input: _Pixels,
-    weight: int,
-    bias: int,
-    output: _Pixels,
-    /,
-) -> None: ...
-def weight_gradient_splits(context: _LaunchContext, sizes: _Sizes, filter_size: int, /) -> int: ...
-def weight_gradient_splits_channels_last(
-    context: _LaunchContext, sizes: _Sizes, filter_size: int, /
-) -> int: ...
+) -> Tensor | None:
+    """Convolve; None if no kernel is made for filters of this size."""
+
 def weight_gradient(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter_size: int,
-    input: _Planes,
-    output_gradient: _Planes,
-    weight_sums: int,
-    bias_sums: int,
-    workspace: int,
-    /,
-) -> None: ...
-def weight_gradient_channels_last(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter_size: int,
-    input: _Pixels,
-    output_gradient: _Pixels,
-    weight_sums: int,
-    bias_sums: int,
-    workspace: int,
-    /,
-) -> None: ...
+    input: Tensor, output_gradient: Tensor, filter_size: int, with_bias: bool, /
+) -> _Sums: ...
 def forward_large(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter: _Filter,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_dilation: int,
+    column_dilation: int,
     flipped: bool,
-    input: _Planes,
-    weight: int,
-    bias: int,
-    output: _Planes,
     /,
-) -> None: ...
-def weight_gradient_large_splits(
-    context: _LaunchContext, sizes: _Sizes, filter: _Filter, /
-) -> int: ...
+) -> Tensor: ...
 def weight_gradient_large(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter: _Filter,
-    input: _Planes,
-    output_gradient: _Planes,
-    weight_sums: int,
-    bias_sums: int,
-    workspace: int,
+    input: Tensor,
+    output_gradient: Tensor,
+    height: int,
+    width: int,
+    row_dilation: int,
+    column_dilation: int,
+    with_bias: bool,
     /,
-) -> None: ...
-def fused_forward(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter_size: int,
-    flipped: bool,
-    input: _Planes,
-    weight: int,
-    bias: int,
-    output: _Planes,
-    normalisation: int,
-    activation: int,
+) -> _Sums: ...
+def forward_normalised(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    normalisation: Tensor,
+    activation: str,
     residual: bool,
-    added: int,
     /,
-) -> None: ...
-def fused_forward_channels_last(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter_size: int,
-    flipped: bool,
-    input: _Pixels,
-    weight: int,
-    bias: int,
-    output: _Pixels,
-    normalisation: int,
-    activation: int,
+) -> Tensor: ...
+def forward_moments(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, /
+) -> tuple[Tensor, Tensor]: ...
+def fused_backward(
+    input: Tensor | None,
+    weight: Tensor | None,
+    value: Tensor,
+    output_gradient: Tensor,
+    normalisation: Tensor,
+    sums: Tensor,
+    activation: str,
     residual: bool,
-    added: int,
-    /,
-) -> None: ...
-def whole_plane_splits(
-    context: _LaunchContext, sizes: _Sizes, filter_size: int, backward: bool, /
-) -> int: ...
-def whole_planes(height: int, width: int, /) -> bool: ...
-def moments_forward(
-    context: _LaunchContext,
-    sizes: _Sizes,
     filter_size: int,
-    input: _Planes,
-    weight: int,
-    bias: int,
-    output: _Planes,
-    activation: int,
-    moments: int,
-    merged: int,
+    with_bias: bool,
     /,
-) -> None: ...
-def backward_gives_weight_gradient(filter_size: int, /) -> bool: ...
-def backward(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    filter_size: int,
-    input: _Planes,
-    value: _Planes,
-    output_gradient: _Planes,
-    weight: int,
-    normalisation: int,
-    gradient_sums: int,
-    activation: int,
-    residual: bool,
-    input_gradient: _Planes,
-    value_gradient: _Planes,
-    weight_gradient: int,
-    bias_gradient: int,
-    workspace: int,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
+def moments(value: Tensor, bias: Tensor | None, activation: str, /) -> Tensor: ...
+def normalise(
+    value: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    normalisation: Tensor,
+    residual: Tensor | None,
     /,
-) -> None: ...
-def elementwise_pass_splits(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    channels_last: bool,
-    value: _Values,
-    other: _Values,
-    output: _Values,
+) -> Tensor: ...
+def gradient_sums(
+    value: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    output_gradient: Tensor,
+    normalisation: Tensor,
     /,
-) -> int: ...
-def elementwise_pass(
-    elementwise_pass: int,
-    context: _LaunchContext,
-    sizes: _Sizes,
-    channels_last: bool,
-    value: _Values,
-    other: _Values,
-    output: _Values,
-    activation: int,
-    bias: int,
-    normalisation: int,
-    gradient_sums: int,
-    sums: int,
-    merged: int,
+) -> Tensor: ...
+def value_gradient(
+    value: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    output_gradient: Tensor,
+    normalisation: Tensor,
+    sums: Tensor,
+    with_bias: bool,
     /,
-) -> None: ...
+) -> _Sums: ...
 def normalisation(
-    context: _LaunchContext,
-    moments: int,
-    parts: int,
-    channels: int,
-    gamma: int,
-    beta: int,
-    running_mean: int,
-    running_variance: int,
+    moments: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     momentum: float,
-    epsilon: float,
-    normalisation: int,
+    eps: float,
     /,
-) -> None: ...
-def copy_layout(
-    context: _LaunchContext,
-    sizes: _Sizes,
-    to_planes: bool,
-    pixels: _Pixels,
-    planes: _Planes,
-    /,
-) -> None: ...
+) -> Tensor:
+    """Make a normalisation from moments, (parts, 3, C), or else from running statistics."""
+
+def arranged(image: Tensor, channels_last: bool, /) -> Tensor: ...

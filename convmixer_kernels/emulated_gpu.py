@@ -27,8 +27,6 @@ CSRC = Path(__file__).resolve().parents[1] / "csrc"
 # when copies land, in what order warps and lanes run, and whatever else a GPU leaves open.
 settings: dict[str, object] = {}
 
-# True while a launch is prepared: tensors whose addresses are taken are permitted then.
-is_launching = False
 # True while launches run no kernel, so that nothing need be permitted.
 skips_kernels = False
 _lock = threading.RLock()
@@ -45,7 +43,9 @@ def extension() -> ModuleType:
         RuntimeError: the sources do not compile.
     """
     _runtime().set_files(files())
-    return _load("_cuda")
+    extension = _load("_cuda")
+    extension.watch(permit)
+    return extension
 
 
 @functools.cache
@@ -82,16 +82,13 @@ def launching(**changes: object) -> Iterator[ModuleType]:
     Raises:
         RuntimeError: the interpreter has found faults in the kernels; says which.
     """
-    global is_launching
     machine = interpreter()
     with _lock:
         before = machine.settings()
         machine.set(**_defaults() | changes | settings)
-        is_launching = True
         try:
             yield machine
         finally:
-            is_launching = False
             machine.set(**before)
             machine.forbid_all()
             _permitted.clear()
@@ -103,7 +100,7 @@ def launching(**changes: object) -> Iterator[ModuleType]:
 def kernels_skipped() -> Iterator[None]:
     """Let launches do on the host what they do for a GPU, and run no kernel."""
     global skips_kernels
-    extension()
+    extension().watch(None)
     _runtime().skip_kernels(True)
     skips_kernels = True
     try:
@@ -111,6 +108,7 @@ def kernels_skipped() -> Iterator[None]:
     finally:
         skips_kernels = False
         _runtime().skip_kernels(False)
+        extension().watch(permit)
 
 
 def permit(tensor: Tensor, writable: bool) -> None:

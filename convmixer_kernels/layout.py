@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,45 +69,6 @@ def empty_like_input(tensor: Tensor) -> Tensor:
     return tensor.new_empty_strided(shape, _output_strides(shape, tensor.stride()))
 
 
-class ImageLayout(NamedTuple):
-    """The properties of an image (N, C, H, W) that follow from its shape and strides.
-
-    Args:
-        output_strides: those of what `empty_like_input` returns.
-        pixel_step: the distance of pixels that lie at one distance from each other, as those of a
-            dense channels_last tensor do; None if they do not.
-    """
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    is_planar: bool
-    is_channels_last: bool
-    output_strides: tuple[int, ...]
-    pixel_step: int | None
-
-    @staticmethod
-    def of(tensor: Tensor) -> ImageLayout:
-        return _image_layout(tensor.shape, tensor.stride())
-
-    def empty(self, like: Tensor) -> Tensor:
-        """Return `empty_like_input` of a tensor of this layout."""
-        return like.new_empty_strided(self.shape, self.output_strides)
-
-
-# A lookup takes as long as two of these properties.
-@functools.lru_cache(maxsize=4096)
-def _image_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> ImageLayout:
-    planar = _has_planes(shape, strides)
-    return ImageLayout(
-        shape,
-        strides,
-        planar,
-        strides[1] == 1 and not planar,
-        _output_strides(shape, strides),
-        _pixel_step(shape, strides),
-    )
-
-
 def _has_planes(shape: Sequence[int], strides: Sequence[int]) -> bool:
     _, _, height, width = shape
     _, _, row, pixel = strides
@@ -125,19 +85,6 @@ def _output_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, 
     elif channel == 1:
         return channels * plane, 1, channels * width, channels
     return channels * plane, plane, width, 1
-
-
-def _pixel_step(shape: Sequence[int], strides: Sequence[int]) -> int | None:
-    images, channels, height, width = shape
-    image, channel, row, _ = strides
-    # The first dimension that has more than one gives the distance.
-    step = next((strides[i] for i in (3, 2, 0) if shape[i] > 1), channels)
-    even = (
-        (channels == 1 or channel == 1)
-        and (height == 1 or row == width * step)
-        and (images == 1 or image == height * width * step)
-    )
-    return step if even else None
 
 
 class GradientLayout(NamedTuple):

@@ -21,7 +21,6 @@ struct PixelStrides {
 };
 
 enum class ElementType : int { half, bfloat16 };
-constexpr const char* element_types[] = {"float16", "bfloat16"};  // in the order of the enum
 
 enum class Activation : int { gelu, relu, identity };
 constexpr const char* activations[] = {"gelu", "relu", "identity"};  // in the order of the enum

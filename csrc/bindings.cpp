@@ -1,586 +1,699 @@
-// The Python module. Its functions take raw addresses and sizes, which convmixer_kernels has checked; each
-// plans its pass, finds the kernel and launches it. Arguments are positional, since pybind11 takes six
-// times as long for keywords.
+// The Python module: the operations of the CUDA backend on PyTorch's tensors. Each brings its operands
+// into a layout that kernels read, allocates its results and runs its passes. Arguments are positional,
+// since pybind11 takes six times as long for keywords.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <iterator>
-#include <sstream>
+#include <initializer_list>
+#include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
+#include <tuple>
 #include <utility>
 
-#include "host/launch.h"
-#include "host/layouts.h"
+#include "host/passes.h"
+#include "host/pytorch.h"
 
 namespace {
 
 using namespace depthwise;
+using pytorch::Extents;
+using pytorch::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
-// ---- arguments -----------------------------------------------------------------------------------
+// ---- operands ------------------------------------------------------------------------------------
 
-// Integers that Python passes as a tuple.
-template <class Integer, size_t N>
-struct Integers : std::array<Integer, N> {};
-
-// Device, stream, element type, and the members of Chip.
-using LaunchContext = Integers<intptr_t, 6>;
-using Sizes = Integers<int, 4>;  // images, channels, height, width
-
-cudaStream_t stream_of(const LaunchContext& context) {
-  return reinterpret_cast<cudaStream_t>(context[1]);
-}
-ElementType type_of(const LaunchContext& context) { return ElementType(context[2]); }
-Chip chip_of(const LaunchContext& context) {
-  return {int(context[3]), int(context[4]), int(context[5])};
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
 }
 
-Shape shape_of(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3]}; }
+Shape shape_of(const Tensor& image) {
+  require(image.dimensions == 4, "an image has four dimensions");
+  for (const int64_t size : image.sizes)
+    require(size <= INT32_MAX, "a dimension of an image has at most 2^31 - 1 elements");
+  return {int(image.sizes[0]), int(image.sizes[1]), int(image.sizes[2]), int(image.sizes[3])};
+}
 
+bool is_empty(const Tensor& tensor) {
+  const auto end = tensor.sizes.begin() + tensor.dimensions;
+  return std::find(tensor.sizes.begin(), end, 0) != end;
+}
+
+void require_alike(const Tensor& tensor, const Tensor& image) {
+  require(tensor.type == image.type && tensor.device == image.device,
+          "tensors of an operation have one dtype and device");
+}
+
+void require_same_shape(const Tensor& tensor, const Tensor& image) {
+  require(tensor.dimensions == 4 && tensor.sizes == image.sizes, "images have one shape");
+  require_alike(tensor, image);
+}
+
+bool is_contiguous(const Tensor& tensor) {
+  int64_t expected = 1;
+  for (int i = std::min(tensor.dimensions, 4) - 1; i >= 0; --i) {
+    if (tensor.sizes[i] != 1 && tensor.strides[i] != expected) return false;
+    expected *= tensor.sizes[i];
+  }
+  return tensor.dimensions <= 4;
+}
+
+Tensor contiguous(const Tensor& tensor) {
+  return is_contiguous(tensor) ? tensor : call(tensor, "contiguous");
+}
+
+// Filters as kernels read them, [channel][height][width].
+Tensor filters_of(const Tensor& weight, const Tensor& image) {
+  require(weight.dimensions == 4 && weight.sizes[0] == image.sizes[1] && weight.sizes[1] == 1,
+          "filters are (C, 1, height, width)");
+  require_alike(weight, image);
+  return contiguous(weight);
+}
+
+// Values of each channel, [channel], in float32.
+MaybeTensor of_channels(const MaybeTensor& tensor, const Tensor& image) {
+  if (!tensor) return tensor;
+  require(tensor->dimensions == 1 && tensor->sizes[0] == image.sizes[1] &&
+              tensor->device == image.device,
+          "there is a value for each channel");
+  return contiguous(tensor->type == pytorch::Type::float32 ? *tensor : call(*tensor, "float"));
+}
+
+// A table [rows][channel] in float32.
+Tensor table_of(const Tensor& table, int rows, const Tensor& image) {
+  require(table.dimensions == 2 && table.sizes[0] == rows && table.sizes[1] == image.sizes[1] &&
+              table.type == pytorch::Type::float32 && table.device == image.device,
+          "a table is (rows, C), float32");
+  return contiguous(table);
+}
+
+constexpr int normalisation_rows = 5;
+
+const float* read_floats(const MaybeTensor& tensor) {
+  return tensor ? static_cast<const float*>(to_read(*tensor)) : nullptr;
+}
+float* write_floats(const MaybeTensor& tensor) {
+  return tensor ? static_cast<float*>(to_write(*tensor)) : nullptr;
+}
+Normalisation read_normalisation(const MaybeTensor& table, const Tensor& image) {
+  return {read_floats(table), ptrdiff_t(image.sizes[1])};
+}
+
+void set(Strides& strides, const Tensor& image) { strides = {image.strides[0], image.strides[1]}; }
+void set(PixelStrides& strides, const Tensor& image) {
+  strides = {image.strides[0], image.strides[2], image.strides[3]};
+}
+
+// These give a kernel's arguments the address and the strides of an image.
 template <class AnyStrides>
-struct Tensor {
-  uintptr_t address;  // 0 for none
-  Integers<ptrdiff_t, sizeof(AnyStrides) / sizeof(ptrdiff_t)> strides;
-};
-
-template <class AnyStrides>
-void* data(const Tensor<AnyStrides>& tensor) {
-  if (tensor.address % 2 != 0)
-    throw std::invalid_argument("a tensor of 16-bit elements begins at an odd address");
-  return reinterpret_cast<void*>(tensor.address);
+void read(const void*& address, AnyStrides& strides, const Tensor& image) {
+  address = to_read(image);
+  set(strides, image);
 }
 template <class AnyStrides>
-AnyStrides strides(const Tensor<AnyStrides>& tensor) {
-  return std::bit_cast<AnyStrides>(tensor.strides);
-}
-// Gives a kernel's arguments the data and the strides of a tensor.
-template <class Data, class AnyStrides>
-void take(Data& to, AnyStrides& to_strides, const Tensor<AnyStrides>& tensor) {
-  to = data<AnyStrides>(tensor);
-  to_strides = strides<AnyStrides>(tensor);
-}
-void* bytes(uintptr_t address) { return reinterpret_cast<void*>(address); }
-float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
-
-Normalisation normalisation_of(uintptr_t rows, const Sizes& sizes) {
-  return {floats(rows), sizes[1]};
+void write(void*& address, AnyStrides& strides, const Tensor& image) {
+  address = to_write(image);
+  set(strides, image);
 }
 
-// ---- errors --------------------------------------------------------------------------------------
+// ---- where passes run ----------------------------------------------------------------------------
 
-// Makes a device the current one: the module brings its own CUDA runtime, which does not know
-// PyTorch's.
-void use_device(const LaunchContext& context) {
-  const cudaError_t status = cudaSetDevice(int(context[0]));
-  if (status != cudaSuccess)
-    throw std::runtime_error("cannot use CUDA device " + std::to_string(context[0]) + ": " +
-                             cudaGetErrorString(status));
+std::map<int, Chip> chips;
+
+void set_chip(int device, int multiprocessors, int shared_bytes, int capability) {
+  chips[device] = {multiprocessors, shared_bytes, capability};
 }
 
-// Gives the reason why a device does not take the kernels, or an empty text if it does.
-std::string refusal(int device) {
-  cudaError_t status = cudaSetDevice(device);
-  if (status == cudaSuccess) status = find_kernels();
-  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+Target target_of(int device, ElementType type) {
+  const auto chip = chips.find(device);
+  if (chip == chips.end()) throw std::invalid_argument("set_chip was not called for the device");
+  return {device, pytorch::current_stream(device), type, chip->second};
 }
 
-std::ostream& operator<<(std::ostream& text, const Shape& shape) {
-  return text << shape.images << "x" << shape.channels << "x" << shape.height << "x" << shape.width;
-}
-
-[[noreturn]] void refuse(const Shape& shape, const std::string& reason) {
-  std::ostringstream text;
-  text << "input of shape " << shape << " has more " << reason;
-  throw std::invalid_argument(text.str());
-}
-
-template <class AnyStrides>
-constexpr bool channels_last = std::is_same_v<AnyStrides, PixelStrides>;
-
-template <class AnyStrides = Strides>
-void check(cudaError_t status, const char* operation, const Shape& shape, int filter_size = 0) {
-  if (status == cudaSuccess) return;
-  std::ostringstream text;
-  text << (channels_last<AnyStrides> ? "channels-last " : "") << operation << " of " << shape;
-  if (filter_size) text << " with kernel size " << filter_size;
-  text << " could not be launched: " << cudaGetErrorString(status);
-  throw std::runtime_error(text.str());
-}
-
-// ---- plans and kernels ---------------------------------------------------------------------------
-
-template <class AnyStrides>
-Plan plan_of(const LaunchContext& context, const Sizes& sizes, int filter_size, Pass pass) {
-  const Shape shape = shape_of(sizes);
-  const Plan result = channels_last<AnyStrides>
-                          ? channels_last_plan(shape, filter_size, pass, chip_of(context))
-                          : plan(shape, filter_size, pass, chip_of(context));
-  if (result.tiling.items < 0) refuse(shape, "tiles in a channel than fit 32 bits");
-  return result;
-}
-
-// Parts of the images that are summed apart.
-template <class AnyStrides>
-int parts_of(const Plan& plan) {
-  return channels_last<AnyStrides> ? plan.splits * sections(plan.tiling) : plan.splits;
-}
-
-template <class Kernels>
-const Kernels& find(int filter_size, const Variant& variant) {
-  static const auto tables = [] {
-    std::array<KernelTable<Kernels>, std::size(filter_sizes)> all;
-    [&]<size_t... I>(std::index_sequence<I...>) {
-      (add_kernels<odd_size(filter_sizes[I])>(all[I]), ...);
-    }(std::make_index_sequence<std::size(filter_sizes)>());
-    return all;
-  }();
-  const auto* const size = std::find(std::begin(filter_sizes), std::end(filter_sizes), filter_size);
-  if (size == std::end(filter_sizes))
-    throw std::invalid_argument("no kernel for filter size " + std::to_string(filter_size));
-  const Kernels* const found = tables[size_t(size - filter_sizes)].find(variant);
-  if (found == nullptr)
-    throw std::invalid_argument("no kernel for element type " + std::to_string(int(variant.type)));
-  return *found;
-}
-
-// ---- forward and input gradient ------------------------------------------------------------------
-
-template <class Arguments, class AnyStrides>
-Arguments forward_arguments(const Sizes& sizes, const Tensor<AnyStrides>& input, uintptr_t weight,
-                            uintptr_t bias, const Tensor<AnyStrides>& output) {
-  Arguments p{};
-  take(p.input, p.input_strides, input);
-  p.weight = bytes(weight);
-  p.bias = floats(bias);
-  take(p.output, p.output_strides, output);
-  p.shape = shape_of(sizes);
-  return p;
-}
-
-// The tensor that is added, if there is one, has the output's strides and moves in the same pieces.
-template <class Arguments>
-cudaError_t launch_forward(const LaunchContext& context, const Plan& plan, const Arguments& p,
-                           const void* added = nullptr) {
-  using AnyStrides = decltype(p.input_strides);
-  const uintptr_t from = uintptr_t(p.input), to = uintptr_t(p.output) | uintptr_t(added);
-  if constexpr (channels_last<AnyStrides>) {
-    const auto& kernels = find<ChannelsLastForwardKernels>(
-        p.filter_size, {type_of(context), plan.tile, plan.channels});
-    return launch_by_sections(kernels, kernels.of(p), plan, stream_of(context), p,
-                              in_units(from, p.shape.channels, p.input_strides),
-                              in_units(to, p.shape.channels, p.output_strides));
-  } else {
-    const int input = alignment(from, p.shape.width, p.input_strides);
-    const int output = alignment(to, p.shape.width, p.output_strides);
-    const auto& kernels = find<ForwardKernels>(
-        p.filter_size, {type_of(context), plan.tile, move_whole(p.shape, std::min(input, output))});
-    if (kernels.of(p) == nullptr) return cudaErrorInvalidValue;
-    return launch_by_channels(kernels, kernels.of(p), plan, stream_of(context), p, input, output);
+Target target_of(const Tensor& image) {
+  switch (image.type) {
+    case pytorch::Type::float16: return target_of(image.device, ElementType::half);
+    case pytorch::Type::bfloat16: return target_of(image.device, ElementType::bfloat16);
+    default: throw std::invalid_argument("kernels take images of float16 and bfloat16");
   }
 }
 
-template <class AnyStrides>
-void forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size, bool flipped,
-                const Tensor<AnyStrides>& input, uintptr_t weight, uintptr_t bias,
-                const Tensor<AnyStrides>& output) {
-  auto p = forward_arguments<ForwardArgumentsOf<AnyStrides>, AnyStrides>(sizes, input, weight, bias,
-                                                                         output);
-  p.filter_size = filter_size;
-  p.flipped = flipped;
-  const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::forward);
-  use_device(context);
-  check<AnyStrides>(launch_forward(context, plan, p), flipped ? "input gradient" : "forward pass",
-                    p.shape, filter_size);
+// Launches kernels while other threads of Python run.
+template <class Launch>
+void run(const Target& target, Launch launch) {
+  const pytorch::CurrentDevice current(target.device);
+  const pybind11::gil_scoped_release without_gil;
+  launch();
 }
 
-template <class AnyStrides>
-void fused_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                      bool flipped, const Tensor<AnyStrides>& input, uintptr_t weight,
-                      uintptr_t bias, const Tensor<AnyStrides>& output, uintptr_t normalisation,
-                      int activation, bool residual, uintptr_t added) {
-  auto p = forward_arguments<FusedForwardArgumentsOf<AnyStrides>, AnyStrides>(sizes, input, weight,
-                                                                              bias, output);
-  p.filter_size = filter_size;
-  p.flipped = flipped;
-  p.normalisation = normalisation_of(normalisation, sizes);
-  p.activation = Activation(activation);
-  p.residual = residual;
-  p.added = bytes(added);
-  if (added && (bias || normalisation || residual || p.activation != Activation::identity))
-    throw std::invalid_argument(
-        "a tensor is added to a convolution alone: no bias, activation, normalisation or residual");
-  const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::forward);
-  use_device(context);
-  check<AnyStrides>(launch_forward(context, plan, p, p.added), "fused forward pass", p.shape,
-                    filter_size);
+// ---- layouts, as convmixer_kernels/layout.py describes them -----------------------------------------
+
+bool is_planar(const Tensor& image) {
+  const auto& [images, channels, height, width] = image.sizes;
+  const auto& [of_image, of_channel, row, pixel] = image.strides;
+  return (width == 1 || pixel == 1) && (height == 1 || row == width);
 }
 
-// The moments [3][channel] of the activation go to `merged`; `moments` is room for those of the splits.
-void moments_forward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                        const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
-                        const Tensor<Strides>& output, int activation, uintptr_t moments,
-                        uintptr_t merged) {
-  auto p = forward_arguments<MomentsForwardArguments, Strides>(sizes, input, weight, bias, output);
-  p.filter_size = filter_size;
-  p.activation = Activation(activation);
-  p.moments = floats(moments);
-  const Plan plan = plan_of<Strides>(context, sizes, filter_size, Pass::forward);
-  use_device(context);
-  cudaError_t status = launch_forward(context, plan, p);
-  if (status == cudaSuccess)
-    status = launch_merge_moments(p.moments, plan.splits, p.shape.channels, floats(merged),
-                                  stream_of(context));
-  check(status, "forward pass with statistics", p.shape, filter_size);
+bool is_channels_last(const Tensor& image) { return image.strides[1] == 1 && !is_planar(image); }
+
+Extents strides_in(const Extents& sizes, bool channels_last) {
+  const auto& [images, channels, height, width] = sizes;
+  if (channels_last) return {channels * height * width, 1, channels * width, channels};
+  return {channels * height * width, height * width, width, 1};
+}
+
+Extents output_strides(const Tensor& image) {
+  const auto& [images, channels, height, width] = image.sizes;
+  const auto& [of_image, of_channel, row, pixel] = image.strides;
+  if (!is_planar(image)) return strides_in(image.sizes, of_channel == 1);
+  if (images > 1 && channels > 1 && 0 < of_image && of_image < of_channel)
+    return {height * width, images * height * width, width, 1};
+  return strides_in(image.sizes, false);
+}
+
+Tensor empty_like_input(const Tensor& image) {
+  return empty(image, image.sizes, output_strides(image));
+}
+
+// The distance of pixels that lie at one distance from each other, if they do.
+std::optional<int64_t> pixel_step(const Tensor& image) {
+  const auto& [images, channels, height, width] = image.sizes;
+  const auto& [of_image, of_channel, row, pixel] = image.strides;
+  // The first dimension that has more than one gives the distance.
+  const int64_t step = width > 1 ? pixel : height > 1 ? row : images > 1 ? of_image : channels;
+  const bool even = (channels == 1 || of_channel == 1) && (height == 1 || row == width * step) &&
+                    (images == 1 || of_image == height * width * step);
+  return even ? std::optional(step) : std::nullopt;
+}
+
+// Copies an image to another of its shape and dtype. Between channels_last and planes a kernel copies,
+// since PyTorch's reaches a seventh of the copy bandwidth of an H200 there; else PyTorch.
+void copy(const Tensor& source, const Tensor& target) {
+  const Shape shape = shape_of(source);
+  require_same_shape(target, source);
+  const bool to_planes = is_channels_last(source) && is_planar(target);
+  if (!to_planes && !(is_planar(source) && is_channels_last(target))) {
+    call(target, "copy_", source);
+    return;
+  }
+  if (is_empty(source)) return;
+  LayoutCopy p{};
+  p.shape = shape;
+  p.pixels = to_planes ? to_read(source) : to_write(target);
+  p.planes = to_planes ? to_write(target) : to_read(source);
+  set(p.pixel_strides, to_planes ? source : target);
+  set(p.plane_strides, to_planes ? target : source);
+  const Target place = target_of(source);
+  run(place, [&] { copy_layout(place, p, to_planes); });
+}
+
+// Gives the image itself if it is dense in a layout, else a copy.
+Tensor dense(const Tensor& image, bool channels_last) {
+  const Extents strides = strides_in(image.sizes, channels_last);
+  bool as_it_is = true;
+  for (int i = 0; i < 4; ++i) as_it_is &= image.sizes[i] == 1 || image.strides[i] == strides[i];
+  if (as_it_is) return image;
+  const Tensor target = empty(image, image.sizes, strides);
+  copy(image, target);
+  return target;
+}
+
+Tensor planar(const Tensor& image) { return is_planar(image) ? image : dense(image, false); }
+
+// Gives an image of whose pixels the channels are adjacent.
+Tensor with_adjacent_channels(const Tensor& image) {
+  return image.strides[1] == 1 || image.sizes[1] == 1 ? image : dense(image, true);
+}
+
+// Gives an image as kernels read it beside one that is channels_last, or else planar.
+Tensor arranged(const Tensor& image, bool channels_last) {
+  shape_of(image);
+  if (!channels_last) return planar(image);
+  const bool repeats =
+      std::find(image.strides.begin(), image.strides.end(), 0) != image.strides.end();
+  return image.strides[1] == 1 && !repeats ? image : dense(image, true);
+}
+
+// ---- forward pass and input gradient -------------------------------------------------------------
+
+// The kernel size of square filters without dilation that have kernels of their own, else 0.
+int own_size(const Tensor& weight, int row_dilation, int column_dilation) {
+  const int64_t size = weight.sizes[2];
+  const bool square = weight.sizes[3] == size && row_dilation == 1 && column_dilation == 1;
+  const auto* const end = std::end(filter_sizes);
+  return square && std::find(std::begin(filter_sizes), end, size) != end ? int(size) : 0;
+}
+
+// The operations that convolve take these; what they do beside is set by `Set`.
+struct Convolution {
+  const Tensor& input;
+  const Tensor& weight;
+  const MaybeTensor& bias;
+  bool flipped;
+};
+
+template <class Arguments>
+Arguments forward_arguments(const Convolution& call, const Tensor& input, const Tensor& output) {
+  Arguments p{};
+  p.shape = shape_of(input);
+  p.filter_size = int(call.weight.sizes[2]);
+  p.flipped = call.flipped;
+  read(p.input, p.input_strides, input);
+  p.weight = to_read(call.weight);
+  p.bias = read_floats(call.bias);
+  write(p.output, p.output_strides, output);
+  return p;
+}
+
+// Convolves with kernels for planes or channels_last; `set` completes their arguments.
+template <template <class> class ArgumentsOf, class Set>
+Tensor convolve(const Tensor& input, const Tensor& weight, const MaybeTensor& bias, bool flipped,
+                Set set) {
+  shape_of(input);
+  const Tensor filters = filters_of(weight, input);
+  require(own_size(filters, 1, 1) != 0, "no kernel for this filter");
+  const MaybeTensor precise = of_channels(bias, input);
+  const Tensor output = empty_like_input(input);
+  if (is_empty(input)) return output;
+  const Convolution call{input, filters, precise, flipped};
+  const Target target = target_of(input);
+  const auto launch = [&](auto p) {
+    set(p);
+    run(target, [&] { forward(target, p); });
+  };
+  if (is_channels_last(input))
+    launch(forward_arguments<ArgumentsOf<PixelStrides>>(call, input, output));
+  else launch(forward_arguments<ArgumentsOf<Strides>>(call, planar(input), output));
+  return output;
+}
+
+MaybeTensor forward_of(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                       int row_dilation, int column_dilation, bool flipped) {
+  require(weight.dimensions == 4, "filters have four dimensions");
+  if (!own_size(weight, row_dilation, column_dilation)) return {};
+  return convolve<ForwardArgumentsOf>(input, weight, bias, flipped, [](auto&) {});
+}
+
+Tensor forward_normalised(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                          const Tensor& normalisation, Activation activation, bool residual) {
+  shape_of(input);
+  const Tensor table = table_of(normalisation, normalisation_rows, input);
+  return convolve<FusedForwardArgumentsOf>(input, weight, bias, false, [&](auto& p) {
+    p.normalisation = read_normalisation(table, input);
+    p.activation = activation;
+    p.residual = residual;
+  });
+}
+
+// The input gradient of a convolution, with another gradient added to it.
+Tensor input_gradient_added(const Tensor& grad, const Tensor& weight, const Tensor& addend) {
+  shape_of(grad);
+  require_same_shape(addend, grad);
+  const Extents strides = output_strides(grad);
+  Tensor added = addend;
+  if (added.strides != strides) {
+    added = empty(grad, grad.sizes, strides);
+    copy(addend, added);
+  }
+  return convolve<FusedForwardArgumentsOf>(grad, weight, {}, true, [&](auto& p) {
+    p.activation = Activation::identity;
+    p.added = to_read(added);
+  });
 }
 
 // ---- gradients of the filter ---------------------------------------------------------------------
 
-template <class AnyStrides>
-int taps(const WeightGradientArgumentsOf<AnyStrides>& p) {
-  return p.filter_size * p.filter_size;
-}
-int taps(const BackwardArguments& p) { return p.filter_size * p.filter_size; }
-int taps(const LargeWeightGradientArguments& p) { return p.filter.taps(); }
+using WeightAndBias = std::tuple<Tensor, MaybeTensor>;
 
-// The results, [channel][size][size] and [channel], either of which may be null. Several splits are
-// summed apart, in a workspace of splits * channels * (size * size + 1) floats, and then added up.
-struct FilterGradient {
-  float *weight, *bias, *workspace;
-  int splits;
-
-  template <class Arguments>
-  void set_targets(Arguments& p) const {
-    const ptrdiff_t weights = weights_of(p);
-    const bool several = splits > 1;
-    p.weight_sums = several && weight ? workspace : weight;
-    p.bias_sums = several && bias ? workspace + splits * weights : bias;
+// Runs a pass that sums gradients of filters and, if asked, biases.
+template <class Arguments>
+WeightAndBias sum_weight_gradient(Arguments p, const Tensor& input, const Tensor& grad,
+                                  std::array<int, 2> size, bool with_bias) {
+  const int channels = p.shape.channels;
+  const Tensor weight = empty_floats(input, {channels, 1, size[0], size[1]});
+  MaybeTensor bias, workspace;
+  if (with_bias) bias = empty_floats(input, {channels});
+  if (is_empty(input)) {
+    call(weight, "zero_");
+    if (bias) call(*bias, "zero_");
+    return {weight, bias};
   }
-
-  template <class Arguments>
-  cudaError_t add_up(const Arguments& p, cudaStream_t stream) const {
-    cudaError_t status = cudaSuccess;
-    if (splits <= 1) return status;
-    if (weight) status = launch_add_splits(weight, p.weight_sums, splits, weights_of(p), stream);
-    if (status == cudaSuccess && bias)
-      status = launch_add_splits(bias, p.bias_sums, splits, p.shape.channels, stream);
-    return status;
-  }
-
- private:
-  template <class Arguments>
-  static ptrdiff_t weights_of(const Arguments& p) {
-    return ptrdiff_t(p.shape.channels) * taps(p);
-  }
-};
-
-template <class AnyStrides>
-int weight_gradient_splits(const LaunchContext& context, const Sizes& sizes, int filter_size) {
-  return parts_of<AnyStrides>(
-      plan_of<AnyStrides>(context, sizes, filter_size, Pass::weight_gradient));
+  const Target target = target_of(input);
+  const auto room = workspace_floats(splits(target, p), channels, size[0] * size[1]);
+  if (room) workspace = empty_floats(input, {room});
+  read(p.input, p.input_strides, input);
+  read(p.output_gradient, p.gradient_strides, grad);
+  const FilterGradient to{write_floats(weight), write_floats(bias), write_floats(workspace)};
+  run(target, [&] { weight_gradient(target, p, to); });
+  return {weight, bias};
 }
 
-template <class AnyStrides>
-void weight_gradient_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                        const Tensor<AnyStrides>& input, const Tensor<AnyStrides>& output_gradient,
-                        uintptr_t weight_gradient, uintptr_t bias_gradient, uintptr_t workspace) {
-  WeightGradientArgumentsOf<AnyStrides> p{};
-  take(p.input, p.input_strides, input);
-  take(p.output_gradient, p.gradient_strides, output_gradient);
-  p.shape = shape_of(sizes);
+WeightAndBias weight_gradient_of(const Tensor& input, const Tensor& grad, int filter_size,
+                                 bool with_bias) {
+  const Shape shape = shape_of(input);
+  require_same_shape(grad, input);
+  const std::array size{filter_size, filter_size};
+  require(std::find(std::begin(filter_sizes), std::end(filter_sizes), filter_size) !=
+              std::end(filter_sizes),
+          "no kernel for this filter");
+  if (is_channels_last(input)) {
+    ChannelsLastWeightGradientArguments p{};
+    p.shape = shape;
+    p.filter_size = filter_size;
+    return sum_weight_gradient(p, input, with_adjacent_channels(grad), size, with_bias);
+  }
+  WeightGradientArguments p{};
+  p.shape = shape;
   p.filter_size = filter_size;
-  const Plan plan = plan_of<AnyStrides>(context, sizes, filter_size, Pass::weight_gradient);
-  const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
-                               parts_of<AnyStrides>(plan)};
-  results.set_targets(p);
-  const cudaStream_t stream = stream_of(context);
-  use_device(context);
-  cudaError_t status;
-  if constexpr (channels_last<AnyStrides>) {
-    const auto& kernels = find<ChannelsLastWeightGradientKernels>(
-        filter_size, {type_of(context), plan.tile, plan.channels});
-    status =
-        launch_by_sections(kernels, kernels.kernel, plan, stream, p,
-                           in_units(input.address, p.shape.channels, p.input_strides),
-                           in_units(output_gradient.address, p.shape.channels, p.gradient_strides));
-  } else {
-    const int from = alignment(input.address, p.shape.width, p.input_strides);
-    const int other = alignment(output_gradient.address, p.shape.width, p.gradient_strides);
-    const auto& kernels = find<WeightGradientKernels>(
-        filter_size, {type_of(context), plan.tile, move_whole(p.shape, std::min(from, other))});
-    status = launch_by_channels(kernels, kernels.kernel, plan, stream, p, from, other);
-  }
-  if (status == cudaSuccess) status = results.add_up(p, stream);
-  check<AnyStrides>(status, "weight gradient", p.shape, filter_size);
+  return sum_weight_gradient(p, planar(input), planar(grad), size, with_bias);
 }
 
 // ---- filters of up to 31 x 31 --------------------------------------------------------------------
 
-// The height, width, row dilation and column dilation of a filter.
-using Filter = Integers<int, 4>;
-
-LargeFilter filter_of(const Filter& sizes) {
-  const LargeFilter filter{sizes[0], sizes[1], sizes[2], sizes[3]};
-  if (!fits(filter)) throw std::invalid_argument("no kernel for a filter of this extent");
-  return filter;
-}
-
-Plan large_plan_of(const LaunchContext& context, const Sizes& sizes, const LargeFilter& filter,
-                   Pass pass) {
-  const Plan result = large_plan(shape_of(sizes), filter, pass, chip_of(context));
-  if (result.tiling.items < 0) refuse(shape_of(sizes), "tiles in a channel than fit 32 bits");
-  return result;
-}
-
-void forward_large_at(const LaunchContext& context, const Sizes& sizes, const Filter& filter,
-                      bool flipped, const Tensor<Strides>& input, uintptr_t weight, uintptr_t bias,
-                      const Tensor<Strides>& output) {
-  auto p = forward_arguments<LargeForwardArguments, Strides>(sizes, input, weight, bias, output);
-  p.filter = filter_of(filter);
+Tensor forward_large(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                     int row_dilation, int column_dilation, bool flipped) {
+  LargeForwardArguments p{};
+  p.shape = shape_of(input);
+  const Tensor filters = filters_of(weight, input);
+  p.filter = {int(filters.sizes[2]), int(filters.sizes[3]), row_dilation, column_dilation};
   p.flipped = flipped;
-  const Plan plan = large_plan_of(context, sizes, p.filter, Pass::forward);
-  use_device(context);
-  check(launch_forward_large(p, type_of(context), plan, stream_of(context)),
-        flipped ? "input gradient" : "forward pass", p.shape);
+  const MaybeTensor precise = of_channels(bias, input);
+  const Tensor output = empty_like_input(input);
+  if (is_empty(input)) return output;
+  // The kernel reads and writes planes; channels_last takes a copy there and one back.
+  const Tensor source = planar(input);
+  const Tensor planes = is_planar(output) ? output : empty_like_input(source);
+  read(p.input, p.input_strides, source);
+  p.weight = to_read(filters);
+  p.bias = read_floats(precise);
+  write(p.output, p.output_strides, planes);
+  const Target target = target_of(source);
+  run(target, [&] { forward(target, p); });
+  if (!is_planar(output)) copy(planes, output);
+  return output;
 }
 
-int weight_gradient_large_splits(const LaunchContext& context, const Sizes& sizes,
-                                 const Filter& filter) {
-  return large_plan_of(context, sizes, filter_of(filter), Pass::weight_gradient).splits;
-}
-
-void weight_gradient_large_at(const LaunchContext& context, const Sizes& sizes,
-                              const Filter& filter, const Tensor<Strides>& input,
-                              const Tensor<Strides>& output_gradient, uintptr_t weight_gradient,
-                              uintptr_t bias_gradient, uintptr_t workspace) {
+WeightAndBias weight_gradient_large(const Tensor& input, const Tensor& grad, int height, int width,
+                                    int row_dilation, int column_dilation, bool with_bias) {
   LargeWeightGradientArguments p{};
-  take(p.input, p.input_strides, input);
-  take(p.output_gradient, p.gradient_strides, output_gradient);
-  p.shape = shape_of(sizes);
-  p.filter = filter_of(filter);
-  const Plan plan = large_plan_of(context, sizes, p.filter, Pass::weight_gradient);
-  const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
-                               plan.splits};
-  results.set_targets(p);
-  use_device(context);
-  cudaError_t status = launch_weight_gradient_large(p, type_of(context), plan, stream_of(context));
-  if (status == cudaSuccess) status = results.add_up(p, stream_of(context));
-  check(status, "weight gradient", p.shape);
-}
-
-// ---- backward pass of whole planes on 16-byte boundaries -----------------------------------------
-
-int splits_of_whole_planes(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                           bool backward) {
-  return plan_of<Strides>(context, sizes, filter_size, backward ? Pass::backward : Pass::forward)
-      .splits;
-}
-
-void backward_at(const LaunchContext& context, const Sizes& sizes, int filter_size,
-                 const Tensor<Strides>& input, const Tensor<Strides>& value,
-                 const Tensor<Strides>& output_gradient, uintptr_t weight, uintptr_t normalisation,
-                 uintptr_t gradient_sums, int activation, bool residual,
-                 const Tensor<Strides>& input_gradient, const Tensor<Strides>& value_gradient,
-                 uintptr_t weight_gradient, uintptr_t bias_gradient, uintptr_t workspace) {
-  BackwardArguments p{};
-  take(p.input, p.input_strides, input);
-  take(p.value, p.value_strides, value);
-  take(p.output_gradient, p.output_gradient_strides, output_gradient);
-  p.weight = bytes(weight);
-  p.normalisation = normalisation_of(normalisation, sizes);
-  p.gradient_sums = floats(gradient_sums);
-  take(p.input_gradient, p.input_gradient_strides, input_gradient);
-  take(p.value_gradient, p.value_gradient_strides, value_gradient);
-  p.shape = shape_of(sizes);
-  p.activation = Activation(activation);
-  p.filter_size = filter_size;
-  p.residual = residual;
-  const Plan plan = plan_of<Strides>(context, sizes, filter_size, Pass::backward);
-  const FilterGradient results{floats(weight_gradient), floats(bias_gradient), floats(workspace),
-                               plan.splits};
-  results.set_targets(p);
-  int least = 8;
-  for (const auto& tensor : {input, value, output_gradient, input_gradient, value_gradient})
-    if (tensor.address)
-      least = std::min(least, alignment(tensor.address, p.shape.width, strides<Strides>(tensor)));
-  const bool with_weight = p.input != nullptr;
-  use_device(context);
-  cudaError_t status = cudaErrorInvalidValue;
-  if (move_whole(p.shape, least) && (!with_weight || backward_with_weight(odd_size(filter_size)))) {
-    const auto& kernels =
-        find<BackwardKernels>(filter_size, {type_of(context), plan.tile, with_weight});
-    status = launch_by_channels(kernels, kernels.kernel, plan, stream_of(context), p);
-  }
-  if (status == cudaSuccess) status = results.add_up(p, stream_of(context));
-  check(status, "fused backward pass", p.shape, filter_size);
+  p.shape = shape_of(input);
+  require_same_shape(grad, input);
+  p.filter = {height, width, row_dilation, column_dilation};
+  require(fits(p.filter), "no kernel for a filter of this extent");
+  return sum_weight_gradient(p, planar(input), planar(grad), {height, width}, with_bias);
 }
 
 // ---- elementwise passes and statistics -----------------------------------------------------------
 
-// Counts images as the outer index of planes, and pixels as that of channels-last tensors.
-ElementwiseArguments elementwise_arguments(const Sizes& sizes, bool last,
-                                           const Tensor<Steps>& value, const Tensor<Steps>& other,
-                                           const Tensor<Steps>& output, int activation) {
-  const int64_t pixels = int64_t(sizes[2]) * sizes[3], outer = last ? sizes[0] * pixels : sizes[0];
-  if (outer > most_outer || pixels > INT32_MAX)
-    refuse(shape_of(sizes), "than " + std::to_string(most_outer) + " pixels; split the batch");
+// An activation that is to be applied to value + bias.
+struct PreActivation {
+  Tensor value;
+  MaybeTensor bias;
+  Activation activation;
+};
+
+// A pass reads planes, or in channels_last pixels that lie at one distance from each other.
+Tensor readable(const Tensor& image, bool channels_last) {
+  if (!channels_last) return planar(image);
+  return pixel_step(image) ? image : dense(image, true);
+}
+
+Steps steps_of(const Tensor& image, bool channels_last) {
+  if (channels_last) return {*pixel_step(image), 1};
+  return {image.strides[0], image.strides[1]};
+}
+
+// What a pass reads and writes beside the value: the residual or the gradient of the output, the image
+// that it writes, and the tables.
+struct PassOperands {
+  MaybeTensor other, output, normalisation, gradient_sums;
+};
+
+// Runs a pass and gives its sums, [rows][channel] or [channel] of a single row, if they are wanted.
+MaybeTensor run_pass(ElementwisePass pass, const PreActivation& before, PassOperands operands,
+                     bool with_sums) {
+  const Shape shape = shape_of(before.value);
+  const bool last = is_channels_last(operands.output ? *operands.output : before.value);
+  const Tensor value = readable(before.value, last);
+  const MaybeTensor bias = of_channels(before.bias, value);
+  const Target target = target_of(value);
   ElementwiseArguments p{};
-  take(p.value, p.value_steps, value);
-  take(p.other, p.other_steps, other);
-  take(p.output, p.output_steps, output);
-  p.channels = sizes[1];
-  p.outer = int(outer);
-  p.inner = last ? 1 : int(pixels);
-  p.activation = Activation(activation);
-  return p;
+  set_sizes(p, shape, last);
+  p.activation = before.activation;
+  p.value = to_read(value);
+  p.value_steps = steps_of(value, last);
+  if (operands.other) {
+    require_same_shape(*operands.other, value);
+    operands.other = readable(*operands.other, last);
+    p.other = to_read(*operands.other);
+    p.other_steps = steps_of(*operands.other, last);
+  }
+  if (operands.output) {
+    p.output = to_write(*operands.output);
+    p.output_steps = steps_of(*operands.output, last);
+  }
+  p.bias = read_floats(bias);
+  p.normalisation = read_normalisation(operands.normalisation, value);
+  p.gradient_sums = read_floats(operands.gradient_sums);
+  MaybeTensor merged, parts;
+  if (const int rows = summed_rows(pass); with_sums && rows) {
+    const int count = splits(target, p, last);
+    // Two tensors: the sums may live on as the gradient of a bias, their parts need not.
+    merged = rows == 1 ? empty_floats(value, {shape.channels})
+                       : empty_floats(value, {rows, shape.channels});
+    parts = empty_floats(value, {count, rows, shape.channels});
+  }
+  p.sums = write_floats(parts);
+  float* const to = write_floats(merged);
+  run(target, [&] { elementwise(target, pass, p, last, to, shape); });
+  return merged;
 }
 
-int elementwise_splits(const LaunchContext& context, const Sizes& sizes, bool last,
-                       const Tensor<Steps>& value, const Tensor<Steps>& other,
-                       const Tensor<Steps>& output) {
-  const auto p = elementwise_arguments(sizes, last, value, other, output, 0);
-  return elementwise_plan(p, last, chip_of(context)).splits;
+Tensor moments(const Tensor& value, const MaybeTensor& bias, Activation activation) {
+  return *run_pass(ElementwisePass::moments, {value, bias, activation}, {}, true);
 }
 
-// Floats of one channel that a pass sums in a split: three moments, two sums, one bias gradient.
-constexpr int summed_rows(ElementwisePass pass) {
-  return pass == ElementwisePass::moments ? 3 : pass == ElementwisePass::sum_gradients ? 2 : 1;
+Tensor normalise(const Tensor& value, const MaybeTensor& bias, Activation activation,
+                 const Tensor& normalisation, const MaybeTensor& residual) {
+  shape_of(value);
+  const Tensor table = table_of(normalisation, normalisation_rows, value);
+  const Tensor output = empty_like_input(value);
+  run_pass(ElementwisePass::normalise, {value, bias, activation}, {residual, output, table, {}},
+           false);
+  return output;
 }
 
-// The sums of a pass go to `merged`; `sums` is room for those of the splits, or null.
-void elementwise_at(int number, const LaunchContext& context, const Sizes& sizes, bool last,
-                    const Tensor<Steps>& value, const Tensor<Steps>& other,
-                    const Tensor<Steps>& output, int activation, uintptr_t bias,
-                    uintptr_t normalisation, uintptr_t gradient_sums, uintptr_t sums,
-                    uintptr_t merged) {
-  const ElementwisePass pass = ElementwisePass(number);
-  ElementwiseArguments p = elementwise_arguments(sizes, last, value, other, output, activation);
-  p.bias = floats(bias);
-  p.normalisation = normalisation_of(normalisation, sizes);
-  p.gradient_sums = floats(gradient_sums);
-  p.sums = floats(sums);
-  const ElementwisePlan plan = elementwise_plan(p, last, chip_of(context));
-  const cudaStream_t stream = stream_of(context);
-  use_device(context);
-  cudaError_t status = launch_elementwise(pass, p, type_of(context), last, plan, stream);
-  if (status == cudaSuccess && p.sums)
-    status = pass == ElementwisePass::moments
-                 ? launch_merge_moments(p.sums, plan.splits, p.channels, floats(merged), stream)
-                 : launch_add_splits(floats(merged), p.sums, plan.splits,
-                                     ptrdiff_t(p.channels) * summed_rows(pass), stream);
-  static constexpr const char* names[] = {"statistics", "normalisation", "gradient sums",
-                                          "gradient of the activation"};
-  check(status, names[number], shape_of(sizes));
+Tensor gradient_sums(const Tensor& value, const MaybeTensor& bias, Activation activation,
+                     const Tensor& grad, const Tensor& normalisation) {
+  const Tensor table = table_of(normalisation, normalisation_rows, value);
+  return *run_pass(ElementwisePass::sum_gradients, {value, bias, activation}, {grad, {}, table, {}},
+                   true);
 }
 
-void normalisation_at(const LaunchContext& context, uintptr_t moments, int parts, int channels,
-                      uintptr_t gamma, uintptr_t beta, uintptr_t running_mean,
-                      uintptr_t running_variance, float momentum, float epsilon, uintptr_t to) {
+std::tuple<Tensor, MaybeTensor> value_gradient(const Tensor& value, const MaybeTensor& bias,
+                                               Activation activation, const Tensor& grad,
+                                               const Tensor& normalisation, const Tensor& sums,
+                                               bool with_bias) {
+  shape_of(value);
+  const Tensor table = table_of(normalisation, normalisation_rows, value);
+  const Tensor both = table_of(sums, summed_rows(ElementwisePass::sum_gradients), value);
+  const Tensor output = empty_like_input(value);
+  const MaybeTensor grad_bias = run_pass(ElementwisePass::value_gradient, {value, bias, activation},
+                                         {grad, output, table, both}, with_bias);
+  return {output, grad_bias};
+}
+
+// Makes a normalisation from moments, (parts, 3, C), or else from running statistics.
+Tensor normalisation_of(const MaybeTensor& moments, const MaybeTensor& gamma,
+                        const MaybeTensor& beta, const MaybeTensor& running_mean,
+                        const MaybeTensor& running_variance, float momentum, float epsilon) {
+  require(moments || (running_mean && running_variance), "there are moments or running statistics");
+  require(!moments || (moments->dimensions == 3 && moments->sizes[1] == 3),
+          "moments are (parts, 3, C)");
+  require(running_mean.has_value() == running_variance.has_value(), "both statistics or none");
+  const Tensor& source = moments ? *moments : *running_mean;
+  const int64_t channels = source.sizes[moments ? 2 : 0];
+  for (const MaybeTensor& each : {gamma, beta, running_mean, running_variance})
+    require(!each || (each->dimensions == 1 && each->sizes[0] == channels &&
+                      each->type == pytorch::Type::float32 && each->device == source.device &&
+                      is_contiguous(*each)),
+            "parameters and statistics are (C,), float32, contiguous");
+  require(source.type == pytorch::Type::float32, "moments are float32");
+  const MaybeTensor parts = moments ? contiguous(*moments) : moments;
+  const Tensor table = empty_floats(source, {normalisation_rows, channels});
+  const auto statistics = [&](const MaybeTensor& each) {
+    return moments ? write_floats(each) : const_cast<float*>(read_floats(each));
+  };
   NormalisationArguments p{};
-  p.moments = floats(moments);
-  p.parts = parts;
-  p.channels = channels;
-  p.gamma = floats(gamma);
-  p.beta = floats(beta);
-  p.running_mean = floats(running_mean);
-  p.running_variance = floats(running_variance);
+  p.moments = read_floats(parts);
+  p.parts = moments ? int(moments->sizes[0]) : 0;
+  p.channels = int(channels);
+  p.gamma = read_floats(gamma);
+  p.beta = read_floats(beta);
+  p.running_mean = statistics(running_mean);
+  p.running_variance = statistics(running_variance);
   p.momentum = momentum;
   p.epsilon = epsilon;
-  p.normalisation = floats(to);
-  use_device(context);
-  check(launch_normalisation(p, stream_of(context)), "normalisation", {1, channels, 1, 1});
+  p.normalisation = write_floats(table);
+  // The kernel has no tensors of 16 bits, so any of their types will do.
+  const Target target = target_of(source.device, ElementType::half);
+  run(target, [&] { normalisation(target, p); });
+  return table;
 }
 
-// ---- layouts -------------------------------------------------------------------------------------
+// ---- convolution with statistics, and the backward pass of both --------------------------------------
 
-// Copies an image from channels last to planes, or back.
-void copy_layout_at(const LaunchContext& context, const Sizes& sizes, bool to_planes,
-                    const Tensor<PixelStrides>& pixels, const Tensor<Strides>& planes) {
-  LayoutCopy copy{};
-  take(copy.pixels, copy.pixel_strides, pixels);
-  take(copy.planes, copy.plane_strides, planes);
-  copy.shape = shape_of(sizes);
-  if (int64_t(copy.shape.height) * copy.shape.width > INT32_MAX)
-    refuse(copy.shape, "pixels in a plane than fit 32 bits");
-  use_device(context);
-  check(launch_layout_copy(copy, to_planes, stream_of(context)), "copy to another layout",
-        copy.shape);
+// Tells whether each plane is one that an item of a kernel covers, on 16-byte boundaries.
+bool are_whole(const Shape& shape, std::initializer_list<const Tensor*> images) {
+  return whole_planes(shape) && std::all_of(images.begin(), images.end(), [](const Tensor* image) {
+           return is_planar(*image) && uintptr_t(image->address) % 16 == 0 &&
+                  image->strides[0] % 8 == 0 && image->strides[1] % 8 == 0;
+         });
+}
+
+std::tuple<Tensor, Tensor> forward_moments(const Tensor& input, const Tensor& weight,
+                                           const MaybeTensor& bias, Activation activation) {
+  if (!are_whole(shape_of(input), {&input})) {
+    const Tensor value = convolve<ForwardArgumentsOf>(input, weight, bias, false, [](auto&) {});
+    return {value, moments(value, {}, activation)};
+  }
+  const Tensor filters = filters_of(weight, input);
+  require(own_size(filters, 1, 1) != 0, "no kernel for this filter");
+  const MaybeTensor precise = of_channels(bias, input);
+  const Tensor value = empty_like_input(input);
+  const Target target = target_of(input);
+  auto p =
+      forward_arguments<MomentsForwardArguments>({input, filters, precise, false}, input, value);
+  p.activation = activation;
+  const Tensor parts = empty_floats(input, {splits(target, p), 3, p.shape.channels});
+  const Tensor merged = empty_floats(input, {3, p.shape.channels});
+  p.moments = write_floats(parts);
+  float* const to = write_floats(merged);
+  run(target, [&] { forward(target, p, to); });
+  return {value, merged};
+}
+
+// The gradients of input, weight and bias; empty where they are not wanted.
+using Gradients = std::tuple<MaybeTensor, MaybeTensor, MaybeTensor>;
+
+// The operands of the backward pass of a convolution that activation and normalisation follow.
+struct FusedBackward {
+  MaybeTensor input;
+  Tensor weight, value, grad, normalisation, sums;
+  Activation activation;
+  bool residual, with_bias;
+};
+
+Gradients whole_backward(const FusedBackward& call) {
+  const Tensor& value = call.value;
+  const Tensor filters = filters_of(call.weight, value);
+  BackwardArguments p{};
+  p.shape = shape_of(value);
+  p.filter_size = own_size(filters, 1, 1);
+  p.activation = call.activation;
+  p.residual = call.residual;
+  const int size = p.filter_size, channels = p.shape.channels;
+  require(size != 0, "no kernel for this filter");
+  const bool at_once = call.input && backward_with_weight(odd_size(size));
+  const Tensor grad_input = empty_like_input(value);
+  MaybeTensor grad_value, grad_weight, grad_bias, workspace;
+  // If registers do not hold both gradients, that of the weight comes from a pass of its own.
+  if (call.input && !at_once) grad_value = empty_like_input(value);
+  if (at_once) grad_weight = empty_floats(value, {channels, 1, size, size});
+  if (call.with_bias) grad_bias = empty_floats(value, {channels});
+  const Target target = target_of(value);
+  if (const auto room = workspace_floats(splits(target, p), channels, size * size))
+    workspace = empty_floats(value, {room});
+  if (at_once) read(p.input, p.input_strides, *call.input);
+  read(p.value, p.value_strides, value);
+  read(p.output_gradient, p.output_gradient_strides, call.grad);
+  p.weight = to_read(filters);
+  p.normalisation = read_normalisation(call.normalisation, value);
+  p.gradient_sums = read_floats(call.sums);
+  write(p.input_gradient, p.input_gradient_strides, grad_input);
+  if (grad_value) write(p.value_gradient, p.value_gradient_strides, *grad_value);
+  const FilterGradient to{write_floats(grad_weight), write_floats(grad_bias),
+                          write_floats(workspace)};
+  run(target, [&] { backward(target, p, to); });
+  if (grad_value)
+    grad_weight = std::get<0>(weight_gradient_of(*call.input, *grad_value, size, false));
+  return {grad_input, grad_weight, grad_bias};
+}
+
+// There is no weight gradient without `input`, and no input gradient without `weight`.
+Gradients fused_backward(const MaybeTensor& input, const MaybeTensor& weight, const Tensor& value,
+                         const Tensor& output_gradient, const Tensor& normalisation,
+                         const Tensor& sums, Activation activation, bool residual, int filter_size,
+                         bool with_bias) {
+  const Shape shape = shape_of(value);
+  require_same_shape(output_gradient, value);
+  if (input) require_same_shape(*input, value);
+  const Tensor table = table_of(normalisation, normalisation_rows, value);
+  const Tensor both = table_of(sums, summed_rows(ElementwisePass::sum_gradients), value);
+  Tensor grad = output_gradient;
+  MaybeTensor source = input;
+  if (weight && are_whole(shape, {&value})) {
+    grad = planar(grad);
+    if (source) source = planar(*source);
+    if (are_whole(shape, {&grad, source ? &*source : &grad}))
+      return whole_backward(
+          {source, *weight, value, grad, table, both, activation, residual, with_bias});
+  }
+  const auto [grad_value, grad_bias] =
+      value_gradient(value, {}, activation, grad, table, both, with_bias);
+  MaybeTensor grad_input, grad_weight;
+  if (weight && residual) grad_input = input_gradient_added(grad_value, *weight, grad);
+  if (weight && !residual)
+    grad_input = convolve<ForwardArgumentsOf>(grad_value, *weight, {}, true, [](auto&) {});
+  if (source)
+    grad_weight = std::get<0>(weight_gradient_of(*source, grad_value, filter_size, false));
+  return {grad_input, grad_weight, grad_bias};
 }
 
 }  // namespace
 
-// ---- conversion ----------------------------------------------------------------------------------
-
-// The casters of pybind11/stl.h go through the protocol of sequences, which takes three times as long.
 namespace pybind11::detail {
 
-template <class Integer, size_t N>
-struct type_caster<Integers<Integer, N>> {
-  using Tuple = Integers<Integer, N>;
-  PYBIND11_TYPE_CASTER(Tuple, const_name("tuple"));
+// An activation is passed by its name.
+template <>
+struct type_caster<Activation> {
+  PYBIND11_TYPE_CASTER(Activation, const_name("str"));
 
-  bool load(handle source, bool convert) {
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != N) return false;
-    make_caster<Integer> integer;
-    for (size_t i = 0; i < N; i++) {
-      if (!integer.load(PyTuple_GET_ITEM(source.ptr(), i), convert)) return false;
-      value[i] = integer;
-    }
-    return true;
-  }
-};
-
-template <class AnyStrides>
-struct type_caster<Tensor<AnyStrides>> {
-  PYBIND11_TYPE_CASTER(Tensor<AnyStrides>, const_name("tuple"));
-
-  bool load(handle source, bool convert) {
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 2) return false;
-    make_caster<uintptr_t> address;
-    make_caster<decltype(value.strides)> strides;
-    if (!address.load(PyTuple_GET_ITEM(source.ptr(), 0), convert) ||
-        !strides.load(PyTuple_GET_ITEM(source.ptr(), 1), convert))
-      return false;
-    value = {address, strides};
-    return true;
+  bool load(handle source, bool) {
+    if (!PyUnicode_Check(source.ptr())) return false;
+    const auto* const name =
+        std::find_if(std::begin(activations), std::end(activations), [&](const char* each) {
+          return PyUnicode_CompareWithASCIIString(source.ptr(), each) == 0;
+        });
+    value = Activation(name - std::begin(activations));
+    return name != std::end(activations);
   }
 };
 
 }  // namespace pybind11::detail
 
 PYBIND11_MODULE(_cuda, extension) {
-  extension.doc() =
-      "Depthwise convolution kernels on raw addresses; see convmixer_kernels.backends.cuda.";
-  const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
+  extension.doc() = "Depthwise convolution kernels; see convmixer_kernels.backends.cuda.";
   extension.attr("filter_sizes") = std::to_array(filter_sizes);
-  extension.attr("element_types") = std::to_array(element_types);
-  extension.attr("activations") = std::to_array(activations);
   extension.def("refusal", &refusal);
+  extension.def("set_chip", &set_chip);
+  extension.def("watch", &pytorch::watch);
+  extension.def("use_attributes", &pytorch::use_attributes);
 
-  extension.def("forward", &forward_at<Strides>, without_gil);
-  extension.def("forward_channels_last", &forward_at<PixelStrides>, without_gil);
-  extension.def("weight_gradient_splits", &weight_gradient_splits<Strides>);
-  extension.def("weight_gradient_splits_channels_last", &weight_gradient_splits<PixelStrides>);
-  extension.def("weight_gradient", &weight_gradient_at<Strides>, without_gil);
-  extension.def("weight_gradient_channels_last", &weight_gradient_at<PixelStrides>, without_gil);
-
-  extension.def("forward_large", &forward_large_at, without_gil);
-  extension.def("weight_gradient_large_splits", &weight_gradient_large_splits);
-  extension.def("weight_gradient_large", &weight_gradient_large_at, without_gil);
-  extension.def("fused_forward", &fused_forward_at<Strides>, without_gil);
-  extension.def("fused_forward_channels_last", &fused_forward_at<PixelStrides>, without_gil);
-  extension.def("whole_plane_splits", &splits_of_whole_planes);
-  extension.def("whole_planes",
-                [](int height, int width) { return whole_planes({1, 1, height, width}); });
-  extension.def("moments_forward", &moments_forward_at, without_gil);
-  extension.def("backward_gives_weight_gradient",
-                [](int filter_size) { return backward_with_weight(odd_size(filter_size)); });
-  extension.def("backward", &backward_at, without_gil);
-  extension.def("elementwise_pass_splits", &elementwise_splits);
-  extension.def("elementwise_pass", &elementwise_at, without_gil);
-  extension.def("normalisation", &normalisation_at, without_gil);
-  extension.def("copy_layout", &copy_layout_at, without_gil);
+  extension.def("forward", &forward_of);
+  extension.def("weight_gradient", &weight_gradient_of);
+  extension.def("forward_large", &forward_large);
+  extension.def("weight_gradient_large", &weight_gradient_large);
+  extension.def("forward_normalised", &forward_normalised);
+  extension.def("forward_moments", &forward_moments);
+  extension.def("fused_backward", &fused_backward);
+  extension.def("moments", &moments);
+  extension.def("normalise", &normalise);
+  extension.def("gradient_sums", &gradient_sums);
+  extension.def("value_gradient", &value_gradient);
+  extension.def("normalisation", &normalisation_of);
+  extension.def("arranged", &arranged);
 }

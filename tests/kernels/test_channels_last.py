@@ -11,10 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convmixer_kernels import depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda
-from convmixer_kernels.backends.cuda import convolution
-from convmixer_kernels.backends.cuda import device as cuda_device
 from convmixer_kernels.filters import Filter
-from tests.helpers import emulated, oracle, strided
+from tests.helpers import emulated, strided
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, check, label, random_case, run
 from tests.helpers.strided import channels_last
 
@@ -187,31 +185,3 @@ def test_an_image_does_not_see_its_neighbours(channels: int) -> None:
     output = depthwise_conv2d(spoiled, weight, bias, impl="cuda")
     clean = torch.isfinite(spoiled).all(dim=3).all(dim=2)
     assert torch.equal(output[clean], alone[clean])
-
-
-@pytest.mark.parametrize(("channels", "before", "after"), [(16, 8, 8), (24, 1, 2), (5, 3, 0)])
-@pytest.mark.parametrize("size", [(7, 7), (33, 61)])
-def test_what_lies_around_the_output_stays(
-    size: tuple[int, int], channels: int, before: int, after: int
-) -> None:
-    input, weight, bias, grad_output = random_case((3, channels, *size, 7), FP16)
-    input = channels_last(input)
-    output = strided.slice_of_pixels(torch.zeros_like(input), before, after)
-    kernels, where = cuda_device.launcher(input)
-    with cuda_device.current(where):
-        source, target = (
-            cuda_device.located(
-                tensor, convolution.free_strides(tensor.stride(), True), tensor is output
-            )
-            for tensor in (input, output)
-        )
-        addresses = (cuda_device.address(weight), cuda_device.address(bias))
-        kernels.forward_channels_last(
-            where, tuple(input.shape), 7, False, source, *addresses, target
-        )
-    exact = oracle.convolve(input, weight, bias, grad_output, torch.float64).output
-    pytorch = oracle.convolve(input, weight, bias, grad_output, FP16).output
-    oracle.assert_close("output", output, exact, pytorch)
-    assert output._base is not None
-    base = output._base
-    assert base[..., :before].isnan().all() and base[..., before + channels :].isnan().all()

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_kernels.backends import cuda
-from convmixer_kernels.backends.cuda import convolution
 from convmixer_kernels.backends.reference import batch_norm as steps
 from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from tests.helpers import emulated, strided
@@ -224,20 +223,6 @@ def test_a_large_mean_leaves_a_tiny_variance() -> None:
         moments = cuda.moments(PreActivation(layout(value), None, "gelu"))
         exact = steps.moments(PreActivation(layout(value).double(), None, "gelu"))
         torch.testing.assert_close(moments.double(), exact, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_a_tensor_is_added_to_a_convolution_alone(layout: str) -> None:
-    case = Case((2, 8, 9, 9, 5), FP16, "identity", layout=LAYOUTS[layout])
-    after = Epilogue(case.normalisation, "identity", False)
-    for bias, epilogue in [(case.bias, None), (None, after)]:
-        with pytest.raises(ValueError, match="a tensor is added to a convolution alone: no bias"):
-            convolution.forward(
-                *(case.input, case.weight, bias),
-                flipped=True,
-                epilogue=epilogue,
-                addend=case.grad,
-            )
 
 
 def test_only_what_is_asked_for() -> None:

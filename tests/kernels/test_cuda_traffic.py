@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmixer_kernels import layout, ops
-from convmixer_kernels.backends.cuda import device as cuda_device
+from convmixer_kernels import emulated_gpu, ops
 from tests.helpers import emulated
 
 FP16 = torch.float16
@@ -27,11 +26,17 @@ def one_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gradient_bytes(input: Tensor, k: int) -> int:
     """Bytes of the gradients of filters and biases; of several shares, each is written and read."""
-    kernels, where = cuda_device.launcher(input)
-    last = layout.is_channels_last(input)
-    count = kernels.weight_gradient_splits_channels_last if last else kernels.weight_gradient_splits
-    shares = count(where, tuple(input.shape), k)
-    return input.shape[1] * (k * k + 1) * 4 * (1 + (2 * shares if shares > 1 else 0))
+    written: list[int] = []
+
+    def record(tensor: Tensor, is_written: bool) -> None:
+        if is_written:
+            written.append(tensor.numel() * tensor.element_size())
+
+    with emulated_gpu.kernels_skipped():
+        emulated_gpu.extension().watch(record)
+        ops.depthwise_conv2d_weight_gradient(input, input, (k, k), True, "cuda")
+    gradients, shares = written[:2], written[2:]
+    return sum(gradients) + 2 * sum(shares)
 
 
 @pytest.mark.usefixtures("one_share")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from convmixer_kernels import depthwise_conv2d
+from convmixer_kernels import depthwise_conv2d, layout
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import layouts
-from convmixer_kernels.backends.cuda.device import launcher
 from tests.helpers import emulated, strided
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, random_case
 
@@ -56,18 +56,13 @@ def image(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return bits.view(dtype).to(DEVICE)
 
 
-def storage_of(tensor: Tensor) -> Tensor:
-    """Return the bits of all the memory that a tensor is a part of."""
-    return torch.empty(0, dtype=torch.int16, device=DEVICE).set_(tensor.untyped_storage())
-
-
-def assert_copies(source: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
-    """Copy to a layout as PyTorch does, to the last bit of what lies around the image."""
-    blank = torch.full(source.shape, torch.nan, dtype=source.dtype, device=DEVICE)
-    target, expected = arrange(blank), arrange(blank.clone())
-    expected.copy_(source)
-    assert layouts.copy(source, target) is target
-    assert torch.equal(storage_of(target), storage_of(expected))
+def assert_copied(source: Tensor, channels_last: bool) -> None:
+    """Copy an image to another layout as PyTorch does, to the last bit."""
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    copy = layouts.arranged(source, channels_last)
+    assert copy.is_contiguous(memory_format=format)
+    assert (copy is source) == source.is_contiguous(memory_format=format)
+    assert torch.equal(copy.view(torch.int16), source.contiguous().view(torch.int16))
 
 
 @pytest.mark.parametrize("dtype", [FP16, BF16], ids=str)
@@ -75,31 +70,36 @@ def assert_copies(source: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
 def test_every_layout(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     tensor = image(shape, dtype)
     for arrange in PIXELS.values():
-        assert_copies(arrange(tensor), Tensor.contiguous)
-        assert_copies(tensor, arrange)
+        if not layout.is_planar(arrange(tensor)):
+            assert_copied(arrange(tensor), False)
     for arrange in PLANES.values():
-        assert_copies(strided.channels_last(tensor), arrange)
-        assert_copies(arrange(tensor), strided.channels_last)
+        if not layout.is_arranged(arrange(tensor), True):
+            assert_copied(arrange(tensor), True)
 
 
-@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["planes", "channels_last"])
 @pytest.mark.parametrize("shape", [(0, 8, 5, 5), (3, 8, 1, 1), (2, 1, 4, 4)], ids=str)
-def test_layouts_that_are_one_or_none(
-    shape: tuple[int, int, int, int], format: torch.memory_format
-) -> None:
+def test_layouts_that_are_one_or_none(shape: tuple[int, int, int, int], last: bool) -> None:
     for arrange in (Tensor.contiguous, strided.channels_last, strided.transposed_planes):
         tensor = arrange(image(shape, FP16))
-        copy = layouts.contiguous(tensor, format)
-        assert copy.is_contiguous(memory_format=format)
+        copy = layouts.arranged(tensor, last)
+        assert layout.is_arranged(copy, last) or shape[1] == 1
         assert torch.equal(copy.view(torch.int16), tensor.view(torch.int16))
+
+
+@pytest.mark.parametrize("name", [*PIXELS, *PLANES])
+@pytest.mark.parametrize("last", [False, True], ids=["planes", "channels_last"])
+def test_what_kernels_read_as_it_is_is_not_copied(name: str, last: bool) -> None:
+    tensor = (PIXELS | PLANES)[name](image((2, 8, 5, 6), FP16))
+    assert (layouts.arranged(tensor, last) is tensor) == layout.is_arranged(tensor, last)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="takes the emulated GPU minutes")
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_more_tiles_than_a_grid_is_high(format: torch.memory_format) -> None:
-    other = torch.channels_last if format == torch.contiguous_format else torch.contiguous_format
-    tensor = torch.randn(70_000, 65, 8, 8, device=DEVICE).to(FP16, memory_format=other)
-    assert torch.equal(layouts.contiguous(tensor, format), tensor)
+    tensor = torch.randn(70_000, 65, 8, 8, device=DEVICE).to(FP16, memory_format=format)
+    copy = layouts.arranged(tensor, format == torch.contiguous_format)
+    assert copy is not tensor and torch.equal(copy, tensor)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -109,18 +109,21 @@ def test_more_than_two_to_the_31_elements() -> None:
     if torch.cuda.mem_get_info()[0] < 3 * 2 * 2**32:
         pytest.skip("three tensors of 4.3 GB do not fit")
     tensor = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, device=DEVICE).view(FP16)
-    pixels = layouts.contiguous(tensor, torch.channels_last)
+    pixels = layouts.arranged(tensor, True)
     for image in (0, 2**14, 2**15 + 1):
         assert torch.equal(pixels[image].view(torch.int16), tensor[image].view(torch.int16))
-    planes = layouts.contiguous(pixels, torch.contiguous_format)
+    planes = layouts.arranged(pixels, False)
     assert torch.equal(planes.view(torch.int16), tensor.view(torch.int16))
 
 
-def test_a_plane_of_too_many_pixels_names_the_shape() -> None:
-    # No tensor is needed: nothing is read before the copy is planned.
-    kernels, context = launcher(torch.empty(0, dtype=FP16, device=DEVICE))
+@emulated_only
+def test_a_plane_of_too_many_pixels_names_the_shape(tmp_path: Path) -> None:
+    # The file has no content: nothing is read or written before the copy is planned.
+    shape = (1, 2, 2**16, 2**16)
+    file = str(tmp_path / "planes")
+    planes = torch.from_file(file, shared=True, size=2**33, dtype=FP16).view(shape)
     with pytest.raises(ValueError, match="1x2x65536x65536 has more pixels in a plane than fit"):
-        kernels.copy_layout(context, (1, 2, 2**16, 2**16), True, (0, (0, 0, 0)), (0, (0, 0)))
+        layouts.arranged(planes, True)
 
 
 @emulated_only
@@ -131,8 +134,8 @@ def test_every_order(order: tuple[str, str], monkeypatch: pytest.MonkeyPatch) ->
     emulated.use(monkeypatch, warp_order=order[0], copies=order[1], seed=1)
     for shape in SHAPES[:3]:
         tensor = image(shape, FP16)
-        assert_copies(strided.channels_last(tensor), Tensor.contiguous)
-        assert_copies(tensor, strided.channels_last)
+        assert_copied(strided.channels_last(tensor), False)
+        assert_copied(tensor, True)
 
 
 @emulated_only
@@ -141,9 +144,8 @@ def test_every_order(order: tuple[str, str], monkeypatch: pytest.MonkeyPatch) ->
 def test_memory_is_accessed_once_and_banks_do_not_conflict(
     shape: tuple[int, int, int, int], format: torch.memory_format
 ) -> None:
-    other = torch.channels_last if format == torch.contiguous_format else torch.contiguous_format
-    tensor = image(shape, FP16).to(memory_format=other)
-    counters = emulated.count(layouts.contiguous, tensor, format)
+    tensor = image(shape, FP16).to(memory_format=format)
+    counters = emulated.count(layouts.arranged, tensor, format == torch.contiguous_format)
     assert counters["global_bytes_read"] == counters["global_bytes_written"] == 2 * tensor.numel()
     if shape == (1, 128, 16, 16):  # whole tiles on 16-byte boundaries
         sectors = 2 * tensor.numel() // 32

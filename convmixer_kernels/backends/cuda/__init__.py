@@ -1,8 +1,9 @@
 """Hand-written CUDA kernels: tensor cores, implicit padding, sums in float32.
 
-The extension takes raw addresses, so that it is built without PyTorch; what this leaves to Python,
-checks and outputs, lies in the modules below. With CONVMIXER_KERNELS_EMULATE=1 the compiled
-kernels take CPU tensors, on an emulated GPU (for tests: many thousands of times slower).
+The extension (csrc/bindings.cpp) reads and makes PyTorch's tensors without PyTorch's headers, so
+that one build serves every version. The modules below find it and its GPU, and serve filters that
+have no kernel of their own. With CONVMIXER_KERNELS_EMULATE=1 the compiled kernels take CPU tensors,
+on an emulated GPU (for tests: many thousands of times slower).
 """
 
 from __future__ import annotations

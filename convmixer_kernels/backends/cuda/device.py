@@ -1,34 +1,34 @@
-"""The place where CUDA kernels run: a GPU or an emulated one, its extension, stream and chip."""
+"""The place where CUDA kernels run: a GPU or an emulated one, its extension and its chip."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from convmixer_kernels import architectures, build_information, devices, emulated_gpu
+from convmixer_kernels import (
+    architectures,
+    build_information,
+    devices,
+    emulated_gpu,
+)
 from convmixer_kernels.filters import Filter
 
 # Square filters with kernels of their own, which the fused operations have as well. One kernel
 # serves all others whose taps reach over at most this many rows and columns.
 KERNEL_SIZES = (3, 5, 7, 8, 9, 11, 13, 15)
 MOST_EXTENT = 31
-_TYPES = {torch.float16: 0, torch.bfloat16: 1}
+DTYPES = (torch.float16, torch.bfloat16)
 # The emulated GPU is small, so that tests have several items for a warp, with the shared memory
 # of sm_90.
 EMULATED_CHIP = architectures.Chip(
     multiprocessors=1, shared_bytes=architectures.find((9, 0)).shared_bytes, capability=90
 )
-
-# The types of `LaunchContext` and of a tensor in csrc/bindings.cpp.
-LaunchContext = tuple[int, int, int, int, int, int]
-Located = tuple[int, tuple[int, ...]]
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -55,7 +55,7 @@ def unsupported(
     device: torch.device, dtype: torch.dtype, filter: Filter | None, fused: bool
 ) -> str | None:
     """Say why these kernels cannot take this dtype or filter, None if they can."""
-    if dtype not in _TYPES:
+    if dtype not in DTYPES:
         return f"it takes float16 and bfloat16, not {dtype}; cast or use impl='torch'"
     if filter is not None and (reason := unsupported_filter(filter, fused)):
         return f"{reason}; use impl='torch'"
@@ -67,51 +67,46 @@ def unsupported_filter(filter: Filter, fused: bool = False) -> str | None:
     return filter.unserved(fused, KERNEL_SIZES, MOST_EXTENT)
 
 
-def launcher(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[ModuleType, LaunchContext]:
-    """Return the module that launches kernels for `tensor`, and where and on what they run.
-
-    They run on PyTorch's current stream.
-
-    Args:
-        dtype: that of the kernel, if it is not the dtype of `tensor`.
-    """
+def extension_for(tensor: Tensor) -> ModuleType:
+    """Return the extension that launches kernels for `tensor`; dispatch has asked `unavailable`."""
     index = tensor.get_device()
-    kind = _TYPES[dtype or tensor.dtype]
-    # dispatch has asked unavailable(), so there is a module.
-    if index < 0:
-        return cast(ModuleType, _emulated()), (-1, 0, kind, *EMULATED_CHIP)
-    # The public way to the stream makes an object of it, for several microseconds.
-    stream = torch._C._cuda_getCurrentRawStream(index)
-    return cast(ModuleType, _extension()), (index, stream, kind, *_chip(index))
+    if index >= 0:
+        return _extension_of(index)
+    emulated = _emulated_with(EMULATED_CHIP)
+    return emulated if emulated_gpu.skips_kernels else cast(ModuleType, _Emulated(emulated))
 
 
-def current(context: LaunchContext) -> contextlib.AbstractContextManager[object]:
-    """Make the device of `context` PyTorch's current one, for a launch.
-
-    An emulated GPU lets kernels access the tensors whose addresses are taken meanwhile, no others.
-    """
-    if context[0] < 0:
-        return _ALREADY if emulated_gpu.skips_kernels else emulated_gpu.launching()
-    return _ALREADY if torch._C._cuda_getDevice() == context[0] else torch.cuda.device(context[0])
-
-
-_ALREADY = contextlib.nullcontext()
+@functools.cache
+def _extension_of(index: int) -> ModuleType:
+    extension = cast(ModuleType, _extension())
+    major, minor = devices.capability(index)
+    shared_bytes = architectures.find((major, minor)).shared_bytes
+    extension.set_chip(index, devices.multiprocessors(index), shared_bytes, 10 * major + minor)
+    return extension
 
 
-def located(tensor: Tensor, strides: tuple[int, ...], written: bool = False) -> Located:
-    """Return the address of a tensor that kernels read, or write as well, with its strides."""
-    if emulated_gpu.is_launching:
-        emulated_gpu.permit(tensor, written)
-    return tensor.data_ptr(), strides
+# One entry, so that it is the chip that the extension was told of last.
+@functools.lru_cache(maxsize=1)
+def _emulated_with(chip: architectures.Chip) -> ModuleType:
+    extension = cast(ModuleType, _emulated())
+    extension.set_chip(-1, *chip)
+    return extension
 
 
-def address(tensor: Tensor | None, written: bool = False) -> int:
-    """Return the address of a tensor that kernels read, or write as well; 0 for None."""
-    if tensor is None:
-        return 0
-    if emulated_gpu.is_launching:
-        emulated_gpu.permit(tensor, written)
-    return tensor.data_ptr()
+class _Emulated:
+    """The extension on the emulated GPU, which lets kernels access the tensors of a call alone."""
+
+    def __init__(self, extension: ModuleType) -> None:
+        self._extension = extension
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._extension, name)
+
+        def call(*arguments: object) -> Any:
+            with emulated_gpu.launching():
+                return function(*arguments)
+
+        return call
 
 
 @functools.cache
@@ -142,14 +137,4 @@ def _refusal(index: int) -> str | None:
     return (
         f"cuda:{index} does not take the CUDA extension ({error}), which was "
         f"{build_information.summary()}; build it on this machine: pip install -e ."
-    )
-
-
-@functools.cache
-def _chip(index: int) -> architectures.Chip:
-    major, minor = devices.capability(index)
-    return architectures.Chip(
-        devices.multiprocessors(index),
-        architectures.find((major, minor)).shared_bytes,
-        10 * major + minor,
     )
