@@ -30,25 +30,27 @@ _IDLE = (
     _key_set(torch._C.DispatchKey.BackendSelect, torch._C.DispatchKey.ADInplaceOrView),
 )
 
+# Each attribute that is looked up at a call takes as long as some of these questions.
+_is_compiling = torch.compiler.is_compiling
+_included_keys = torch._C._dispatch_tls_local_include_set
+_is_in_function_mode = torch._C._is_torch_function_mode_enabled
+_is_in_autocast = torch._C._is_any_autocast_enabled
 _is_wrapper = torch._C._functorch.is_functorch_wrapped_tensor
+_KINDS = (Tensor, Parameter)
 
 
 def dispatcher_is_idle() -> bool:
     """Tell whether no compiler, tracer, mode, transform, autocast or profiler sees operators."""
-    return not (
-        operators_are_changed()
-        or torch._C._is_any_autocast_enabled()
-        or profiler._is_profiler_enabled
-    )
+    return not (operators_are_changed() or _is_in_autocast() or profiler._is_profiler_enabled)
 
 
 def operators_are_changed() -> bool:
     """Tell whether a compiler, tracer, mode or transform records operators or changes them."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE
-        or torch._C._is_torch_function_mode_enabled()
-        or in_forward_mode()
+        _is_compiling()
+        or _included_keys().raw_repr() not in _IDLE
+        or _is_in_function_mode()
+        or forward_ad._current_level >= 0
     )
 
 
@@ -59,8 +61,7 @@ def is_plain(argument: Any) -> bool:
     negates those with a negative bit before a kernel reads them, and those that have left a
     transform of `torch.func` are wrappers around their values.
     """
-    kind = type(argument)
-    return (kind is Tensor or kind is Parameter) and not (
+    return type(argument) in _KINDS and not (
         argument.is_neg() or argument.is_meta or _is_wrapper(argument)
     )
 

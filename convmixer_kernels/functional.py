@@ -12,13 +12,13 @@ from convmixer_kernels import (
     arguments,
     direct,
     dispatch,
+    inference,
     inference_tables,
     ops,
     sharding,
 )
 from convmixer_kernels.backends import reference
-from convmixer_kernels.inference_tables import Sources, Tables
-from convmixer_kernels.operands import BatchNorm, Epilogue, PreActivation
+from convmixer_kernels.operands import BatchNorm, PreActivation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -165,12 +165,13 @@ def depthwise_conv2d_gelu_batch_norm(
         )
     if not training and _infers_directly((input, weight), (), tensors):
         known = dispatch.convolution_at_once(input, weight, None, impl, fused=True)
-        tables = _inference_tables(
-            *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
-        )
-        if known is not None and tables is not None:
-            epilogue = Epilogue(tables.normalisation, activation, residual)
-            return dispatch.backend(known).forward_normalised(input, weight, tables.bias, epilogue)
+        if known is not None and arguments.fits_batch_norm(momentum, eps, activation):
+            running = inference.Norm(running_mean, running_var, gamma, beta, eps)
+            inferred = inference.convolved(
+                input, weight, bias, running, activation, residual, known
+            )
+            if inferred is not None:
+                return inferred
     if training and direct.takes((input, weight), tensors[2:]):
         known = dispatch.convolution_at_once(input, weight, bias, impl, fused=True)
         per_channel = (gamma, beta, running_mean, running_var)
@@ -273,12 +274,11 @@ def gelu_batch_norm(
         )
     if not training and _infers_directly((input,), (residual,), (*tensors, bias, residual)):
         known = dispatch.image_at_once(input, None, residual, impl)
-        tables = _inference_tables(
-            *(input, gamma, beta, running_mean, running_var, bias, momentum, eps, activation), known
-        )
-        if known is not None and tables is not None:
-            before = PreActivation(input, tables.bias, activation)
-            return dispatch.backend(known).normalise(before, tables.normalisation, residual)
+        if known is not None and arguments.fits_batch_norm(momentum, eps, activation):
+            running = inference.Norm(running_mean, running_var, gamma, beta, eps)
+            inferred = inference.normalised(input, bias, running, activation, residual, known)
+            if inferred is not None:
+                return inferred
     if training and direct.takes((input,), (*tensors[1:], bias, residual)):
         known = dispatch.image_at_once(input, bias, residual, impl)
         per_channel = (gamma, beta, running_mean, running_var)
@@ -325,44 +325,6 @@ def _infers_directly(
     differentiable: tuple[Tensor | None, ...],
 ) -> bool:
     return direct.takes(required, optional) and not direct.records(differentiable)
-
-
-def _inference_tables(
-    input: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: str,
-    name: str | None,
-) -> Tables | None:
-    """Return what the kernels of `name` read, or None where an argument does not fit."""
-    if name is None or running_mean is None or running_var is None:
-        return None
-    if not arguments.fits_batch_norm(momentum, eps, activation):
-        return None
-    sources = Sources(running_mean, running_var, gamma, beta, bias)
-    settings, device = (eps, name), input.get_device()
-    tables: Tables | None = inference_tables.kept(sources, settings, device)
-    if tables is None:
-        for each in sources:
-            if each is not None and not (
-                direct.is_plain(each) and dispatch.fits_channels(each, input.shape[1], input.device)
-            ):
-                return None
-
-        def compute() -> Tables:
-            norm = _batch_norm(
-                input, gamma, beta, running_mean, running_var, False, momentum, eps, None
-            )
-            normalisation = dispatch.backend(name).running_normalisation(norm)
-            return Tables(normalisation, arguments.precise(bias, input))
-
-        tables = inference_tables.keep(sources, settings, device, compute)
-    return tables if tables.normalisation.shape[1] == input.shape[1] else None
 
 
 def _trains_at_once(

@@ -50,27 +50,24 @@ class Tables(NamedTuple):
     bias: Tensor | None
 
 
-class _Source(NamedTuple):
-    """A tensor as it was when tables were computed from it."""
-
-    reference: weakref.ref[Tensor]
-    version: int
-    address: int
-    # It is kept alive, because other memory at the same address would look like this one.
-    storage: torch.UntypedStorage
-
-    @classmethod
-    def of(cls, tensor: Tensor, forget: Callable[[weakref.ref[Tensor]], None]) -> _Source:
-        """Describe a tensor; `forget` is called when it is freed."""
-        reference = weakref.ref(tensor, forget)
-        return cls(reference, tensor._version, tensor.data_ptr(), tensor.untyped_storage())
-
-
 class _Entry(NamedTuple):
-    """Tables, and the tensors that they were computed from."""
+    """Tables, and what their sources were when they were computed.
 
-    described: tuple[_Source, ...]
+    Args:
+        state: as `_state` gives it.
+        references: to the sources; the entry goes with the first that is freed.
+        storages: kept alive, because other memory at the same address would look like theirs.
+    """
+
+    state: list[tuple[int, int] | None]
+    references: list[weakref.ref[Tensor]]
+    storages: list[torch.UntypedStorage]
     tables: Any
+
+
+def _state(sources: Sequence[Tensor | None]) -> list[tuple[int, int] | None]:
+    """Return the version and the address of each tensor."""
+    return [None if each is None else (each._version, each.data_ptr()) for each in sources]
 
 
 def kept(
@@ -86,12 +83,8 @@ def kept(
         device: the index of a CUDA device, or -1 for the CPU.
     """
     entry = _entries.get(_key(sources, settings, device))
-    if entry is None:
+    if entry is None or entry.state != _state(sources):
         return None
-    for reference, version, address, _ in entry.described:
-        tensor = reference()
-        if tensor is None or tensor._version != version or tensor.data_ptr() != address:
-            return None
     if device >= 0 and _is_capturing():
         return None
     return entry.tables
@@ -111,11 +104,17 @@ def keep(
     def forget(_: weakref.ref[Tensor]) -> None:
         _entries.pop(key, None)
 
-    described = tuple(_Source.of(each, forget) for each in sources if each is not None)
-    tables = compute()
+    present = [each for each in sources if each is not None]
+    entry = _Entry(
+        _state(sources),
+        [weakref.ref(each, forget) for each in present],
+        [each.untyped_storage() for each in present],
+        compute(),
+    )
     if len(_entries) >= MOST_ENTRIES:
         _entries.clear()
-    _entries[key] = _Entry(described, tables)
+    _entries[key] = entry
+    tables: _T = entry.tables
     return tables
 
 
@@ -130,7 +129,7 @@ def forget(tensors: Iterable[Tensor | None]) -> None:
     if not changed:
         return
     for key, entry in list(_entries.items()):
-        if any(id(source.reference()) in changed for source in entry.described):
+        if any(id(reference()) in changed for reference in entry.references):
             _entries.pop(key, None)
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 
-from convmixer.model.pointwise import pointwise_product
+from convmixer.model.pointwise import pointwise_product, pointwise_product_of_inference
 from convmixer_kernels import (
     DepthwiseConv2d,
     arguments,
@@ -27,6 +27,7 @@ from convmixer_kernels import (
     direct,
     dispatch,
     gelu_batch_norm,
+    inference,
     inference_tables,
 )
 from convmixer_kernels.filters import Filter
@@ -70,6 +71,15 @@ class ActivatedNorm(NamedTuple):
             "process_group": process_group,
         }
 
+    def running(self) -> inference.Norm | None:
+        """Return the normalisation by running statistics, None if others are asked for."""
+        norm, eps = self.norm, self.norm.eps
+        running_mean, running_var = _buffer(norm, "running_mean"), _buffer(norm, "running_var")
+        if norm.training or running_mean is None or eps <= 0:
+            return None
+        gamma, beta = _parameter(norm, "weight"), _parameter(norm, "bias")
+        return inference.Norm(running_mean, running_var, gamma, beta, eps)
+
 
 class FusedBlock(NamedTuple):
     """The parts of a block that the fused operations can compute.
@@ -89,6 +99,38 @@ class FusedBlock(NamedTuple):
     pointwise_bias: Tensor | None
     pointwise_norm: ActivatedNorm
     pointwise_skip: bool
+
+    def infer(self, input: Tensor) -> Tensor | None:
+        """Compute the block by running statistics, or return None if that needs more questions.
+
+        They are asked once for the whole block. The output is as that of `forward`.
+        """
+        first, second = self.depthwise_norm.running(), self.pointwise_norm.running()
+        if first is None or second is None or self.leading:
+            return None
+        weight, pointwise_weight = self.weight, self.pointwise_weight
+        if not direct.takes((input, weight, pointwise_weight)):
+            return None
+        if torch.is_grad_enabled():
+            parameters = (weight, self.bias, pointwise_weight, self.pointwise_bias)
+            if direct.records((input, *parameters, *first[:4], *second[:4])):
+                return None
+        name = dispatch.convolution_at_once(input, weight, None, self.impl, fused=True)
+        if name is None or not _fits(pointwise_weight, input):
+            return None
+        spatial = inference.convolved(
+            input, weight, self.bias, first, self.depthwise_norm.activation, self.skip, name
+        )
+        if spatial is None:
+            return None
+        return inference.normalised(
+            pointwise_product_of_inference(spatial, pointwise_weight),
+            self.pointwise_bias,
+            second,
+            self.pointwise_norm.activation,
+            spatial if self.pointwise_skip else None,
+            name,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the block; the output is CNHW or, for channels_last input, channels_last."""
@@ -239,12 +281,14 @@ def _observed(*modules: nn.Module) -> bool:
     ):
         return True
     for module in modules:
+        # For modules of several classes, Python looks up an attribute in twice the time.
+        own = module.__dict__
         if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in module.__dict__
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
         ):
             return True
     return False
@@ -257,6 +301,15 @@ def _activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | N
     if type(activation) is nn.GELU and activation.approximate == "none":
         return ActivatedNorm("gelu", norm)
     return ActivatedNorm("relu", norm) if type(activation) is nn.ReLU else None
+
+
+def _fits(pointwise_weight: Tensor, input: Tensor) -> bool:
+    """Return whether a pointwise convolution takes the input as a matrix product does."""
+    return (
+        pointwise_weight.dtype is input.dtype
+        and pointwise_weight.device == input.device
+        and pointwise_weight.shape[1] == input.shape[1]
+    )
 
 
 def _parameter(module: nn.Module, name: str) -> Any:

@@ -125,8 +125,12 @@ class Block(Chain):
     def run(self, input: Tensor, *modules: nn.Module) -> Tensor:
         residual, pointwise, activation, norm = modules
         fused = self._fused(*modules)
-        if fused is not None and runs_kernels(input, fused.weight, fused.impl):
-            return fused.forward(input)
+        if fused is not None:
+            output = fused.infer(input)
+            if output is not None:
+                return output
+            if runs_kernels(input, fused.weight, fused.impl):
+                return fused.forward(input)
         spatial: Tensor = residual(input)
         mixed: Tensor = norm(activation(pointwise(spatial)))
         forget_tables(self)

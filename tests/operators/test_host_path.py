@@ -406,7 +406,7 @@ def test_memory_that_tables_were_computed_from_is_not_handed_out_again() -> None
     mean.data = mean.data + 1
     assert inference_tables.kept(sources, (1e-5, "cuda"), -1) is None
     (entry,) = (each for each in inference_tables._entries.values() if each.tables is tables)
-    assert entry.described[0].storage.data_ptr() == before
+    assert entry.storages[0].data_ptr() == before
 
 
 def test_a_changed_bias_is_seen() -> None:
