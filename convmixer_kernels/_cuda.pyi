@@ -126,6 +126,9 @@ def normalisation(
     eps: float,
     /,
 ) -> Tensor:
-    """Make a normalisation from moments, (parts, 3, C), or else from running statistics."""
+    """Make a normalisation from moments, of parts or one, or else from running statistics."""
 
+def affine_gradients(
+    sums: Tensor, normalisation: Tensor, with_gamma: bool, with_beta: bool, /
+) -> tuple[Tensor | None, Tensor | None]: ...
 def arranged(image: Tensor, channels_last: bool, /) -> Tensor: ...

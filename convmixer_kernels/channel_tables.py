@@ -5,6 +5,7 @@ Each is one contiguous tensor, in the dtype of sums; the classes name its rows i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
@@ -51,3 +52,17 @@ def rows(table: Tensor, kind: type[Table]) -> Table:
 def row(table: Tensor, kind: type[Moments | Normalisation | GradientSums], name: str) -> Tensor:
     """Return a row of a table of a kind; that costs a fraction of naming them all."""
     return table[kind._fields.index(name)]
+
+
+def affine_gradients(
+    sums: Tensor, normalisation: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of gamma and beta that are needed, tensors of their own."""
+    needs_gamma, needs_beta = needed
+    grad_gamma = grad_beta = None
+    if needs_gamma:
+        rstd = row(normalisation, Normalisation, "rstd")
+        grad_gamma = row(sums, GradientSums, "products") * rstd
+    if needs_beta:
+        grad_beta = row(sums, GradientSums, "grad").clone()
+    return grad_gamma, grad_beta

@@ -147,10 +147,11 @@ def convolution_at_once(
     shape, filters = input.shape, weight.shape
     if len(shape) != 4 or len(filters) != 4 or 0 in shape or 0 in filters:
         return None
-    channels, (_, _, height, width) = shape[1], filters
-    dtype, device = input.dtype, input.device
-    if filters[:2] != (channels, 1) or (fused and height != width):
+    _, channels, _, _ = shape
+    first, second, height, width = filters
+    if first != channels or second != 1 or (fused and height != width):
         return None
+    dtype, device = input.dtype, input.device
     if weight.dtype is not dtype or weight.device != device:
         return None
     if bias is not None and not fits_channels(bias, channels, device):

@@ -506,16 +506,17 @@ std::tuple<Tensor, MaybeTensor> value_gradient(const Tensor& value, const MaybeT
   return {output, grad_bias};
 }
 
-// Makes a normalisation from moments, (parts, 3, C), or else from running statistics.
+// Makes a normalisation from moments, (3, C) or (parts, 3, C), or else from running statistics.
 Tensor normalisation_of(const MaybeTensor& moments, const MaybeTensor& gamma,
                         const MaybeTensor& beta, const MaybeTensor& running_mean,
                         const MaybeTensor& running_variance, float momentum, float epsilon) {
   require(moments || (running_mean && running_variance), "there are moments or running statistics");
-  require(!moments || (moments->dimensions == 3 && moments->sizes[1] == 3),
-          "moments are (parts, 3, C)");
+  const int of_parts = moments && moments->dimensions == 3;
+  require(!moments || (moments->dimensions == 2 + of_parts && moments->sizes[of_parts] == 3),
+          "moments are (3, C) or (parts, 3, C)");
   require(running_mean.has_value() == running_variance.has_value(), "both statistics or none");
   const Tensor& source = moments ? *moments : *running_mean;
-  const int64_t channels = source.sizes[moments ? 2 : 0];
+  const int64_t channels = source.sizes[moments ? 1 + of_parts : 0];
   for (const MaybeTensor& each : {gamma, beta, running_mean, running_variance})
     require(!each || (each->dimensions == 1 && each->sizes[0] == channels &&
                       each->type == pytorch::Type::float32 && each->device == source.device &&
@@ -529,7 +530,7 @@ Tensor normalisation_of(const MaybeTensor& moments, const MaybeTensor& gamma,
   };
   NormalisationArguments p{};
   p.moments = read_floats(parts);
-  p.parts = moments ? int(moments->sizes[0]) : 0;
+  p.parts = of_parts ? int(moments->sizes[0]) : int(moments.has_value());
   p.channels = int(channels);
   p.gamma = read_floats(gamma);
   p.beta = read_floats(beta);
@@ -542,6 +543,27 @@ Tensor normalisation_of(const MaybeTensor& moments, const MaybeTensor& gamma,
   const Target target = target_of(source.device, ElementType::half);
   run(target, [&] { normalisation(target, p); });
   return table;
+}
+
+std::tuple<MaybeTensor, MaybeTensor> affine_gradients_of(const Tensor& sums,
+                                                         const Tensor& normalisation,
+                                                         bool with_gamma, bool with_beta) {
+  for (const Tensor& each : {sums, normalisation})
+    require(each.dimensions == 2 && each.sizes[1] == sums.sizes[1] && is_contiguous(each) &&
+                each.type == pytorch::Type::float32 && each.device == sums.device,
+            "tables are (rows, C), float32, contiguous");
+  require(sums.sizes[0] == 2 && normalisation.sizes[0] == normalisation_rows,
+          "tables have their rows");
+  const int64_t channels = sums.sizes[1];
+  MaybeTensor gamma, beta;
+  if (with_gamma) gamma = empty_floats(sums, {channels});
+  if (with_beta) beta = empty_floats(sums, {channels});
+  const Target target = target_of(sums.device, ElementType::half);
+  const float* const from = read_floats(sums);
+  const Normalisation table{read_floats(normalisation), ptrdiff_t(channels)};
+  float *const to_gamma = write_floats(gamma), *const to_beta = write_floats(beta);
+  run(target, [&] { affine_gradients(target, from, table, to_gamma, to_beta); });
+  return {gamma, beta};
 }
 
 // ---- convolution with statistics, and the backward pass of both --------------------------------------
@@ -695,5 +717,6 @@ PYBIND11_MODULE(_cuda, extension) {
   extension.def("gradient_sums", &gradient_sums);
   extension.def("value_gradient", &value_gradient);
   extension.def("normalisation", &normalisation_of);
+  extension.def("affine_gradients", &affine_gradients_of);
   extension.def("arranged", &arranged);
 }

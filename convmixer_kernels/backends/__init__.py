@@ -6,6 +6,7 @@ shapes, dtypes and devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -69,7 +70,7 @@ class Backend(Protocol):
         ...
 
     def batch_normalisation(self, moments: Tensor, norm: BatchNorm) -> Tensor:
-        """Return the normalisation by the moments (parts, 3, C), and update running statistics."""
+        """Return the normalisation by moments, (3, C) or (parts, 3, C), and update statistics."""
         ...
 
     def running_normalisation(self, norm: BatchNorm) -> Tensor:
@@ -84,6 +85,12 @@ class Backend(Protocol):
 
     def gradient_sums(self, before: PreActivation, grad: Tensor, normalisation: Tensor) -> Tensor:
         """Return the sums that the gradients depend on."""
+        ...
+
+    def affine_gradients(
+        self, sums: Tensor, normalisation: Tensor, needed: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of gamma and beta that are needed, of these sums."""
         ...
 
     def value_gradient(

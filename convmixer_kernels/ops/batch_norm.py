@@ -22,6 +22,7 @@ from convmixer_kernels.backends import Backend, reference
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation, row, rows
 from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from convmixer_kernels.ops.declaration import (
+    Operator,
     differentiable_operator,
     empty_sums,
     nothing,
@@ -87,7 +88,7 @@ def _keep(
 
     Direct callers get the first alone.
     """
-    ctx.call = call
+    ctx.call, ctx.is_direct = call, is_direct
     ctx.save_for_backward(*operands, *results[1:])
     ctx.beta_layout = None if beta is None else layout.GradientLayout.of(beta)
     if is_direct:
@@ -115,6 +116,15 @@ def _backward(
     with torch.no_grad():
         grads = by_kernels(ctx, *saved, grad)
     return call.once(grads, (grad, *saved))
+
+
+def _runner(ctx: Any, grad: Tensor, operator: Operator) -> Callable[..., Any]:
+    """Return what runs an operator of the backward pass, with `grad` and what was saved.
+
+    What was saved is as plain as it was in the forward pass.
+    """
+    is_direct = ctx.is_direct and direct.takes((grad,))
+    return operator.kernel if is_direct else operator.run
 
 
 def _of_parameter(parameter: Tensor | None, grad: Tensor | None) -> Tensor:
@@ -189,20 +199,19 @@ def _convolved_gradients(
 ) -> Gradients:
     call: _Call = ctx.call
     needed = ctx.needs_input_grad[1:6]
-    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = (
-        depthwise_conv2d_batch_norm_backward.run(
-            grad,
-            input,
-            weight,
-            value,
-            normalisation,
-            needed,
-            call.of_batch,
-            call.process_group,
-            call.residual,
-            call.activation,
-            call.impl,
-        )
+    run = _runner(ctx, grad, depthwise_conv2d_batch_norm_backward)
+    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = run(
+        grad,
+        input,
+        weight,
+        value,
+        normalisation,
+        needed,
+        call.of_batch,
+        call.process_group,
+        call.residual,
+        call.activation,
+        call.impl,
     )
     return (
         grad_input if needed[0] else None,
@@ -479,7 +488,8 @@ def _alone_gradients(
     needed = (needs_value, needs_bias, needs_gamma, needs_beta)
     grad_value = grad_bias = grad_gamma = grad_beta = None
     if any(needed):
-        grad_value, grad_bias, grad_gamma, grad_beta = activated_batch_norm_backward.run(
+        run = _runner(ctx, grad, activated_batch_norm_backward)
+        grad_value, grad_bias, grad_gamma, grad_beta = run(
             grad,
             value,
             bias,
@@ -659,14 +669,13 @@ def _normalisation_of_batch(
     process_group: str | None,
 ) -> Tensor:
     """Return the normalisation (5, C) by the moments of all processes; update statistics."""
-    parts = moments.unsqueeze(0)
+    parts = moments
     if process_group is not None:
         parts = _of_all_processes(moments, _process_group(process_group))
     normalisation = steps.batch_normalisation(parts, norm)
-    for buffer in (norm.running_mean, norm.running_var):
-        if buffer is not None:
-            # Kernels write through addresses, which autograd does not see.
-            torch.autograd.graph.increment_version(buffer)
+    if norm.running_mean is not None and norm.running_var is not None:
+        # Kernels write through addresses, which autograd does not see.
+        torch.autograd.graph.increment_version((norm.running_mean, norm.running_var))
     return normalisation
 
 
@@ -710,11 +719,8 @@ def _affine_gradients(
     else:
         sums = steps.gradient_sums(*tensors)
     grad_gamma = grad_beta = None
-    if needs_affine[0]:
-        rstd = row(normalisation, Normalisation, "rstd")
-        grad_gamma = row(sums, GradientSums, "products") * rstd
-    if needs_affine[1]:
-        grad_beta = row(sums, GradientSums, "grad").clone()
+    if any(needs_affine):
+        grad_gamma, grad_beta = steps.affine_gradients(sums, normalisation, needs_affine)
     if process_group is not None and of_batch and needs_value:
         dist.all_reduce(sums, group=_process_group(process_group))
     return (

@@ -37,7 +37,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         _, needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         # The bias gradient rides along with the weight gradient, so it needs the input only there.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-        ctx.impl, ctx.automatic = impl, automatic
+        ctx.is_direct, ctx.impl, ctx.automatic = is_direct, impl, automatic
         ctx.filter = Filter.of(weight, dilation)
         ctx.channels_last = layout.is_channels_last(input)
         ctx.weight_layout = layout.GradientLayout.of(weight) if needs_weight else None
@@ -77,7 +77,8 @@ def _gradients(
     impl, filter = ctx.impl, ctx.filter
     input_gradient: Any = depthwise_conv2d_input_gradient
     weight_gradient: Any = depthwise_conv2d_weight_gradient
-    if direct.takes((grad_output,), (input, weight)):
+    # What was saved is as plain as it was in the forward pass.
+    if ctx.is_direct and direct.takes((grad_output,)):
         input_gradient, weight_gradient = input_gradient.kernel, weight_gradient.kernel
         grad_output = dispatch.backend(impl).arranged(grad_output, ctx.channels_last)
     else:  # A tracer of operators has to see the copy.

@@ -270,6 +270,10 @@ cudaError_t launch_merge_moments(const float* moments, int parts, int channels, 
 // Makes a normalisation of moments or, where these are null, of the running statistics.
 cudaError_t launch_normalisation(const NormalisationArguments&, cudaStream_t);
 
+// Makes the gradients of scale and shift of the sums [2][channel] of BackwardArguments; either may be null.
+cudaError_t launch_affine_gradients(const float* gradient_sums, const Normalisation&, float* gamma,
+                                    float* beta, cudaStream_t);
+
 // Says whether the current device and its driver take the kernels of this build.
 cudaError_t find_kernels();
 

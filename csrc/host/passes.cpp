@@ -320,6 +320,13 @@ void normalisation(const Target& target, const NormalisationArguments& p) {
   check(launch_normalisation(p, target.stream), "normalisation", {1, p.channels, 1, 1});
 }
 
+void affine_gradients(const Target& target, const float* gradient_sums,
+                      const Normalisation& normalisation, float* gamma, float* beta) {
+  use_device(target);
+  check(launch_affine_gradients(gradient_sums, normalisation, gamma, beta, target.stream),
+        "gradients of scale and shift", {1, int(normalisation.channels), 1, 1});
+}
+
 void copy_layout(const Target& target, const LayoutCopy& copy, bool to_planes) {
   if (int64_t(copy.shape.height) * copy.shape.width > INT32_MAX)
     refuse(copy.shape, "pixels in a plane than fit 32 bits");

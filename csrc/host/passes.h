@@ -84,6 +84,10 @@ void elementwise(const Target&, ElementwisePass, const ElementwiseArguments&, bo
 
 void normalisation(const Target&, const NormalisationArguments&);
 
+// The gradients of gamma and beta, either of which may be null, from the sums of the gradient.
+void affine_gradients(const Target&, const float* gradient_sums, const Normalisation&, float* gamma,
+                      float* beta);
+
 // ---- layouts -------------------------------------------------------------------------------------
 
 // Copies an image from channels last to planes, or back.

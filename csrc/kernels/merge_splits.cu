@@ -74,6 +74,16 @@ __global__ void __launch_bounds__(channel_threads) batch_normalisation(Normalisa
   for (int i = 0; i < 5; ++i) p.normalisation[ptrdiff_t(i) * p.channels + channel] = row[i];
 }
 
+// One thread per channel. Either gradient may be null.
+__global__ void __launch_bounds__(channel_threads)
+    affine_gradients(const float* gradient_sums, const float* rstd, int channels, float* gamma,
+                     float* beta) {
+  const int channel = int(blockIdx.x) * channel_threads + int(threadIdx.x);
+  if (channel >= channels) return;
+  if (beta) beta[channel] = gradient_sums[channel];
+  if (gamma) gamma[channel] = gradient_sums[channels + channel] * rstd[channel];
+}
+
 }  // namespace
 
 cudaError_t find_kernels() { return device::find_code(reinterpret_cast<const void*>(add_splits)); }
@@ -93,6 +103,13 @@ cudaError_t launch_merge_moments(const float* moments, int parts, int channels, 
 cudaError_t launch_normalisation(const NormalisationArguments& p, cudaStream_t stream) {
   return device::launch(batch_normalisation, channel_blocks(p.channels), unsigned(channel_threads),
                         0, stream, p);
+}
+
+cudaError_t launch_affine_gradients(const float* gradient_sums, const Normalisation& normalisation,
+                                    float* gamma, float* beta, cudaStream_t stream) {
+  const int channels = int(normalisation.channels);
+  return device::launch(affine_gradients, channel_blocks(channels), unsigned(channel_threads), 0,
+                        stream, gradient_sums, normalisation.rstd(), channels, gamma, beta);
 }
 
 }  // namespace depthwise

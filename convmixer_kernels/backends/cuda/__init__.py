@@ -9,6 +9,7 @@ on an emulated GPU (for tests: many thousands of times slower).
 from __future__ import annotations
 
 from convmixer_kernels.backends.cuda.batch_norm import (
+    affine_gradients,
     batch_normalisation,
     forward_moments,
     forward_normalised,
@@ -28,6 +29,7 @@ from convmixer_kernels.backends.cuda.device import (
 from convmixer_kernels.backends.cuda.layouts import arranged
 
 __all__ = [
+    "affine_gradients",
     "arranged",
     "batch_normalisation",
     "forward",

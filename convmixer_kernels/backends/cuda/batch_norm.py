@@ -8,6 +8,8 @@ in passes of their own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from convmixer_kernels.backends.cuda.device import extension_for
@@ -60,6 +62,12 @@ def normalise(before: PreActivation, normalisation: Tensor, residual: Tensor | N
 def gradient_sums(before: PreActivation, grad: Tensor, normalisation: Tensor) -> Tensor:
     value, bias, activation = before
     return extension_for(value).gradient_sums(value, bias, activation, grad, normalisation)
+
+
+def affine_gradients(
+    sums: Tensor, normalisation: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    return extension_for(sums).affine_gradients(sums, normalisation, *needed)
 
 
 def value_gradient(

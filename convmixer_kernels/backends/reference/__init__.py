@@ -19,12 +19,14 @@ from convmixer_kernels.backends.reference.batch_norm import (
     running_normalisation,
     value_gradient,
 )
+from convmixer_kernels.channel_tables import affine_gradients
 from convmixer_kernels.filters import Filter
 from convmixer_kernels.layout import arranged
 from convmixer_kernels.operands import BatchNorm, PreActivation
 
 __all__ = [
     "activated_batch_norm",
+    "affine_gradients",
     "arranged",
     "batch_normalisation",
     "forward",

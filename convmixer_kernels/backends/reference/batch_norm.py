@@ -53,12 +53,15 @@ def moments(before: PreActivation) -> Tensor:
 
 
 def batch_normalisation(moments: Tensor, norm: BatchNorm) -> Tensor:
-    """Return the normalisation by moments (parts, 3, C), merged in order; update statistics.
+    """Return the normalisation by moments, merged in order; update statistics.
+
+    Moments are (3, C), or (parts, 3, C) of several parts.
 
     Parts without elements change nothing; if all are, running statistics stay as they are.
     """
-    count, mean, squares = rows(moments[0], Moments)
-    for part_count, part_mean, part_squares in (rows(part, Moments) for part in moments[1:]):
+    first, *others = moments.reshape(-1, *moments.shape[-2:])
+    count, mean, squares = rows(first, Moments)
+    for part_count, part_mean, part_squares in (rows(part, Moments) for part in others):
         total = count + part_count
         share = torch.where(total > 0, part_count / total, 0)
         difference = part_mean - mean

@@ -30,6 +30,7 @@ _OPERATIONS = {
     "running_normalisation": "statistics",
     "normalise": "batch_norm",
     "gradient_sums": "batch_norm",
+    "affine_gradients": "batch_norm",
     "value_gradient": "batch_norm",
     "fused_backward": "fused",
 }

@@ -17,6 +17,7 @@ from convmixer_kernels.backends.triton.kernels.batch_norm import (
     normalise_kernel,
     value_gradient_kernel,
 )
+from convmixer_kernels.channel_tables import affine_gradients as affine_gradients
 from convmixer_kernels.operands import PreActivation
 
 

@@ -58,11 +58,14 @@ def _merge_constants(parts: int) -> dict[str, int]:
 
 
 def batch_normalisation(moments: Tensor, norm: BatchNorm) -> Tensor:
-    """Return the normalisation (5, C) by moments (parts, 3, C); update running statistics in place.
+    """Return the normalisation (5, C) by moments; update running statistics in place.
+
+    Moments are (3, C), or (parts, 3, C) of several parts.
 
     Running statistics take the unbiased variance, and stay as they are where no part has a value.
     """
-    parts, _, channels = moments.shape
+    *several, _, channels = moments.shape
+    (parts,) = several or (1,)
     normalisation = moments.new_empty((5, channels))
     constants = _merge_constants(parts)
     with torch.cuda.device_of(moments):
