@@ -2,7 +2,8 @@
 
 Images are (N, C, H, W), float16 or bfloat16, of any strides; filters (C, 1, h, w) in their dtype;
 biases (C,) of any floating dtype. Tables are float32: normalisations (5, C), moments (3, C), sums
-of gradients (2, C). Functions raise ValueError for operands that no kernel takes and RuntimeError
+of gradients (2, C). Gradients of parameters are float32, those of filters in the dtype of the
+images if `rounded`. Functions raise ValueError for operands that no kernel takes and RuntimeError
 if CUDA refuses a launch.
 """
 
@@ -43,7 +44,7 @@ def forward(
     """Convolve; None if no kernel is made for filters of this size."""
 
 def weight_gradient(
-    input: Tensor, output_gradient: Tensor, filter_size: int, with_bias: bool, /
+    input: Tensor, output_gradient: Tensor, filter_size: int, with_bias: bool, rounded: bool, /
 ) -> _Sums: ...
 def forward_large(
     input: Tensor,
@@ -62,6 +63,7 @@ def weight_gradient_large(
     row_dilation: int,
     column_dilation: int,
     with_bias: bool,
+    rounded: bool,
     /,
 ) -> _Sums: ...
 def forward_normalised(
@@ -87,6 +89,7 @@ def fused_backward(
     residual: bool,
     filter_size: int,
     with_bias: bool,
+    rounded: bool,
     /,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
 def moments(value: Tensor, bias: Tensor | None, activation: str, /) -> Tensor: ...

@@ -19,7 +19,8 @@ class Filter(NamedTuple):
     @classmethod
     def of(cls, weight: Tensor, dilation: Sequence[int] = (1, 1)) -> Filter:
         """Describe the filters of (C, 1, height, width)."""
-        return cls(*weight.shape[2:], *dilation)
+        _, _, height, width = weight.shape
+        return cls(height, width, *dilation)
 
     @property
     def size(self) -> int | None:

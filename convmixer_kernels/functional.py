@@ -77,7 +77,7 @@ def depthwise_conv2d(
     if direct.takes((input, weight), (bias,)):
         known = dispatch.convolution_at_once(input, weight, bias, impl, dilation=steps)
         if known is not None and direct.records(tensors):
-            return ops.depthwise_conv2d.directly(input, weight, bias, known, impl == "auto", steps)
+            return ops.depthwise_conv2d.recorded(input, weight, bias, known, impl == "auto", steps)
         if known is not None:
             return dispatch.backend(known).forward(input, weight, bias, steps)
     input, weight = arguments.convolution_operands(input, weight, bias)

@@ -54,7 +54,8 @@ class FusedBackward(NamedTuple):
 
     There is no gradient of the weight without `input`, and none of the input without `weight`.
     `value` is the convolution as the forward pass stored it, `grad` the gradient of the output,
-    `sums` the `GradientSums`.
+    `sums` the `GradientSums`. The gradient of the weight may be in the dtype of the images, rather
+    than of sums, if `may_round`.
     """
 
     input: Tensor | None
@@ -67,6 +68,7 @@ class FusedBackward(NamedTuple):
     residual: bool
     kernel_size: int
     with_bias: bool
+    may_round: bool = False
 
     @property
     def before(self) -> PreActivation:

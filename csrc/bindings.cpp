@@ -328,12 +328,26 @@ Tensor input_gradient_added(const Tensor& grad, const Tensor& weight, const Tens
 
 using WeightAndBias = std::tuple<Tensor, MaybeTensor>;
 
+// A gradient of filters in float32, or rounded to the type of the images.
+Tensor empty_filters(const Tensor& image, std::array<int, 2> size, bool rounded) {
+  const Extents sizes{image.sizes[1], 1, size[0], size[1]};
+  return rounded ? empty(image, sizes, strides_in(sizes, false))
+                 : empty_floats(image, {sizes[0], sizes[1], sizes[2], sizes[3]});
+}
+
+FilterGradient write_filters(const MaybeTensor& weight, const MaybeTensor& bias,
+                             const MaybeTensor& workspace, bool rounded) {
+  if (!weight || !rounded)
+    return {write_floats(weight), write_floats(bias), write_floats(workspace), nullptr};
+  return {nullptr, write_floats(bias), write_floats(workspace), to_write(*weight)};
+}
+
 // Runs a pass that sums gradients of filters and, if asked, biases.
 template <class Arguments>
 WeightAndBias sum_weight_gradient(Arguments p, const Tensor& input, const Tensor& grad,
-                                  std::array<int, 2> size, bool with_bias) {
+                                  std::array<int, 2> size, bool with_bias, bool rounded) {
   const int channels = p.shape.channels;
-  const Tensor weight = empty_floats(input, {channels, 1, size[0], size[1]});
+  const Tensor weight = empty_filters(input, size, rounded);
   MaybeTensor bias, workspace;
   if (with_bias) bias = empty_floats(input, {channels});
   if (is_empty(input)) {
@@ -342,17 +356,17 @@ WeightAndBias sum_weight_gradient(Arguments p, const Tensor& input, const Tensor
     return {weight, bias};
   }
   const Target target = target_of(input);
-  const auto room = workspace_floats(splits(target, p), channels, size[0] * size[1]);
+  const auto room = workspace_floats(splits(target, p), channels, size[0] * size[1], rounded);
   if (room) workspace = empty_floats(input, {room});
   read(p.input, p.input_strides, input);
   read(p.output_gradient, p.gradient_strides, grad);
-  const FilterGradient to{write_floats(weight), write_floats(bias), write_floats(workspace)};
+  const FilterGradient to = write_filters(weight, bias, workspace, rounded);
   run(target, [&] { weight_gradient(target, p, to); });
   return {weight, bias};
 }
 
 WeightAndBias weight_gradient_of(const Tensor& input, const Tensor& grad, int filter_size,
-                                 bool with_bias) {
+                                 bool with_bias, bool rounded) {
   const Shape shape = shape_of(input);
   require_same_shape(grad, input);
   const std::array size{filter_size, filter_size};
@@ -363,12 +377,12 @@ WeightAndBias weight_gradient_of(const Tensor& input, const Tensor& grad, int fi
     ChannelsLastWeightGradientArguments p{};
     p.shape = shape;
     p.filter_size = filter_size;
-    return sum_weight_gradient(p, input, with_adjacent_channels(grad), size, with_bias);
+    return sum_weight_gradient(p, input, with_adjacent_channels(grad), size, with_bias, rounded);
   }
   WeightGradientArguments p{};
   p.shape = shape;
   p.filter_size = filter_size;
-  return sum_weight_gradient(p, planar(input), planar(grad), size, with_bias);
+  return sum_weight_gradient(p, planar(input), planar(grad), size, with_bias, rounded);
 }
 
 // ---- filters of up to 31 x 31 --------------------------------------------------------------------
@@ -397,13 +411,14 @@ Tensor forward_large(const Tensor& input, const Tensor& weight, const MaybeTenso
 }
 
 WeightAndBias weight_gradient_large(const Tensor& input, const Tensor& grad, int height, int width,
-                                    int row_dilation, int column_dilation, bool with_bias) {
+                                    int row_dilation, int column_dilation, bool with_bias,
+                                    bool rounded) {
   LargeWeightGradientArguments p{};
   p.shape = shape_of(input);
   require_same_shape(grad, input);
   p.filter = {height, width, row_dilation, column_dilation};
   require(fits(p.filter), "no kernel for a filter of this extent");
-  return sum_weight_gradient(p, planar(input), planar(grad), {height, width}, with_bias);
+  return sum_weight_gradient(p, planar(input), planar(grad), {height, width}, with_bias, rounded);
 }
 
 // ---- elementwise passes and statistics -----------------------------------------------------------
@@ -606,7 +621,7 @@ struct FusedBackward {
   MaybeTensor input;
   Tensor weight, value, grad, normalisation, sums;
   Activation activation;
-  bool residual, with_bias;
+  bool residual, with_bias, rounded;
 };
 
 Gradients whole_backward(const FusedBackward& call) {
@@ -624,10 +639,11 @@ Gradients whole_backward(const FusedBackward& call) {
   MaybeTensor grad_value, grad_weight, grad_bias, workspace;
   // If registers do not hold both gradients, that of the weight comes from a pass of its own.
   if (call.input && !at_once) grad_value = empty_like_input(value);
-  if (at_once) grad_weight = empty_floats(value, {channels, 1, size, size});
+  if (at_once) grad_weight = empty_filters(value, {size, size}, call.rounded);
   if (call.with_bias) grad_bias = empty_floats(value, {channels});
   const Target target = target_of(value);
-  if (const auto room = workspace_floats(splits(target, p), channels, size * size))
+  const bool rounded = at_once && call.rounded;
+  if (const auto room = workspace_floats(splits(target, p), channels, size * size, rounded))
     workspace = empty_floats(value, {room});
   if (at_once) read(p.input, p.input_strides, *call.input);
   read(p.value, p.value_strides, value);
@@ -637,11 +653,11 @@ Gradients whole_backward(const FusedBackward& call) {
   p.gradient_sums = read_floats(call.sums);
   write(p.input_gradient, p.input_gradient_strides, grad_input);
   if (grad_value) write(p.value_gradient, p.value_gradient_strides, *grad_value);
-  const FilterGradient to{write_floats(grad_weight), write_floats(grad_bias),
-                          write_floats(workspace)};
+  const FilterGradient to = write_filters(grad_weight, grad_bias, workspace, rounded);
   run(target, [&] { backward(target, p, to); });
   if (grad_value)
-    grad_weight = std::get<0>(weight_gradient_of(*call.input, *grad_value, size, false));
+    grad_weight =
+        std::get<0>(weight_gradient_of(*call.input, *grad_value, size, false, call.rounded));
   return {grad_input, grad_weight, grad_bias};
 }
 
@@ -649,7 +665,7 @@ Gradients whole_backward(const FusedBackward& call) {
 Gradients fused_backward(const MaybeTensor& input, const MaybeTensor& weight, const Tensor& value,
                          const Tensor& output_gradient, const Tensor& normalisation,
                          const Tensor& sums, Activation activation, bool residual, int filter_size,
-                         bool with_bias) {
+                         bool with_bias, bool rounded) {
   const Shape shape = shape_of(value);
   require_same_shape(output_gradient, value);
   if (input) require_same_shape(*input, value);
@@ -662,7 +678,7 @@ Gradients fused_backward(const MaybeTensor& input, const MaybeTensor& weight, co
     if (source) source = planar(*source);
     if (are_whole(shape, {&grad, source ? &*source : &grad}))
       return whole_backward(
-          {source, *weight, value, grad, table, both, activation, residual, with_bias});
+          {source, *weight, value, grad, table, both, activation, residual, with_bias, rounded});
   }
   const auto [grad_value, grad_bias] =
       value_gradient(value, {}, activation, grad, table, both, with_bias);
@@ -671,7 +687,7 @@ Gradients fused_backward(const MaybeTensor& input, const MaybeTensor& weight, co
   if (weight && !residual)
     grad_input = convolve<ForwardArgumentsOf>(grad_value, *weight, {}, true, [](auto&) {});
   if (source)
-    grad_weight = std::get<0>(weight_gradient_of(*source, grad_value, filter_size, false));
+    grad_weight = std::get<0>(weight_gradient_of(*source, grad_value, filter_size, false, rounded));
   return {grad_input, grad_weight, grad_bias};
 }
 

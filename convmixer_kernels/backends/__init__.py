@@ -125,7 +125,15 @@ class KernelBackend(Backend, Protocol):
         ...
 
     def weight_gradient(
-        self, input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
+        self,
+        input: Tensor,
+        grad_output: Tensor,
+        filter: Filter,
+        with_bias: bool,
+        may_round: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the float32 gradients of the weight and, if asked, of the bias of `forward`."""
+        """Return the float32 gradients of the weight and, if asked, of the bias of `forward`.
+
+        That of the weight may be in the dtype of `input` if `may_round`.
+        """
         ...

@@ -22,7 +22,6 @@ from convmixer_kernels.backends import Backend, reference
 from convmixer_kernels.channel_tables import GradientSums, Moments, Normalisation, row, rows
 from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from convmixer_kernels.ops.declaration import (
-    Operator,
     differentiable_operator,
     empty_sums,
     nothing,
@@ -118,13 +117,9 @@ def _backward(
     return call.once(grads, (grad, *saved))
 
 
-def _runner(ctx: Any, grad: Tensor, operator: Operator) -> Callable[..., Any]:
-    """Return what runs an operator of the backward pass, with `grad` and what was saved.
-
-    What was saved is as plain as it was in the forward pass.
-    """
-    is_direct = ctx.is_direct and direct.takes((grad,))
-    return operator.kernel if is_direct else operator.run
+def _is_direct(ctx: Any, grad: Tensor) -> bool:
+    """Tell whether kernels take `grad` and what was saved, which is as plain as it was before."""
+    return ctx.is_direct and direct.takes((grad,))
 
 
 def _of_parameter(parameter: Tensor | None, grad: Tensor | None) -> Tensor:
@@ -199,20 +194,13 @@ def _convolved_gradients(
 ) -> Gradients:
     call: _Call = ctx.call
     needed = ctx.needs_input_grad[1:6]
-    run = _runner(ctx, grad, depthwise_conv2d_batch_norm_backward)
-    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = run(
-        grad,
-        input,
-        weight,
-        value,
-        normalisation,
-        needed,
-        call.of_batch,
-        call.process_group,
-        call.residual,
-        call.activation,
-        call.impl,
-    )
+    operands = (grad, input, weight, value, normalisation)
+    settings = (call.of_batch, call.process_group, call.residual, call.activation, call.impl)
+    if _is_direct(ctx, grad):
+        results = _convolved_backward(*operands, needed, *settings, may_round=True)
+    else:
+        results = depthwise_conv2d_batch_norm_backward.run(*operands, needed, *settings)
+    grad_input, grad_weight, grad_bias, grad_gamma, grad_beta = results
     return (
         grad_input if needed[0] else None,
         _of_parameter(weight, grad_weight) if needed[1] else None,
@@ -348,6 +336,7 @@ def _convolved_backward(
     residual: bool,
     activation: str,
     impl: str,
+    may_round: bool = False,
 ) -> tuple[Tensor, ...]:
     needs_input, needs_weight, needs_bias, *needs_affine = needed
     needs_value = needs_input or needs_weight or needs_bias
@@ -373,6 +362,7 @@ def _convolved_backward(
             residual,
             weight.shape[-1],
             needs_bias,
+            may_round,
         )
         grad_input, grad_weight, grad_bias = steps.fused_backward(call)
     elif needs_bias:
@@ -488,7 +478,8 @@ def _alone_gradients(
     needed = (needs_value, needs_bias, needs_gamma, needs_beta)
     grad_value = grad_bias = grad_gamma = grad_beta = None
     if any(needed):
-        run = _runner(ctx, grad, activated_batch_norm_backward)
+        operator = activated_batch_norm_backward
+        run = operator.kernel if _is_direct(ctx, grad) else operator.run
         grad_value, grad_bias, grad_gamma, grad_beta = run(
             grad,
             value,

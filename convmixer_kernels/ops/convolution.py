@@ -74,27 +74,32 @@ class _DepthwiseConv2d(torch.autograd.Function):
 def _gradients(
     ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    impl, filter = ctx.impl, ctx.filter
-    input_gradient: Any = depthwise_conv2d_input_gradient
-    weight_gradient: Any = depthwise_conv2d_weight_gradient
+    impl, filter, with_bias = ctx.impl, ctx.filter, ctx.bias_layout is not None
+    grad_input = sums = bias_sums = grad_weight = grad_bias = None
     # What was saved is as plain as it was in the forward pass.
     if ctx.is_direct and direct.takes((grad_output,)):
-        input_gradient, weight_gradient = input_gradient.kernel, weight_gradient.kernel
-        grad_output = dispatch.backend(impl).arranged(grad_output, ctx.channels_last)
+        backend = dispatch.kernel_backend(impl)
+        grad_output = backend.arranged(grad_output, ctx.channels_last)
+        if weight is not None:
+            grad_input = backend.input_gradient(grad_output, weight, filter.dilation)
+        if input is not None:
+            may_round = ctx.weight_layout.dtype is input.dtype
+            sums, bias_sums = backend.weight_gradient(
+                input, grad_output, filter, with_bias, may_round
+            )
     else:  # A tracer of operators has to see the copy.
         grad_output = layout.arranged(grad_output, ctx.channels_last)
-    grad_input = grad_weight = grad_bias = bias_sums = None
-    if weight is not None:
-        grad_input = input_gradient(grad_output, weight, impl, filter.dilation)
-    if input is not None:
-        with_bias = ctx.bias_layout is not None
-        sums, bias_sums = weight_gradient(
-            input, grad_output, filter.shape, with_bias, impl, filter.dilation
-        )
+        if weight is not None:
+            grad_input = depthwise_conv2d_input_gradient(grad_output, weight, impl, filter.dilation)
+        if input is not None:
+            sums, bias_sums = depthwise_conv2d_weight_gradient(
+                input, grad_output, filter.shape, with_bias, impl, filter.dilation
+            )
+    if sums is not None:
         grad_weight = ctx.weight_layout.arrange(sums)
-    elif ctx.bias_layout is not None:
+    elif with_bias:
         bias_sums = grad_output.sum((0, 2, 3), dtype=torch.float32)
-    if ctx.bias_layout is not None:
+    if with_bias:
         grad_bias = ctx.bias_layout.arrange(bias_sums)
     return grad_input, grad_weight, grad_bias
 

@@ -66,9 +66,13 @@ class DifferentiableOperator(Operator):
     def directly(self, *arguments: Any) -> Any:
         """Return the first result, with its gradient if that is wanted; `direct.takes` holds."""
         if direct.records(arguments):
-            return self._apply(True, *arguments)
+            return self.recorded(*arguments)
         results = self.kernel(*arguments)
         return results[0] if isinstance(results, tuple) else results
+
+    def recorded(self, *arguments: Any) -> Any:
+        """Return the first result with its gradient; `direct.takes` and `direct.records` hold."""
+        return self._apply(True, *arguments)
 
     def results(self, is_direct: bool, *arguments: Any) -> Any:
         """Return the results without a gradient, in the forward pass of one."""

@@ -256,8 +256,9 @@ cudaError_t launch_weight_gradient_large(const LargeWeightGradientArguments&, El
 
 // ---- other kernels -------------------------------------------------------------------------------
 
-// sums[i] = partial_sums[0][i] + partial_sums[1][i] + ..., in this order.
-cudaError_t launch_add_splits(float* sums, const float* partial_sums, int splits,
+// sums[i] = partial_sums[0][i] + partial_sums[1][i] + ..., in this order and in float32, then rounded.
+template <class Element>
+cudaError_t launch_add_splits(Element* sums, const float* partial_sums, int splits,
                               ptrdiff_t elements, cudaStream_t);
 
 cudaError_t launch_elementwise(ElementwisePass, const ElementwiseArguments&, ElementType,

@@ -145,18 +145,23 @@ int parts_of(const Plan& plan) {
 template <class Arguments>
 void set_targets(Arguments& p, const FilterGradient& to, int splits) {
   const bool several = splits > 1;
-  p.weight_sums = several && to.weight ? to.workspace : to.weight;
+  p.weight_sums = to.rounded || (several && to.weight) ? to.workspace : to.weight;
   p.bias_sums = several && to.bias ? to.workspace + splits * weights_of(p) : to.bias;
 }
 
 template <class Arguments>
-cudaError_t add_up(const Arguments& p, const FilterGradient& to, int splits, cudaStream_t stream) {
+cudaError_t add_up(const Target& target, const Arguments& p, const FilterGradient& to, int splits) {
+  const auto add = [&](auto* sums, const float* partial_sums, ptrdiff_t elements) {
+    return launch_add_splits(sums, partial_sums, splits, elements, target.stream);
+  };
   cudaError_t status = cudaSuccess;
-  if (splits <= 1) return status;
-  if (to.weight)
-    status = launch_add_splits(to.weight, p.weight_sums, splits, weights_of(p), stream);
-  if (status == cudaSuccess && to.bias)
-    status = launch_add_splits(to.bias, p.bias_sums, splits, p.shape.channels, stream);
+  if (to.rounded && target.type == ElementType::half)
+    status = add(static_cast<__half*>(to.rounded), p.weight_sums, weights_of(p));
+  else if (to.rounded)
+    status = add(static_cast<__nv_bfloat16*>(to.rounded), p.weight_sums, weights_of(p));
+  else if (splits > 1 && to.weight) status = add(to.weight, p.weight_sums, weights_of(p));
+  if (status == cudaSuccess && splits > 1 && to.bias)
+    status = add(to.bias, p.bias_sums, p.shape.channels);
   return status;
 }
 
@@ -185,7 +190,7 @@ void square_weight_gradient(const Target& target, Arguments& p, const FilterGrad
   set_targets(p, to, splits);
   use_device(target);
   cudaError_t status = launch_weight_gradient(target, plan, p);
-  if (status == cudaSuccess) status = add_up(p, to, splits, target.stream);
+  if (status == cudaSuccess) status = add_up(target, p, to, splits);
   check(status, "weight gradient", p.shape, p.filter_size, channels_last<Arguments>);
 }
 
@@ -259,7 +264,7 @@ void weight_gradient(const Target& target, LargeWeightGradientArguments p,
   set_targets(p, to, plan.splits);
   use_device(target);
   cudaError_t status = launch_weight_gradient_large(p, target.type, plan, target.stream);
-  if (status == cudaSuccess) status = add_up(p, to, plan.splits, target.stream);
+  if (status == cudaSuccess) status = add_up(target, p, to, plan.splits);
   check(status, "weight gradient", p.shape);
 }
 
@@ -282,7 +287,7 @@ void backward(const Target& target, BackwardArguments p, const FilterGradient& t
         find<BackwardKernels>(p.filter_size, {target.type, plan.tile, with_weight});
     status = launch_by_channels(kernels, kernels.kernel, plan, target.stream, p);
   }
-  if (status == cudaSuccess) status = add_up(p, to, plan.splits, target.stream);
+  if (status == cudaSuccess) status = add_up(target, p, to, plan.splits);
   check(status, "fused backward pass", p.shape, p.filter_size);
 }
 

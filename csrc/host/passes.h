@@ -45,6 +45,7 @@ void forward(const Target&, const MomentsForwardArguments&, float* merged);
 // summed apart, in a workspace of `workspace_floats`, and then added up.
 struct FilterGradient {
   float *weight, *bias, *workspace;
+  void* rounded;  // in place of `weight`, in the type of the images, or null; takes a workspace
 };
 
 int splits(const Target&, const WeightGradientArguments&);
@@ -53,8 +54,8 @@ int splits(const Target&, const LargeWeightGradientArguments&);
 int splits(const Target&, const BackwardArguments&);
 
 // Room for the sums of filters of so many taps, and of biases.
-constexpr ptrdiff_t workspace_floats(int splits, int channels, int taps) {
-  return splits > 1 ? ptrdiff_t(splits) * channels * (taps + 1) : 0;
+constexpr ptrdiff_t workspace_floats(int splits, int channels, int taps, bool rounded) {
+  return splits > 1 || rounded ? ptrdiff_t(splits) * channels * (taps + 1) : 0;
 }
 
 void weight_gradient(const Target&, WeightGradientArguments, const FilterGradient&);

@@ -10,13 +10,14 @@ namespace {
 constexpr int element_threads = 256;
 
 // One thread per element.
+template <class Element>
 __global__ void __launch_bounds__(element_threads)
-    add_splits(float* sums, const float* partial_sums, int splits, ptrdiff_t elements) {
+    add_splits(Element* sums, const float* partial_sums, int splits, ptrdiff_t elements) {
   const ptrdiff_t i = ptrdiff_t(blockIdx.x) * element_threads + int(threadIdx.x);
   if (i >= elements) return;
   float total = 0;
   for (int s = 0; s < splits; ++s) total += partial_sums[s * elements + i];
-  sums[i] = total;
+  sums[i] = Element(total);
 }
 
 constexpr int channel_threads = 128;
@@ -86,13 +87,19 @@ __global__ void __launch_bounds__(channel_threads)
 
 }  // namespace
 
-cudaError_t find_kernels() { return device::find_code(reinterpret_cast<const void*>(add_splits)); }
+cudaError_t find_kernels() {
+  return device::find_code(reinterpret_cast<const void*>(add_splits<float>));
+}
 
-cudaError_t launch_add_splits(float* sums, const float* partial_sums, int splits,
+template <class Element>
+cudaError_t launch_add_splits(Element* sums, const float* partial_sums, int splits,
                               ptrdiff_t elements, cudaStream_t stream) {
-  return device::launch(add_splits, unsigned(divide_up(elements, element_threads)),
+  return device::launch(add_splits<Element>, unsigned(divide_up(elements, element_threads)),
                         unsigned(element_threads), 0, stream, sums, partial_sums, splits, elements);
 }
+template cudaError_t launch_add_splits(float*, const float*, int, ptrdiff_t, cudaStream_t);
+template cudaError_t launch_add_splits(__half*, const float*, int, ptrdiff_t, cudaStream_t);
+template cudaError_t launch_add_splits(__nv_bfloat16*, const float*, int, ptrdiff_t, cudaStream_t);
 
 cudaError_t launch_merge_moments(const float* moments, int parts, int channels, float* merged,
                                  cudaStream_t stream) {

@@ -68,7 +68,7 @@ def call_as_the_package_does(shape: tuple[int, ...], dtype: torch.dtype, format:
     cuda.arranged(input, format == torch.contiguous_format)
     cuda.input_gradient(grad, weight)
     for with_bias in (False, True):
-        cuda.weight_gradient(input, grad, Filter(size, size), with_bias)
+        cuda.weight_gradient(input, grad, Filter(size, size), with_bias, with_bias)
     other = Filter(17, 3, 1, 2)
     filters = torch.randn(channels, 1, *other.shape).to(dtype)
     cuda.forward(input, filters, bias, other.dilation)
@@ -85,9 +85,10 @@ def call_as_the_package_does(shape: tuple[int, ...], dtype: torch.dtype, format:
     cuda.normalise(PreActivation(value, bias, "gelu"), table, input)
     cuda.normalise(PreActivation(value, None, "identity"), table, None)
     sums = cuda.gradient_sums(PreActivation(value, None, "gelu"), grad, table)
+    cuda.affine_gradients(sums, table, (True, False))
     cuda.value_gradient(PreActivation(value, None, "gelu"), grad, table, sums, True)
     for residual in (False, True):
-        arguments = (weight, value, grad, table, sums, "gelu", residual, size, True)
+        arguments = (weight, value, grad, table, sums, "gelu", residual, size, True, residual)
         cuda.fused_backward(FusedBackward(input, *arguments))
         cuda.fused_backward(FusedBackward(None, *arguments))
 

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convmixer_kernels import channel_tables
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.reference import batch_norm as steps
+from convmixer_kernels.filters import Filter
 from convmixer_kernels.operands import BatchNorm, Epilogue, FusedBackward, PreActivation
 from tests.helpers import emulated, strided
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16
@@ -117,6 +119,10 @@ class Case:
         results["gradient of value"], results["its sums"] = backend.value_gradient(
             PreActivation(value, bias, name), grad, table, sums, True
         )
+        affine = cuda.affine_gradients if backend is cuda else channel_tables.affine_gradients
+        both = affine(sums, table, (True, True))
+        results["gradient of gamma"], results["gradient of beta"] = both
+        assert affine(sums, table, (False, False)) == (None, None)
         return results
 
 
@@ -223,6 +229,33 @@ def test_a_large_mean_leaves_a_tiny_variance() -> None:
         moments = cuda.moments(PreActivation(layout(value), None, "gelu"))
         exact = steps.moments(PreActivation(layout(value).double(), None, "gelu"))
         torch.testing.assert_close(moments.double(), exact, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [FP16, BF16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 16, 16, 9), (65, 3, 16, 16, 9), (2, 3, 32, 32, 13)], ids=str
+)
+def test_gradients_that_may_be_rounded_are_those_of_pytorch_rounded(
+    shape: tuple[int, int, int, int, int], layout: str, dtype: torch.dtype
+) -> None:
+    case = Case(shape, dtype, "gelu", layout=LAYOUTS[layout])
+    k = case.kernel_size
+    rest = (case.normalisation, case.sums, "gelu", True, k, True)
+    call = FusedBackward(case.input, case.weight, case.value, case.grad, *rest)
+    for exact, rounded in [
+        (cuda.fused_backward(call)[1], cuda.fused_backward(call._replace(may_round=True))[1]),
+        *(
+            [
+                cuda.weight_gradient(case.input, case.grad, filter, True, may_round)[0]
+                for may_round in (False, True)
+            ]
+            for filter in (Filter(k, k), Filter(k, 3), Filter(21, 17))
+        ),
+    ]:
+        assert exact is not None and rounded is not None
+        assert exact.dtype == torch.float32 and rounded.dtype == dtype
+        assert torch.equal(rounded, exact.to(dtype))
 
 
 def test_only_what_is_asked_for() -> None:

@@ -43,17 +43,21 @@ def input_gradient(
 
 
 def weight_gradient(
-    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
+    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool, may_round: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
+    """Return the gradients of `forward` with respect to its weight and, if asked, bias.
+
+    Both are in float32; the former in the dtype of `input` if `may_round`.
+    """
     extension = extension_for(input)
     if filter.size in KERNEL_SIZES:
-        return extension.weight_gradient(input, grad_output, filter.size, with_bias)
+        return extension.weight_gradient(input, grad_output, filter.size, with_bias, may_round)
     if _is_embedded(input, filter):
-        square = filter.embedding_size
-        grad_weight, grad_bias = extension.weight_gradient(input, grad_output, square, with_bias)
+        grad_weight, grad_bias = extension.weight_gradient(
+            input, grad_output, filter.embedding_size, with_bias, may_round
+        )
         return filter.pick(grad_weight), grad_bias
-    return extension.weight_gradient_large(input, grad_output, *filter, with_bias)
+    return extension.weight_gradient_large(input, grad_output, *filter, with_bias, may_round)
 
 
 def _is_embedded(input: Tensor, filter: Filter) -> bool:
