@@ -116,7 +116,7 @@ class FusedBlock(NamedTuple):
             if direct.records((input, *parameters, *first[:4], *second[:4])):
                 return None
         name = dispatch.convolution_at_once(input, weight, None, self.impl, fused=True)
-        if name is None or not _fits(pointwise_weight, input):
+        if name is None:
             return None
         spatial = inference.convolved(
             input, weight, self.bias, first, self.depthwise_norm.activation, self.skip, name
@@ -165,6 +165,7 @@ class FusedBlock(NamedTuple):
 
 
 def fused_block(
+    residual: nn.Module,
     branch: nn.Module,
     skip: bool,
     pointwise: nn.Module,
@@ -175,14 +176,18 @@ def fused_block(
     """Return the block made of these modules, or None if they have to run one by one.
 
     Args:
+        residual: the module that adds the input of `branch`, or not.
         branch: depthwise convolutions, each followed by an activation, and a norm.
         skip: True adds the input of `branch` to its output.
         pointwise, activation, norm: the modules that follow `branch`.
         pointwise_skip: True adds the input of these three to their output.
     """
-    if type(branch) is not nn.Sequential or len(branch) < 3:
+    if type(branch) is not nn.Sequential:
         return None
-    *leading, depthwise, first_activation, first_norm = branch
+    modules = tuple(branch._modules.values())
+    if len(modules) < 3:
+        return None
+    *leading, depthwise, first_activation, first_norm = modules
     depthwise_norm = _activated_norm(first_activation, first_norm)
     pointwise_norm = _activated_norm(activation, norm)
     if (
@@ -191,7 +196,7 @@ def fused_block(
         or type(depthwise) is not DepthwiseConv2d
         or type(pointwise) is not nn.Conv2d
         or not _mixes_channels_alone(pointwise)
-        or _observed(branch, depthwise, first_activation, first_norm, pointwise, activation, norm)
+        or _observed(residual, branch, *modules[-3:], pointwise, activation, norm)
     ):
         return None
     weight = _parameter(depthwise, "weight")
@@ -301,15 +306,6 @@ def _activated_norm(activation: nn.Module, norm: nn.Module) -> ActivatedNorm | N
     if type(activation) is nn.GELU and activation.approximate == "none":
         return ActivatedNorm("gelu", norm)
     return ActivatedNorm("relu", norm) if type(activation) is nn.ReLU else None
-
-
-def _fits(pointwise_weight: Tensor, input: Tensor) -> bool:
-    """Return whether a pointwise convolution takes the input as a matrix product does."""
-    return (
-        pointwise_weight.dtype is input.dtype
-        and pointwise_weight.device == input.device
-        and pointwise_weight.shape[1] == input.shape[1]
-    )
 
 
 def _parameter(module: nn.Module, name: str) -> Any:

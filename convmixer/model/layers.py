@@ -20,7 +20,6 @@ from convmixer.model.fused_block import (
     fused_block,
     patch_operands,
     runs_kernels,
-    untouched,
 )
 from convmixer.model.patches import patch_product
 from convmixer_kernels import DepthwiseConv2d, gelu_batch_norm
@@ -139,10 +138,11 @@ class Block(Chain):
     def _fused(
         self, residual: nn.Module, pointwise: nn.Module, activation: nn.Module, norm: nn.Module
     ) -> FusedBlock | None:
-        if not untouched(residual, Residual):
+        if type(residual) is not Residual:
             return None
+        branch, skip = residual.fn, residual.skip
         return fused_block(
-            residual.fn, residual.skip, pointwise, activation, norm, self.pointwise_residual
+            residual, branch, skip, pointwise, activation, norm, self.pointwise_residual
         )
 
 

@@ -44,7 +44,7 @@ def pointwise_product_of_inference(features: Tensor, weight: Tensor) -> Tensor:
     outermost = channel == images * pixels and (images == 1 or image == pixels)
     if not (outermost and layout.is_planar(features) and weight.is_contiguous()):
         return pointwise_product(features, weight)
-    matrix = weight.view(weight.shape[0], channels)
+    matrix = weight.view(weight.shape[0], -1)
     product = torch.mm(matrix, features.as_strided((channels, channel), (channel, 1)))
     shape = (images, weight.shape[0], height, width)
     return product.as_strided(shape, (pixels, channel, width, 1))
