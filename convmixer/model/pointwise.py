@@ -42,7 +42,7 @@ def pointwise_product_of_inference(features: Tensor, weight: Tensor) -> Tensor:
     image, channel, _, _ = features.stride()
     pixels = height * width
     outermost = channel == images * pixels and (images == 1 or image == pixels)
-    if not (outermost and layout.is_planar(features) and weight.is_contiguous()):
+    if not (outermost and layout.is_planar(features)):
         return pointwise_product(features, weight)
     matrix = weight.view(weight.shape[0], -1)
     product = torch.mm(matrix, features.as_strided((channels, channel), (channel, 1)))

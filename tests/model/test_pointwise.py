@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmixer.model.pointwise import pointwise_product
+from convmixer.model.pointwise import pointwise_product, pointwise_product_of_inference
 from tests.helpers import strided
 from tests.helpers.fused_cases import DEVICE
 
@@ -59,6 +59,35 @@ def test_equals_the_convolution(layout, shape) -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *LAYOUTS.values(),
+        Tensor.contiguous,
+        strided.slice_of_channels,
+        strided.transposed_planes,
+        lambda tensor: strided.channels_outermost(tensor)[:1].expand_as(tensor),
+    ],
+)
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 5, 7), (1, 4, 5, 7), (3, 1, 5, 7), (3, 4, 1, 1), (1, 1, 1, 7), (0, 4, 5, 7)]
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_inference_takes_the_same_product(layout, shape, transposed) -> None:
+    features, weight, _ = random_case(shape)
+    features = layout(features) if shape[0] else features
+    if transposed:
+        weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    with torch.no_grad():
+        product = pointwise_product_of_inference(features, weight)
+        expected = pointwise_product(features, weight)
+    torch.testing.assert_close(product, expected)
+    # Strides along dimensions of one element mean nothing.
+    assert [n for n, size in zip(product.stride(), product.shape, strict=True) if size > 1] == [
+        n for n, size in zip(expected.stride(), expected.shape, strict=True) if size > 1
+    ]
 
 
 @pytest.mark.parametrize("autocast", [False, True])
