@@ -30,7 +30,7 @@ def watch(function: Callable[[Tensor, bool], object] | None, /) -> None:
     """Have a function called with every tensor that a kernel reads, or writes (True)."""
 
 def use_attributes(use: bool, /) -> None:
-    """Read tensors as in versions of PyTorch that lack DLPack's table, before 2.10."""
+    """Read tensors as in versions of PyTorch that lack DLPack's table, such as 2.8."""
 
 def forward(
     input: Tensor,

@@ -36,7 +36,7 @@ def convolved(
     """Return what `depthwise_conv2d_gelu_batch_norm` does, or None where `norm` does not fit.
 
     Args:
-        name: what `dispatch.convolution_at_once` chose.
+        name: the implementation that `dispatch.convolution_at_once` chose.
     """
     tables = _tables(input, bias, norm, name)
     if tables is None:
@@ -56,7 +56,7 @@ def normalised(
     """Return what `gelu_batch_norm` does, or None where `norm` does not fit.
 
     Args:
-        name: what `dispatch.image_at_once` chose.
+        name: the implementation that `dispatch.image_at_once` chose.
     """
     tables = _tables(input, bias, norm, name)
     if tables is None:

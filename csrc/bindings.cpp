@@ -441,7 +441,7 @@ Steps steps_of(const Tensor& image, bool channels_last) {
   return {image.strides[0], image.strides[1]};
 }
 
-// What a pass reads and writes beside the value: the residual or the gradient of the output, the image
+// The operands of a pass beside the value: the residual or the gradient of the output, the image
 // that it writes, and the tables.
 struct PassOperands {
   MaybeTensor other, output, normalisation, gradient_sums;

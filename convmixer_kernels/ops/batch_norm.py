@@ -118,7 +118,7 @@ def _backward(
 
 
 def _is_direct(ctx: Any, grad: Tensor) -> bool:
-    """Tell whether kernels take `grad` and what was saved, which is as plain as it was before."""
+    """Tell whether kernels take `grad`; saved tensors are as plain as in the forward pass."""
     return ctx.is_direct and direct.takes((grad,))
 
 

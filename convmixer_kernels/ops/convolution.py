@@ -76,7 +76,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     impl, filter, with_bias = ctx.impl, ctx.filter, ctx.bias_layout is not None
     grad_input = sums = bias_sums = grad_weight = grad_bias = None
-    # What was saved is as plain as it was in the forward pass.
+    # Saved tensors are as plain as they were in the forward pass.
     if ctx.is_direct and direct.takes((grad_output,)):
         backend = dispatch.kernel_backend(impl)
         grad_output = backend.arranged(grad_output, ctx.channels_last)

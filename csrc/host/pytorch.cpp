@@ -12,12 +12,13 @@ namespace py = pybind11;
 namespace pytorch {
 namespace {
 
-// What is looked up once. It is never freed, as the interpreter may end before static objects do.
+// Objects of Python that are looked up once. They are never freed, as the interpreter may end before
+// static objects do.
 struct Names {
   py::object tensor, float16, bfloat16, float32;
   py::object new_empty, new_empty_strided, dtype_keyword;
   py::object current_stream, current_device, set_device;  // None without CUDA
-  // DLPack's function, or null in PyTorch before 2.10.
+  // DLPack's function, or null where PyTorch has none: 2.8 lacks it, 2.11 has it.
   int (*from_python)(void*, dlpack::Tensor*) = nullptr;
 };
 

@@ -111,7 +111,7 @@ def test_too_many_pixels_name_the_shape(strides: tuple[int, int, int, int]) -> N
 
 @in_both_layouts
 def test_tensors_are_read_without_dlpack(layout: str) -> None:
-    """PyTorch before 2.10 has no table of functions: its attributes say the same."""
+    """PyTorch 2.8 has no table of functions; the attributes of a tensor say the same."""
     case = arranged_case(layout, (2, 3, 9, 13, 7))
     expected = all_passes(*case)
     extension = cuda_device.extension_for(case[0])
