@@ -1,5 +1,7 @@
 #include "host/pytorch.h"
 
+#include <pybind11/gil_safe_call_once.h>
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
