@@ -32,6 +32,9 @@ skips_kernels = False
 _lock = threading.RLock()
 # The first and the last address of a storage, and whether it may be written, by its address.
 _permitted: dict[int, tuple[int, int, bool]] = {}
+# They are kept alive: a call may launch several kernels, and what it has freed between two of them
+# must not be handed out again with the permission of before.
+_tensors: list[Tensor] = []
 
 
 @functools.cache
@@ -92,6 +95,7 @@ def launching(**changes: object) -> Iterator[ModuleType]:
             machine.set(**before)
             machine.forbid_all()
             _permitted.clear()
+            _tensors.clear()
             if found := machine.take_findings():
                 raise RuntimeError("\n".join(["the kernels have done wrong:", *map(str, found)]))
 
@@ -115,6 +119,7 @@ def permit(tensor: Tensor, writable: bool) -> None:
     """Let the kernels that are being launched read a tensor, or write it too."""
     if tensor.numel() == 0:
         return
+    _tensors.append(tensor)
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = tensor.data_ptr()
     end = begin + (last + 1) * tensor.element_size()

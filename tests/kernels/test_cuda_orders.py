@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -70,3 +71,14 @@ def test_a_launch_leaves_the_settings_of_the_interpreter() -> None:
     assert not before["check_absent_copies"]  # launches set it
     run("cuda", *random_case((1, 2, 5, 5, 3), FP16))
     assert emulated_gpu.interpreter().settings() == before
+
+
+def test_memory_is_not_handed_out_again_within_a_call() -> None:
+    """A later kernel of the call would have it with the permission of an earlier one."""
+    with emulated_gpu.launching():
+        freed = torch.zeros(1)
+        kept = weakref.ref(freed)
+        emulated_gpu.permit(freed, writable=False)
+        del freed
+        assert kept() is not None
+    assert kept() is None
