@@ -247,23 +247,16 @@ int own_size(const Tensor& weight, int row_dilation, int column_dilation) {
   return square && std::find(std::begin(filter_sizes), end, size) != end ? int(size) : 0;
 }
 
-// The operations that convolve take these; what they do beside is set by `Set`.
-struct Convolution {
-  const Tensor& input;
-  const Tensor& weight;
-  const MaybeTensor& bias;
-  bool flipped;
-};
-
 template <class Arguments>
-Arguments forward_arguments(const Convolution& call, const Tensor& input, const Tensor& output) {
+Arguments forward_arguments(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                            bool flipped, const Tensor& output) {
   Arguments p{};
   p.shape = shape_of(input);
-  p.filter_size = int(call.weight.sizes[2]);
-  p.flipped = call.flipped;
+  p.filter_size = int(weight.sizes[2]);
+  p.flipped = flipped;
   read(p.input, p.input_strides, input);
-  p.weight = to_read(call.weight);
-  p.bias = read_floats(call.bias);
+  p.weight = to_read(weight);
+  p.bias = read_floats(bias);
   write(p.output, p.output_strides, output);
   return p;
 }
@@ -278,15 +271,14 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const MaybeTensor& bi
   const MaybeTensor precise = of_channels(bias, input);
   const Tensor output = empty_like_input(input);
   if (is_empty(input)) return output;
-  const Convolution call{input, filters, precise, flipped};
   const Target target = target_of(input);
-  const auto launch = [&](auto p) {
+  const auto launch = [&]<class Arguments>(const Tensor& source) {
+    auto p = forward_arguments<Arguments>(source, filters, precise, flipped, output);
     set(p);
     run(target, [&] { forward(target, p); });
   };
-  if (is_channels_last(input))
-    launch(forward_arguments<ArgumentsOf<PixelStrides>>(call, input, output));
-  else launch(forward_arguments<ArgumentsOf<Strides>>(call, planar(input), output));
+  if (is_channels_last(input)) launch.template operator()<ArgumentsOf<PixelStrides>>(input);
+  else launch.template operator()<ArgumentsOf<Strides>>(planar(input));
   return output;
 }
 
@@ -567,7 +559,8 @@ std::tuple<MaybeTensor, MaybeTensor> affine_gradients_of(const Tensor& sums,
     require(each.dimensions == 2 && each.sizes[1] == sums.sizes[1] && is_contiguous(each) &&
                 each.type == pytorch::Type::float32 && each.device == sums.device,
             "tables are (rows, C), float32, contiguous");
-  require(sums.sizes[0] == 2 && normalisation.sizes[0] == normalisation_rows,
+  require(sums.sizes[0] == summed_rows(ElementwisePass::sum_gradients) &&
+              normalisation.sizes[0] == normalisation_rows,
           "tables have their rows");
   const int64_t channels = sums.sizes[1];
   MaybeTensor gamma, beta;
@@ -602,8 +595,7 @@ std::tuple<Tensor, Tensor> forward_moments(const Tensor& input, const Tensor& we
   const MaybeTensor precise = of_channels(bias, input);
   const Tensor value = empty_like_input(input);
   const Target target = target_of(input);
-  auto p =
-      forward_arguments<MomentsForwardArguments>({input, filters, precise, false}, input, value);
+  auto p = forward_arguments<MomentsForwardArguments>(input, filters, precise, false, value);
   p.activation = activation;
   const Tensor parts = empty_floats(input, {splits(target, p), 3, p.shape.channels});
   const Tensor merged = empty_floats(input, {3, p.shape.channels});

@@ -116,7 +116,8 @@ class FusedBlock(NamedTuple):
             if direct.records((input, *parameters, *first[:4], *second[:4])):
                 return None
         name = dispatch.convolution_at_once(input, weight, None, self.impl, fused=True)
-        if name is None:
+        next_name = dispatch.at_once(self.impl, input.device, input.dtype, None, fused=True)
+        if name is None or next_name is None:
             return None
         spatial = inference.convolved(
             input, weight, self.bias, first, self.depthwise_norm.activation, self.skip, name
@@ -129,7 +130,7 @@ class FusedBlock(NamedTuple):
             second,
             self.pointwise_norm.activation,
             spatial if self.pointwise_skip else None,
-            name,
+            next_name,
         )
 
     def forward(self, input: Tensor) -> Tensor:

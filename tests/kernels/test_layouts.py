@@ -49,6 +49,11 @@ SHAPES = [
 ]
 
 
+def one_pixel(tensor: Tensor) -> Tensor:
+    """Return an image of which one pixel stands for all, as the gradient of a sum."""
+    return strided.channels_last(tensor)[:, :, :1, :1].expand_as(tensor)
+
+
 def image(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return an image of which the elements have any bits, NaN of every kind among them."""
     generator = torch.Generator().manual_seed(0)
@@ -87,10 +92,11 @@ def test_layouts_that_are_one_or_none(shape: tuple[int, int, int, int], last: bo
         assert torch.equal(copy.view(torch.int16), tensor.view(torch.int16))
 
 
-@pytest.mark.parametrize("name", [*PIXELS, *PLANES])
+@pytest.mark.parametrize("name", [*PIXELS, *PLANES, "one pixel"])
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "channels_last"])
 def test_what_kernels_read_as_it_is_is_not_copied(name: str, last: bool) -> None:
-    tensor = (PIXELS | PLANES)[name](image((2, 8, 5, 6), FP16))
+    every = PIXELS | PLANES | {"one pixel": one_pixel}
+    tensor = every[name](image((2, 8, 5, 6), FP16))
     assert (layouts.arranged(tensor, last) is tensor) == layout.is_arranged(tensor, last)
 
 

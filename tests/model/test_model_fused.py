@@ -604,3 +604,25 @@ def test_synchronised_norms_without_processes(name: str, use: Use, calls: list[s
     assert calls == fused and "fused_backward input weight" in calls
     for result, tensor in wanted.items():
         assert torch.equal(actual[result], tensor), result
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the names are those of no implementation")
+def test_inference_asks_for_each_operation_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of "auto", the convolution and what follows the product may run elsewhere."""
+    names = []
+
+    def run(input: Tensor, *arguments: object) -> Tensor:
+        names.append(arguments[-1])
+        return input
+
+    monkeypatch.setattr(
+        fused_block.dispatch,
+        "at_once",
+        lambda _, device, dtype, filter, fused: "second" if filter is None else "first",
+    )
+    monkeypatch.setattr(fused_block.inference, "convolved", run)
+    monkeypatch.setattr(fused_block.inference, "normalised", run)
+    block = ConvMixer(8, 1, kernel_size=3, patch_size=4, n_classes=10).eval().blocks[0]
+    with torch.no_grad():
+        block(torch.randn(1, 8, 4, 4))
+    assert names == ["first", "second"]
