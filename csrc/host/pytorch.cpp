@@ -18,7 +18,9 @@ namespace {
 // static objects do.
 struct Names {
   py::object tensor, float16, bfloat16, float32;
-  py::object new_empty, new_empty_strided, dtype_keyword;
+  py::object new_empty_strided, dtype_keyword;
+  py::object empty_cpu, empty_cuda;  // None where PyTorch has none
+  py::object are_algorithms_deterministic;
   py::object current_stream, current_device, set_device;  // None without CUDA
   // DLPack's function, or null where PyTorch has none: 2.8 lacks it, 2.11 has it.
   int (*from_python)(void*, dlpack::Tensor*) = nullptr;
@@ -32,9 +34,12 @@ Names look_up() {
   names.float16 = torch.attr("float16");
   names.bfloat16 = torch.attr("bfloat16");
   names.float32 = torch.attr("float32");
-  names.new_empty = py::str("new_empty");
   names.new_empty_strided = py::str("new_empty_strided");
   names.dtype_keyword = py::make_tuple("dtype");
+  const py::object guards = py::getattr(internal.attr("_dynamo"), "guards", py::none());
+  names.empty_cpu = py::getattr(guards, "_empty_strided_cpu", py::none());
+  names.empty_cuda = py::getattr(guards, "_empty_strided_cuda", py::none());
+  names.are_algorithms_deterministic = internal.attr("_get_deterministic_algorithms");
   names.current_stream = py::getattr(internal, "_cuda_getCurrentRawStream", py::none());
   names.current_device = py::getattr(internal, "_cuda_getDevice", py::none());
   names.set_device = py::getattr(internal, "_cuda_setDevice", py::none());
@@ -69,6 +74,15 @@ Type type_of(const py::object& dtype) {
   return dtype.is(names().float32) ? Type::float32 : Type::other;
 }
 
+py::handle dtype_of(Type type) {
+  switch (type) {
+    case Type::float16: return names().float16;
+    case Type::bfloat16: return names().bfloat16;
+    case Type::float32: return names().float32;
+    default: throw std::invalid_argument("kernels take images of float16 and bfloat16");
+  }
+}
+
 void describe_by_attributes(Tensor& to) {
   const py::object& object = to.object;
   const py::tuple sizes = object.attr("shape"), strides = object.attr("stride")();
@@ -90,17 +104,34 @@ py::object tuple_of(const int64_t* values, size_t count) {
   return tuple;
 }
 
-// Calls a method by the protocol that makes no tuple of its arguments, the last of which have keywords.
-py::object call_method(const py::object& name, std::initializer_list<py::handle> arguments,
-                       const py::object& keywords = {}) {
-  PyObject* objects[4];
-  std::transform(arguments.begin(), arguments.end(), objects,
-                 [](py::handle each) { return each.ptr(); });
-  const size_t named = keywords ? py::len(keywords) : 0;
-  PyObject* const result =
-      PyObject_VectorcallMethod(name.ptr(), objects, arguments.size() - named, keywords.ptr());
+py::object checked(PyObject* result) {
   if (result == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
+}
+
+// The function by which code of torch.compile makes tensors on a device. It goes straight to the
+// allocator, in less than half the time of a method, but fills no memory where deterministic
+// algorithms are asked for, as PyTorch's methods do: None then.
+py::handle fast_empty(int device) {
+  if (uses_attributes) return py::none();
+  if (checked(PyObject_CallNoArgs(names().are_algorithms_deterministic.ptr()))
+          .is(py::handle(Py_True)))
+    return py::none();
+  return device < 0 ? names().empty_cpu : names().empty_cuda;
+}
+
+Tensor make(const Tensor& like, Type type, const int64_t* sizes, const int64_t* strides,
+            size_t dimensions) {
+  const py::object shape = tuple_of(sizes, dimensions), steps = tuple_of(strides, dimensions);
+  const py::handle dtype = dtype_of(type), function = fast_empty(like.device);
+  if (function.is_none()) {
+    PyObject* const arguments[] = {like.object.ptr(), shape.ptr(), steps.ptr(), dtype.ptr()};
+    return describe(checked(PyObject_VectorcallMethod(names().new_empty_strided.ptr(), arguments, 3,
+                                                      names().dtype_keyword.ptr())));
+  }
+  const CurrentDevice current(like.device);
+  PyObject* const arguments[] = {shape.ptr(), steps.ptr(), dtype.ptr()};
+  return describe(checked(PyObject_Vectorcall(function.ptr(), arguments, 3, nullptr)));
 }
 
 // The function that `watch` was given, or null.
@@ -140,14 +171,14 @@ Tensor describe(py::handle tensor) {
 }
 
 Tensor empty(const Tensor& like, const Extents& sizes, const Extents& strides) {
-  return describe(call_method(names().new_empty_strided, {like.object, tuple_of(sizes.data(), 4),
-                                                          tuple_of(strides.data(), 4)}));
+  return make(like, like.type, sizes.data(), strides.data(), sizes.size());
 }
 
 Tensor empty_floats(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return describe(call_method(names().new_empty,
-                              {like.object, tuple_of(sizes.begin(), sizes.size()), names().float32},
-                              names().dtype_keyword));
+  Extents strides{};
+  int64_t step = 1;
+  for (size_t i = sizes.size(); i-- > 0; step *= sizes.begin()[i]) strides[i] = step;
+  return make(like, Type::float32, sizes.begin(), strides.data(), sizes.size());
 }
 
 Tensor call(const Tensor& tensor, const char* method) {

@@ -49,8 +49,8 @@ void* to_write(const Tensor&);
 // written. None ends that. This tells an emulated GPU which memory is the kernel's.
 void watch(pybind11::object function);
 
-// Has tensors read through the attributes that Python sees, as those of versions without DLPack's table
-// are.
+// Has tensors read and made through the attributes and methods of Python alone, as in versions of PyTorch
+// that lack the functions for it.
 void use_attributes(bool);
 
 // ---- streams and devices -------------------------------------------------------------------------
