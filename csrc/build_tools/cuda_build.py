@@ -214,12 +214,11 @@ def _folder(architectures: list[str]) -> Path:
 
 
 def _object_edges(folder: Path) -> list[Edge]:
-    kernels = [
+    # The linker takes the first copy of an inline function; those beside kernels are not optimized.
+    host = [Edge(folder / f"{source.name}.o", "host", [source]) for source in host_sources()]
+    return host + [
         Edge(folder / f"{unit.name}.cu.o", "kernels", [unit.source], unit.macros)
         for unit in cuda_units()
-    ]
-    return kernels + [
-        Edge(folder / f"{source.name}.o", "host", [source]) for source in host_sources()
     ]
 
 
