@@ -3,8 +3,8 @@
 Images are (N, C, H, W), float16 or bfloat16, of any strides; filters (C, 1, h, w) in their dtype;
 biases (C,) of any floating dtype. Tables are float32: normalisations (5, C), moments (3, C), sums
 of gradients (2, C). Gradients of parameters are float32, those of filters in the dtype of the
-images if `rounded`. Functions raise ValueError for operands that no kernel takes and RuntimeError
-if CUDA refuses a launch.
+images where a function rounds them. Functions raise ValueError for operands that no kernel takes
+and RuntimeError if CUDA refuses a launch.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 _Sums: TypeAlias = tuple[Tensor, Tensor | None]
+_Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 filter_sizes: list[int]
 
@@ -30,7 +31,7 @@ def watch(function: Callable[[Tensor, bool], object] | None, /) -> None:
     """Have a function called with every tensor that a kernel reads, or writes (True)."""
 
 def use_attributes(use: bool, /) -> None:
-    """Read tensors as in versions of PyTorch that lack DLPack's table, such as 2.8."""
+    """Read and make tensors as in versions of PyTorch that lack functions for it, such as 2.8."""
 
 def forward(
     input: Tensor,
@@ -41,21 +42,9 @@ def forward(
     flipped: bool,
     /,
 ) -> Tensor | None:
-    """Convolve; None if no kernel is made for filters of this size."""
+    """Convolve; None if filters had better be embedded in square ones, in channels_last."""
 
 def weight_gradient(
-    input: Tensor, output_gradient: Tensor, filter_size: int, with_bias: bool, rounded: bool, /
-) -> _Sums: ...
-def forward_large(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    row_dilation: int,
-    column_dilation: int,
-    flipped: bool,
-    /,
-) -> Tensor: ...
-def weight_gradient_large(
     input: Tensor,
     output_gradient: Tensor,
     height: int,
@@ -63,9 +52,25 @@ def weight_gradient_large(
     row_dilation: int,
     column_dilation: int,
     with_bias: bool,
-    rounded: bool,
     /,
-) -> _Sums: ...
+) -> _Sums | None:
+    """Compute the gradients of filters and biases; None as in `forward`."""
+
+def gradients(
+    output_gradient: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    row_dilation: int,
+    column_dilation: int,
+    needs_input: bool,
+    with_bias: bool,
+    /,
+) -> _Gradients | None:
+    """Compute the gradients of input, weight (rounded) and bias; None as in `forward`.
+
+    There are none of weight and bias without `input`.
+    """
+
 def forward_normalised(
     input: Tensor,
     weight: Tensor,
@@ -91,7 +96,7 @@ def fused_backward(
     with_bias: bool,
     rounded: bool,
     /,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
+) -> _Gradients: ...
 def moments(value: Tensor, bias: Tensor | None, activation: str, /) -> Tensor: ...
 def normalise(
     value: Tensor,

@@ -58,15 +58,10 @@ def check_convolution(
 
 def check_dilation(dilation: int | tuple[int, int]) -> tuple[int, int]:
     """Return the dilations of rows and columns, checked."""
+    if type(dilation) is int and dilation >= 1:
+        return dilation, dilation
     steps = pair(dilation)
-    # Every call asks this, and a loop takes twice as long.
-    if not (
-        len(steps) == 2
-        and isinstance(steps[0], int)
-        and isinstance(steps[1], int)
-        and steps[0] >= 1
-        and steps[1] >= 1
-    ):
+    if len(steps) != 2 or not all(isinstance(step, int) and step >= 1 for step in steps):
         raise ValueError(
             f"dilation: got {dilation!r}, expected an integer of at least 1 or a pair of them"
         )

@@ -76,6 +76,14 @@ def takes(required: tuple[Any, ...], optional: tuple[Any, ...] = ()) -> bool:
     return all([each is None or is_plain(each) for each in optional])
 
 
+def takes_gradient(grad: Tensor) -> bool:
+    """Tell whether a backward pass may call kernels directly with the gradient that comes in.
+
+    Saved tensors are as plain as they were in the forward pass.
+    """
+    return not torch.is_grad_enabled() and is_plain(grad) and dispatcher_is_idle()
+
+
 # ---- derivatives ---------------------------------------------------------------------------------
 
 

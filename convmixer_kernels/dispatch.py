@@ -33,9 +33,8 @@ def backend(name: str) -> Backend:
     return cast(Backend, importlib.import_module(f"convmixer_kernels.backends.{folder}"))
 
 
-def kernel_backend(name: str) -> KernelBackend:
-    """Return the module of an implementation that is not PyTorch."""
-    return cast(KernelBackend, backend(name))
+# The same of an implementation that is not PyTorch.
+kernel_backend = cast(Callable[[str], KernelBackend], backend)
 
 
 def check_name(impl: str) -> None:

@@ -77,7 +77,7 @@ def depthwise_conv2d(
     if direct.takes((input, weight), (bias,)):
         known = dispatch.convolution_at_once(input, weight, bias, impl, dilation=steps)
         if known is not None and direct.records(tensors):
-            return ops.depthwise_conv2d.recorded(input, weight, bias, known, impl == "auto", steps)
+            return ops.depthwise_conv2d.recorded(tensors, (known, impl == "auto", steps))
         if known is not None:
             return dispatch.backend(known).forward(input, weight, bias, steps)
     input, weight = arguments.convolution_operands(input, weight, bias)
@@ -177,8 +177,8 @@ def depthwise_conv2d_gelu_batch_norm(
         per_channel = (gamma, beta, running_mean, running_var)
         if known is not None and _trains_at_once(input, per_channel, momentum, eps, activation):
             output = ops.depthwise_conv2d_batch_norm_training.directly(
-                *(input, weight, arguments.precise(bias, input), *per_channel, momentum),
-                *(_name(process_group), residual, activation, eps, known, impl == "auto"),
+                (input, weight, arguments.precise(bias, input), *per_channel),
+                (momentum, _name(process_group), residual, activation, eps, known, impl == "auto"),
             )
             inference_tables.trained((*per_channel, bias))
             return output
@@ -284,8 +284,8 @@ def gelu_batch_norm(
         per_channel = (gamma, beta, running_mean, running_var)
         if known is not None and _trains_at_once(input, per_channel, momentum, eps, activation):
             output = ops.activated_batch_norm_training.directly(
-                *(input, arguments.precise(bias, input), residual, *per_channel, momentum),
-                *(_name(process_group), activation, eps, known, impl == "auto"),
+                (input, arguments.precise(bias, input), residual, *per_channel),
+                (momentum, _name(process_group), activation, eps, known, impl == "auto"),
             )
             inference_tables.trained((*per_channel, bias))
             return output

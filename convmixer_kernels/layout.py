@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,29 +86,17 @@ def _output_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, 
     return channels * plane, plane, width, 1
 
 
-class GradientLayout(NamedTuple):
-    """The dtype and strides of a parameter, which its gradient takes over."""
+def parameter_gradient(grad: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return a gradient with the strides that `torch.autograd` and DistributedDataParallel keep.
 
-    dtype: torch.dtype
-    strides: tuple[int, ...]
-
-    @classmethod
-    def of(cls, parameter: Tensor) -> GradientLayout:
-        return cls(parameter.dtype, parameter.stride())
-
-    def arrange(self, grad: Tensor) -> Tensor:
-        """Return the gradient as `torch.autograd` and DistributedDataParallel keep that of a leaf.
-
-        Dense parameters give it their strides, along dimensions of size 1 as well; that of any
-        other is contiguous.
-
-        Args:
-            grad: contiguous, of the shape of the parameter.
-        """
-        if grad.stride() == self.strides or not _is_dense(grad.shape, self.strides):
-            return grad if grad.dtype is self.dtype else grad.to(self.dtype)
-        copy = grad.new_empty_strided(grad.shape, self.strides, dtype=self.dtype)
-        return copy.copy_(grad)
+    Args:
+        grad: of the shape of the parameter, contiguous or with its strides.
+        strides: those of the parameter. If it is dense, its gradient has the same ones, along
+            dimensions of size 1 as well; that of any other is contiguous.
+    """
+    if grad.stride() == strides or not _is_dense(grad.shape, strides):
+        return grad
+    return grad.new_empty_strided(grad.shape, strides).copy_(grad)
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -239,12 +239,18 @@ Tensor arranged(const Tensor& image, bool channels_last) {
 
 // ---- forward pass and input gradient -------------------------------------------------------------
 
+LargeFilter filter_of(const Tensor& weight, int row_dilation, int column_dilation) {
+  require(weight.dimensions == 4 && weight.sizes[2] <= INT32_MAX && weight.sizes[3] <= INT32_MAX,
+          "filters are (C, 1, height, width)");
+  return {int(weight.sizes[2]), int(weight.sizes[3]), row_dilation, column_dilation};
+}
+
 // The kernel size of square filters without dilation that have kernels of their own, else 0.
-int own_size(const Tensor& weight, int row_dilation, int column_dilation) {
-  const int64_t size = weight.sizes[2];
-  const bool square = weight.sizes[3] == size && row_dilation == 1 && column_dilation == 1;
+int own_size(const LargeFilter& filter) {
+  const auto& [height, width, row_dilation, column_dilation] = filter;
+  const bool square = width == height && row_dilation == 1 && column_dilation == 1;
   const auto* const end = std::end(filter_sizes);
-  return square && std::find(std::begin(filter_sizes), end, size) != end ? int(size) : 0;
+  return square && std::find(std::begin(filter_sizes), end, height) != end ? height : 0;
 }
 
 template <class Arguments>
@@ -267,7 +273,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const MaybeTensor& bi
                 Set set) {
   shape_of(input);
   const Tensor filters = filters_of(weight, input);
-  require(own_size(filters, 1, 1) != 0, "no kernel for this filter");
+  require(own_size(filter_of(filters, 1, 1)) != 0, "no kernel for this filter");
   const MaybeTensor precise = of_channels(bias, input);
   const Tensor output = empty_like_input(input);
   if (is_empty(input)) return output;
@@ -280,13 +286,6 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const MaybeTensor& bi
   if (is_channels_last(input)) launch.template operator()<ArgumentsOf<PixelStrides>>(input);
   else launch.template operator()<ArgumentsOf<Strides>>(planar(input));
   return output;
-}
-
-MaybeTensor forward_of(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
-                       int row_dilation, int column_dilation, bool flipped) {
-  require(weight.dimensions == 4, "filters have four dimensions");
-  if (!own_size(weight, row_dilation, column_dilation)) return {};
-  return convolve<ForwardArgumentsOf>(input, weight, bias, flipped, [](auto&) {});
 }
 
 Tensor forward_normalised(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
@@ -357,34 +356,38 @@ WeightAndBias sum_weight_gradient(Arguments p, const Tensor& input, const Tensor
   return {weight, bias};
 }
 
-WeightAndBias weight_gradient_of(const Tensor& input, const Tensor& grad, int filter_size,
+WeightAndBias weight_gradient_of(const Tensor& input, const Tensor& grad, const LargeFilter& filter,
                                  bool with_bias, bool rounded) {
   const Shape shape = shape_of(input);
   require_same_shape(grad, input);
-  const std::array size{filter_size, filter_size};
-  require(std::find(std::begin(filter_sizes), std::end(filter_sizes), filter_size) !=
-              std::end(filter_sizes),
-          "no kernel for this filter");
-  if (is_channels_last(input)) {
+  const std::array size{filter.height, filter.width};
+  if (const int own = own_size(filter); own && is_channels_last(input)) {
     ChannelsLastWeightGradientArguments p{};
     p.shape = shape;
-    p.filter_size = filter_size;
+    p.filter_size = own;
     return sum_weight_gradient(p, input, with_adjacent_channels(grad), size, with_bias, rounded);
+  } else if (own) {
+    WeightGradientArguments p{};
+    p.shape = shape;
+    p.filter_size = own;
+    return sum_weight_gradient(p, planar(input), planar(grad), size, with_bias, rounded);
   }
-  WeightGradientArguments p{};
+  require(fits(filter), "no kernel for a filter of this extent");
+  LargeWeightGradientArguments p{};
   p.shape = shape;
-  p.filter_size = filter_size;
+  p.filter = filter;
   return sum_weight_gradient(p, planar(input), planar(grad), size, with_bias, rounded);
 }
 
-// ---- filters of up to 31 x 31 --------------------------------------------------------------------
+// ---- convolutions of any filter ------------------------------------------------------------------
 
+// Filters of up to 31 x 31 that have no kernel of their own.
 Tensor forward_large(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
-                     int row_dilation, int column_dilation, bool flipped) {
+                     const LargeFilter& filter, bool flipped) {
   LargeForwardArguments p{};
   p.shape = shape_of(input);
   const Tensor filters = filters_of(weight, input);
-  p.filter = {int(filters.sizes[2]), int(filters.sizes[3]), row_dilation, column_dilation};
+  p.filter = filter;
   p.flipped = flipped;
   const MaybeTensor precise = of_channels(bias, input);
   const Tensor output = empty_like_input(input);
@@ -402,15 +405,54 @@ Tensor forward_large(const Tensor& input, const Tensor& weight, const MaybeTenso
   return output;
 }
 
-WeightAndBias weight_gradient_large(const Tensor& input, const Tensor& grad, int height, int width,
-                                    int row_dilation, int column_dilation, bool with_bias,
-                                    bool rounded) {
-  LargeWeightGradientArguments p{};
-  p.shape = shape_of(input);
-  require_same_shape(grad, input);
-  p.filter = {height, width, row_dilation, column_dilation};
-  require(fits(p.filter), "no kernel for a filter of this extent");
-  return sum_weight_gradient(p, planar(input), planar(grad), {height, width}, with_bias, rounded);
+Tensor forward_any(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                   const LargeFilter& filter, bool flipped) {
+  return own_size(filter) ? convolve<ForwardArgumentsOf>(input, weight, bias, flipped, [](auto&) {})
+                          : forward_large(input, weight, bias, filter, flipped);
+}
+
+// Tells whether filters had better be embedded in square ones of an own kernel: in channels_last, where
+// that kernel needs no copies. The functions below then give nothing.
+bool is_embedded(const LargeFilter& filter, const Tensor& image) {
+  if (own_size(filter) || !fits(filter) || !is_channels_last(image)) return false;
+  const int size = odd_size(std::max(filter.rows(), filter.columns()));
+  return own_size({size, size, 1, 1}) != 0;
+}
+
+MaybeTensor forward_of(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                       int row_dilation, int column_dilation, bool flipped) {
+  shape_of(input);
+  const LargeFilter filter = filter_of(weight, row_dilation, column_dilation);
+  if (is_embedded(filter, input)) return {};
+  return forward_any(input, weight, bias, filter, flipped);
+}
+
+std::optional<WeightAndBias> exact_weight_gradient(const Tensor& input, const Tensor& grad,
+                                                   int height, int width, int row_dilation,
+                                                   int column_dilation, bool with_bias) {
+  shape_of(input);
+  const LargeFilter filter{height, width, row_dilation, column_dilation};
+  if (is_embedded(filter, input)) return {};
+  return weight_gradient_of(input, grad, filter, with_bias, false);
+}
+
+// The gradients of input, weight and bias; empty where they are not wanted.
+using Gradients = std::tuple<MaybeTensor, MaybeTensor, MaybeTensor>;
+
+// There are none of weight and bias without `input`.
+std::optional<Gradients> gradients_of(const Tensor& output_gradient, const MaybeTensor& input,
+                                      const Tensor& weight, int row_dilation, int column_dilation,
+                                      bool needs_input, bool with_bias) {
+  shape_of(output_gradient);
+  if (input) require_same_shape(*input, output_gradient);
+  const LargeFilter filter = filter_of(weight, row_dilation, column_dilation);
+  if (is_embedded(filter, input ? *input : output_gradient)) return {};
+  const Tensor grad = input ? arranged(output_gradient, is_channels_last(*input)) : output_gradient;
+  MaybeTensor grad_input, grad_weight, grad_bias;
+  if (needs_input) grad_input = forward_any(grad, weight, {}, filter, true);
+  if (input)
+    std::tie(grad_weight, grad_bias) = weight_gradient_of(*input, grad, filter, with_bias, true);
+  return Gradients{grad_input, grad_weight, grad_bias};
 }
 
 // ---- elementwise passes and statistics -----------------------------------------------------------
@@ -591,7 +633,7 @@ std::tuple<Tensor, Tensor> forward_moments(const Tensor& input, const Tensor& we
     return {value, moments(value, {}, activation)};
   }
   const Tensor filters = filters_of(weight, input);
-  require(own_size(filters, 1, 1) != 0, "no kernel for this filter");
+  require(own_size(filter_of(filters, 1, 1)) != 0, "no kernel for this filter");
   const MaybeTensor precise = of_channels(bias, input);
   const Tensor value = empty_like_input(input);
   const Target target = target_of(input);
@@ -604,9 +646,6 @@ std::tuple<Tensor, Tensor> forward_moments(const Tensor& input, const Tensor& we
   run(target, [&] { forward(target, p, to); });
   return {value, merged};
 }
-
-// The gradients of input, weight and bias; empty where they are not wanted.
-using Gradients = std::tuple<MaybeTensor, MaybeTensor, MaybeTensor>;
 
 // The operands of the backward pass of a convolution that activation and normalisation follow.
 struct FusedBackward {
@@ -621,7 +660,7 @@ Gradients whole_backward(const FusedBackward& call) {
   const Tensor filters = filters_of(call.weight, value);
   BackwardArguments p{};
   p.shape = shape_of(value);
-  p.filter_size = own_size(filters, 1, 1);
+  p.filter_size = own_size(filter_of(filters, 1, 1));
   p.activation = call.activation;
   p.residual = call.residual;
   const int size = p.filter_size, channels = p.shape.channels;
@@ -648,8 +687,8 @@ Gradients whole_backward(const FusedBackward& call) {
   const FilterGradient to = write_filters(grad_weight, grad_bias, workspace, rounded);
   run(target, [&] { backward(target, p, to); });
   if (grad_value)
-    grad_weight =
-        std::get<0>(weight_gradient_of(*call.input, *grad_value, size, false, call.rounded));
+    grad_weight = std::get<0>(
+        weight_gradient_of(*call.input, *grad_value, {size, size, 1, 1}, false, call.rounded));
   return {grad_input, grad_weight, grad_bias};
 }
 
@@ -679,7 +718,8 @@ Gradients fused_backward(const MaybeTensor& input, const MaybeTensor& weight, co
   if (weight && !residual)
     grad_input = convolve<ForwardArgumentsOf>(grad_value, *weight, {}, true, [](auto&) {});
   if (source)
-    grad_weight = std::get<0>(weight_gradient_of(*source, grad_value, filter_size, false, rounded));
+    grad_weight = std::get<0>(
+        weight_gradient_of(*source, grad_value, {filter_size, filter_size, 1, 1}, false, rounded));
   return {grad_input, grad_weight, grad_bias};
 }
 
@@ -714,9 +754,8 @@ PYBIND11_MODULE(_cuda, extension) {
   extension.def("use_attributes", &pytorch::use_attributes);
 
   extension.def("forward", &forward_of);
-  extension.def("weight_gradient", &weight_gradient_of);
-  extension.def("forward_large", &forward_large);
-  extension.def("weight_gradient_large", &weight_gradient_large);
+  extension.def("weight_gradient", &exact_weight_gradient);
+  extension.def("gradients", &gradients_of);
   extension.def("forward_normalised", &forward_normalised);
   extension.def("forward_moments", &forward_moments);
   extension.def("fused_backward", &fused_backward);

@@ -125,15 +125,28 @@ class KernelBackend(Backend, Protocol):
         ...
 
     def weight_gradient(
-        self,
-        input: Tensor,
-        grad_output: Tensor,
-        filter: Filter,
-        with_bias: bool,
-        may_round: bool = False,
+        self, input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the float32 gradients of the weight and, if asked, of the bias of `forward`.
+        """Return the float32 gradients of the weight and, if asked, of the bias of `forward`."""
+        ...
 
-        That of the weight may be in the dtype of `input` if `may_round`.
+    def gradients(
+        self,
+        grad_output: Tensor,
+        input: Tensor | None,
+        weight: Tensor,
+        dilation: tuple[int, int],
+        needs_input: bool,
+        with_bias: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of input, weight and bias of `forward`.
+
+        Args:
+            grad_output: of any strides, copied to the layout of `input` if it has another.
+            input: None if no gradients of weight and bias are wanted.
+            needs_input: whether the gradient of the input is.
+
+        Returns:
+            That of the weight in its dtype or float32, that of the bias in float32.
         """
         ...

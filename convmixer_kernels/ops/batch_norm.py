@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Gradients = tuple[Tensor | None, ...]
+_CONVOLVED = "depthwise_conv2d_gelu_batch_norm"
+_ALONE = "gelu_batch_norm"
 
 
 class _Call(NamedTuple):
@@ -89,7 +91,7 @@ def _keep(
     """
     ctx.call, ctx.is_direct = call, is_direct
     ctx.save_for_backward(*operands, *results[1:])
-    ctx.beta_layout = None if beta is None else layout.GradientLayout.of(beta)
+    ctx.beta_strides = None if beta is None else beta.stride()
     if is_direct:
         return results[0]
     ctx.mark_non_differentiable(*results[1:])
@@ -105,28 +107,22 @@ def _backward(
 ) -> Gradients:
     """Compute the gradients by kernels, or by PyTorch if they have to be differentiable as well."""
     saved = ctx.saved_tensors
-    if not direct.beyond_backward():
-        return by_kernels(ctx, *saved, grad)
+    is_direct = ctx.is_direct and direct.takes_gradient(grad)
+    if is_direct or not direct.beyond_backward():
+        return by_kernels(ctx, is_direct, *saved, grad)
     call: _Call = ctx.call
     if call.automatic and call.process_group is None:
         return by_pytorch(ctx, *saved, grad)
     if direct.in_transform() or direct.in_forward_mode():
         raise call.refusal()
     with torch.no_grad():
-        grads = by_kernels(ctx, *saved, grad)
+        grads = by_kernels(ctx, False, *saved, grad)
     return call.once(grads, (grad, *saved))
-
-
-def _is_direct(ctx: Any, grad: Tensor) -> bool:
-    """Tell whether kernels take `grad`; saved tensors are as plain as in the forward pass."""
-    return ctx.is_direct and direct.takes((grad,))
 
 
 def _of_parameter(parameter: Tensor | None, grad: Tensor | None) -> Tensor:
     assert parameter is not None and grad is not None
-    if grad.dtype is parameter.dtype and grad.stride() == parameter.stride():
-        return grad
-    return layout.GradientLayout.of(parameter).arrange(grad)
+    return layout.parameter_gradient(grad, parameter.stride())
 
 
 # ---- after a depthwise convolution ---------------------------------------------------------------
@@ -138,7 +134,7 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> Gradients:
         grads = _backward(ctx, grad, _convolved_gradients, _convolved_gradients_of_pytorch)
-        return None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads))
+        return None, None, *grads, None, None  # running statistics have none
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
@@ -147,34 +143,38 @@ class _Convolved(torch.autograd.Function):
 
 class _ConvolvedTraining(_Convolved):
     @staticmethod
-    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        results = depthwise_conv2d_batch_norm_training.results(is_direct, *arguments)
-        process_group, residual, *rest = arguments[8:]
-        settings = (residual, process_group, True, *rest)
-        return _keep_convolved(ctx, is_direct, arguments, results, settings)
+    def forward(
+        ctx: Any, is_direct: bool, settings: tuple[Any, ...], *tensors: Tensor | None
+    ) -> Any:
+        operator = depthwise_conv2d_batch_norm_training
+        results = operator.results(is_direct, *tensors, *settings)
+        _, process_group, residual, *rest = settings
+        call = _Call(_CONVOLVED, residual, process_group, True, *rest)
+        return _keep_convolved(ctx, is_direct, call, tensors, results)
 
 
 class _ConvolvedFrozen(_Convolved):
     @staticmethod
-    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        residual, *rest = arguments[8:]
+    def forward(
+        ctx: Any, is_direct: bool, settings: tuple[Any, ...], *tensors: Tensor | None
+    ) -> Any:
+        _, residual, *rest = settings
         results = depthwise_conv2d_batch_norm_frozen.results(
-            is_direct, *arguments[:7], True, residual, *rest
+            is_direct, *tensors, True, residual, *rest
         )
-        settings = (residual, None, False, *rest)
-        return _keep_convolved(ctx, is_direct, arguments, results, settings)
+        call = _Call(_CONVOLVED, residual, None, False, *rest)
+        return _keep_convolved(ctx, is_direct, call, tensors, results)
 
 
 def _keep_convolved(
     ctx: Any,
     is_direct: bool,
-    arguments: Sequence[Any],
+    call: _Call,
+    tensors: Sequence[Any],
     results: tuple[Tensor, ...],
-    settings: tuple[Any, ...],
 ) -> Any:
-    call = _Call("depthwise_conv2d_gelu_batch_norm", *settings)
-    input, weight, bias, gamma, beta = arguments[:5]
-    _, needs_input, needs_weight, *_ = ctx.needs_input_grad
+    input, weight, bias, gamma, beta, *_ = tensors
+    _, _, needs_input, needs_weight, *_ = ctx.needs_input_grad
     # Kernels read the input for the weight gradient alone. The input gradient depends on it through
     # the convolution, of which a second derivative has to know.
     if not needs_input and not needs_weight and not call.automatic:
@@ -184,6 +184,7 @@ def _keep_convolved(
 
 def _convolved_gradients(
     ctx: Any,
+    is_direct: bool,
     input: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -193,10 +194,10 @@ def _convolved_gradients(
     grad: Tensor,
 ) -> Gradients:
     call: _Call = ctx.call
-    needed = ctx.needs_input_grad[1:6]
+    needed = ctx.needs_input_grad[2:7]
     operands = (grad, input, weight, value, normalisation)
     settings = (call.of_batch, call.process_group, call.residual, call.activation, call.impl)
-    if _is_direct(ctx, grad):
+    if is_direct:
         results = _convolved_backward(*operands, needed, *settings, may_round=True)
     else:
         results = depthwise_conv2d_batch_norm_backward.run(*operands, needed, *settings)
@@ -206,7 +207,7 @@ def _convolved_gradients(
         _of_parameter(weight, grad_weight) if needed[1] else None,
         _of_parameter(bias, grad_bias) if needed[2] else None,
         _of_parameter(gamma, grad_gamma) if needed[3] else None,
-        ctx.beta_layout.arrange(grad_beta) if needed[4] else None,
+        layout.parameter_gradient(grad_beta, ctx.beta_strides) if needed[4] else None,
     )
 
 
@@ -235,12 +236,12 @@ def _convolved_gradients_of_pytorch(
         return call.in_pytorch(before, added, (gamma, beta), normalisation)
 
     operands = (input, weight, bias, gamma, _any_beta(ctx, normalisation))
-    return derivatives.of_pytorch(function, operands, ctx.needs_input_grad[1:6], grad)
+    return derivatives.of_pytorch(function, operands, ctx.needs_input_grad[2:7], grad)
 
 
 def _any_beta(ctx: Any, normalisation: Tensor) -> Tensor | None:
     """Make a beta of any value, on which no gradient depends."""
-    if ctx.beta_layout is None:
+    if ctx.beta_strides is None:
         return None
     return torch.zeros_like(row(normalisation, Normalisation, "shift"))
 
@@ -430,7 +431,7 @@ class _Alone(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> Gradients:
         grads = _backward(ctx, grad, _alone_gradients, _alone_gradients_of_pytorch)
-        return None, *grads, *[None] * (len(ctx.needs_input_grad) - 1 - len(grads))
+        return None, None, *grads, None, None  # running statistics have none
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
@@ -439,34 +440,39 @@ class _Alone(torch.autograd.Function):
 
 class _AloneTraining(_Alone):
     @staticmethod
-    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        results = activated_batch_norm_training.results(is_direct, *arguments)
-        settings = (False, arguments[8], True, *arguments[9:])
-        return _keep_alone(ctx, is_direct, arguments, results, settings)
+    def forward(
+        ctx: Any, is_direct: bool, settings: tuple[Any, ...], *tensors: Tensor | None
+    ) -> Any:
+        results = activated_batch_norm_training.results(is_direct, *tensors, *settings)
+        _, process_group, *rest = settings
+        call = _Call(_ALONE, False, process_group, True, *rest)
+        return _keep_alone(ctx, is_direct, call, tensors, results)
 
 
 class _AloneFrozen(_Alone):
     @staticmethod
-    def forward(ctx: Any, is_direct: bool, *arguments: Any) -> Any:
-        results = activated_batch_norm_frozen.results(is_direct, *arguments)
-        settings = (False, None, False, *arguments[7:])
-        return _keep_alone(ctx, is_direct, arguments, results, settings)
+    def forward(
+        ctx: Any, is_direct: bool, settings: tuple[Any, ...], *tensors: Tensor | None
+    ) -> Any:
+        results = activated_batch_norm_frozen.results(is_direct, *tensors, *settings)
+        call = _Call(_ALONE, False, None, False, *settings)
+        return _keep_alone(ctx, is_direct, call, tensors, results)
 
 
 def _keep_alone(
     ctx: Any,
     is_direct: bool,
-    arguments: Sequence[Any],
+    call: _Call,
+    tensors: Sequence[Any],
     results: tuple[Tensor, ...],
-    settings: tuple[Any, ...],
 ) -> Any:
-    value, bias, _, gamma, beta = arguments[:5]
-    call = _Call("gelu_batch_norm", *settings)
+    value, bias, _, gamma, beta, *_ = tensors
     return _keep(ctx, is_direct, call, (value, bias, gamma), beta, results)
 
 
 def _alone_gradients(
     ctx: Any,
+    is_direct: bool,
     value: Tensor,
     bias: Tensor | None,
     gamma: Tensor | None,
@@ -474,29 +480,23 @@ def _alone_gradients(
     grad: Tensor,
 ) -> Gradients:
     call: _Call = ctx.call
-    needs_value, needs_bias, needs_residual, needs_gamma, needs_beta = ctx.needs_input_grad[1:6]
+    needs_value, needs_bias, needs_residual, needs_gamma, needs_beta = ctx.needs_input_grad[2:7]
     needed = (needs_value, needs_bias, needs_gamma, needs_beta)
-    grad_value = grad_bias = grad_gamma = grad_beta = None
-    if any(needed):
-        operator = activated_batch_norm_backward
-        run = operator.kernel if _is_direct(ctx, grad) else operator.run
-        grad_value, grad_bias, grad_gamma, grad_beta = run(
-            grad,
-            value,
-            bias,
-            normalisation,
-            needed,
-            call.of_batch,
-            call.process_group,
-            call.activation,
-            call.impl,
-        )
+    residual_grad = grad if needs_residual else None
+    if not any(needed):
+        return None, None, residual_grad, None, None
+    operator = activated_batch_norm_backward
+    run = operator.kernel if is_direct else operator.run
+    settings = (call.of_batch, call.process_group, call.activation, call.impl)
+    grad_value, grad_bias, grad_gamma, grad_beta = run(
+        grad, value, bias, normalisation, needed, *settings
+    )
     return (
         grad_value if needs_value else None,
         _of_parameter(bias, grad_bias) if needs_bias else None,
-        grad if needs_residual else None,
+        residual_grad,
         _of_parameter(gamma, grad_gamma) if needs_gamma else None,
-        ctx.beta_layout.arrange(grad_beta) if needs_beta else None,
+        layout.parameter_gradient(grad_beta, ctx.beta_strides) if needs_beta else None,
     )
 
 
@@ -509,7 +509,7 @@ def _alone_gradients_of_pytorch(
     grad: Tensor,
 ) -> Gradients:
     call: _Call = ctx.call
-    needed = list(ctx.needs_input_grad[1:6])
+    needed = list(ctx.needs_input_grad[2:7])
     needs_residual = needed.pop(2)
 
     def function(

@@ -19,6 +19,8 @@ from convmixer_kernels.ops.declaration import (
     operator,
 )
 
+Gradients = tuple[Tensor | None, ...]
+
 
 class _DepthwiseConv2d(torch.autograd.Function):
     """`depthwise_conv2d` with gradients of what requires them."""
@@ -27,99 +29,124 @@ class _DepthwiseConv2d(torch.autograd.Function):
     def forward(
         ctx: Any,
         is_direct: bool,
+        settings: tuple[str, bool, tuple[int, int]],
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        impl: str,
-        automatic: bool = False,
-        dilation: Sequence[int] = (1, 1),
     ) -> Tensor:
-        _, needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        *_, needs_weight, needs_bias = ctx.needs_input_grad
         # The bias gradient rides along with the weight gradient, so it needs the input only there.
-        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-        ctx.is_direct, ctx.impl, ctx.automatic = is_direct, impl, automatic
-        ctx.filter = Filter.of(weight, dilation)
-        ctx.channels_last = layout.is_channels_last(input)
-        ctx.weight_layout = layout.GradientLayout.of(weight) if needs_weight else None
-        ctx.bias_layout = None
-        if bias is not None and needs_bias:
-            ctx.bias_layout = layout.GradientLayout.of(bias)
-        output: Tensor = depthwise_conv2d.results(
-            is_direct, input, weight, bias, impl, automatic, dilation
-        )
+        ctx.save_for_backward(input if needs_weight else None, weight)
+        ctx.is_direct, ctx.settings = is_direct, settings
+        # The gradient of the input has its layout, also where the input is not kept.
+        ctx.channels_last = None if needs_weight else layout.is_channels_last(input)
+        ctx.bias_strides = bias.stride() if bias is not None and needs_bias else None
+        if is_direct:
+            impl, _, dilation = settings
+            return dispatch.backend(impl).forward(input, weight, bias, dilation)
+        output: Tensor = depthwise_conv2d.run(input, weight, bias, *settings)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         input, weight = ctx.saved_tensors
-        if not direct.beyond_backward():
-            return (None, *_gradients(ctx, input, weight, grad_output), None, None, None)
-        if ctx.automatic:
-            grads = _gradients_of_pytorch(ctx, input, weight, grad_output)
-            return (None, *grads, None, None, None)
-        call = f"depthwise_conv2d(impl={ctx.impl!r})"
-        if direct.in_transform() or direct.in_forward_mode():
-            raise derivatives.refusal(call)
-        with torch.no_grad():
-            grads = _gradients(ctx, input, weight, grad_output)
-        sources = (grad_output, input, weight)
-        grads = derivatives.once(call, "impl='torch'", grads, sources)
-        return (None, *grads, None, None, None)
+        if ctx.is_direct and direct.takes_gradient(grad_output):
+            grads = _gradients(ctx, True, input, weight, grad_output)
+        elif direct.beyond_backward():
+            grads = _differentiable_gradients(ctx, input, weight, grad_output)
+        else:
+            grads = _gradients(ctx, False, input, weight, grad_output)
+        return (None, None, *grads)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
-        raise derivatives.refusal(f"depthwise_conv2d(impl={ctx.impl!r})")
+        raise derivatives.refusal(_call_of(ctx))
+
+
+def _call_of(ctx: Any) -> str:
+    """Return the call as its user wrote it."""
+    impl, *_ = ctx.settings
+    return f"depthwise_conv2d(impl={impl!r})"
 
 
 def _gradients(
-    ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
-) -> tuple[Tensor | None, ...]:
-    impl, filter, with_bias = ctx.impl, ctx.filter, ctx.bias_layout is not None
-    grad_input = sums = bias_sums = grad_weight = grad_bias = None
-    # Saved tensors are as plain as they were in the forward pass.
-    if ctx.is_direct and direct.takes((grad_output,)):
-        backend = dispatch.kernel_backend(impl)
-        grad_output = backend.arranged(grad_output, ctx.channels_last)
-        if weight is not None:
-            grad_input = backend.input_gradient(grad_output, weight, filter.dilation)
-        if input is not None:
-            may_round = ctx.weight_layout.dtype is input.dtype
-            sums, bias_sums = backend.weight_gradient(
-                input, grad_output, filter, with_bias, may_round
-            )
-    else:  # A tracer of operators has to see the copy.
-        grad_output = layout.arranged(grad_output, ctx.channels_last)
-        if weight is not None:
-            grad_input = depthwise_conv2d_input_gradient(grad_output, weight, impl, filter.dilation)
-        if input is not None:
-            sums, bias_sums = depthwise_conv2d_weight_gradient(
-                input, grad_output, filter.shape, with_bias, impl, filter.dilation
-            )
-    if sums is not None:
-        grad_weight = ctx.weight_layout.arrange(sums)
-    elif with_bias:
-        bias_sums = grad_output.sum((0, 2, 3), dtype=torch.float32)
+    ctx: Any, is_direct: bool, input: Tensor | None, weight: Tensor, grad_output: Tensor
+) -> Gradients:
+    impl, _, dilation = ctx.settings
+    _, _, needs_input, *_ = ctx.needs_input_grad
+    with_bias = ctx.bias_strides is not None
+    steps = dispatch.kernel_backend(impl) if is_direct else _Operators(impl)
+    if needs_input and input is None:
+        grad_output = steps.arranged(grad_output, ctx.channels_last)
+    grad_input, grad_weight, grad_bias = steps.gradients(
+        grad_output, input, weight, dilation, needs_input, with_bias
+    )
+    if grad_weight is not None:
+        grad_weight = layout.parameter_gradient(grad_weight, weight.stride())
     if with_bias:
-        grad_bias = ctx.bias_layout.arrange(bias_sums)
+        if grad_bias is None:
+            grad_bias = grad_output.sum((0, 2, 3), dtype=torch.float32)
+        grad_bias = layout.parameter_gradient(grad_bias, ctx.bias_strides)
     return grad_input, grad_weight, grad_bias
 
 
+class _Operators:
+    """The steps of a `KernelBackend` as operators, which tracers and modes see."""
+
+    arranged = staticmethod(layout.arranged)
+
+    def __init__(self, impl: str) -> None:
+        self._impl = impl
+
+    def gradients(
+        self,
+        grad_output: Tensor,
+        input: Tensor | None,
+        weight: Tensor,
+        dilation: Sequence[int],
+        needs_input: bool,
+        with_bias: bool,
+    ) -> Gradients:
+        if input is not None:
+            grad_output = layout.arranged(grad_output, layout.is_channels_last(input))
+        grad_input = sums = bias_sums = None
+        if needs_input:
+            operands = (grad_output, weight, self._impl, dilation)
+            grad_input = depthwise_conv2d_input_gradient(*operands)
+        if input is not None:
+            sums, bias_sums = depthwise_conv2d_weight_gradient(
+                input, grad_output, weight.shape[2:], with_bias, self._impl, dilation
+            )
+        return grad_input, sums, bias_sums if with_bias else None
+
+
+def _differentiable_gradients(
+    ctx: Any, input: Tensor | None, weight: Tensor, grad_output: Tensor
+) -> Gradients:
+    """Return gradients that are differentiated or transformed themselves, as far as that goes."""
+    _, automatic, _ = ctx.settings
+    if automatic:
+        return _gradients_of_pytorch(ctx, input, weight, grad_output)
+    call = _call_of(ctx)
+    if direct.in_transform() or direct.in_forward_mode():
+        raise derivatives.refusal(call)
+    with torch.no_grad():
+        grads = _gradients(ctx, False, input, weight, grad_output)
+    return derivatives.once(call, "impl='torch'", grads, (grad_output, input, weight))
+
+
 def _gradients_of_pytorch(
-    ctx: Any, input: Tensor | None, weight: Tensor | None, grad_output: Tensor
-) -> tuple[Tensor | None, ...]:
-    channels, filter = grad_output.shape[1], ctx.filter
+    ctx: Any, input: Tensor | None, weight: Tensor, grad_output: Tensor
+) -> Gradients:
+    *_, dilation = ctx.settings
     # No gradient that is wanted depends on an operand that was not kept.
     zero = grad_output.detach().new_zeros(())
     if input is None:
         input = zero.expand(grad_output.shape)
-    if weight is None:
-        weight = zero.expand(channels, 1, *filter.shape)
-    bias = None
-    if ctx.bias_layout is not None:
-        bias = zero.to(ctx.bias_layout.dtype).expand(channels)
-    function = functools.partial(reference.forward, dilation=filter.dilation)
+    bias = None if ctx.bias_strides is None else zero.expand(grad_output.shape[1])
+    function = functools.partial(reference.forward, dilation=_pair(dilation))
     return derivatives.of_pytorch(
-        function, (input, weight, bias), ctx.needs_input_grad[1:4], grad_output
+        function, (input, weight, bias), ctx.needs_input_grad[2:], grad_output
     )
 
 

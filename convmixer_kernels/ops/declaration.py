@@ -49,6 +49,7 @@ class DifferentiableOperator(Operator):
         self.gradient = gradient
         # `Function.apply` without its questions about torch.func, which `direct.takes` answers.
         self._apply = super(torch.autograd.Function, gradient).apply  # type: ignore[misc]
+        self._defaults = tuple(each.default_value for each in overload._schema.arguments)
 
     def __call__(self, *arguments: Any) -> Any:
         # A tracer has to see the operator rather than what its gradient runs.
@@ -59,20 +60,22 @@ class DifferentiableOperator(Operator):
 
     def differentiable(self, *arguments: Any) -> Any:
         """Return the results with gradients; a graph that was saved calls the operator here."""
-        if direct.records(arguments):
-            return self.gradient.apply(False, *arguments)
-        return self.run(*arguments)
+        if not direct.records(arguments):
+            return self.run(*arguments)
+        # The dispatcher leaves out last arguments that are the defaults.
+        settings = arguments[self._tensors :] + self._defaults[len(arguments) :]
+        return self.gradient.apply(False, settings, *arguments[: self._tensors])
 
-    def directly(self, *arguments: Any) -> Any:
+    def directly(self, tensors: tuple[Tensor | None, ...], settings: tuple[Any, ...]) -> Any:
         """Return the first result, with its gradient if that is wanted; `direct.takes` holds."""
-        if direct.records(arguments):
-            return self.recorded(*arguments)
-        results = self.kernel(*arguments)
+        if direct.records(tensors):
+            return self.recorded(tensors, settings)
+        results = self.kernel(*tensors, *settings)
         return results[0] if isinstance(results, tuple) else results
 
-    def recorded(self, *arguments: Any) -> Any:
+    def recorded(self, tensors: tuple[Tensor | None, ...], settings: tuple[Any, ...]) -> Any:
         """Return the first result with its gradient; `direct.takes` and `direct.records` hold."""
-        return self._apply(True, *arguments)
+        return self._apply(True, settings, *tensors)
 
     def results(self, is_direct: bool, *arguments: Any) -> Any:
         """Return the results without a gradient, in the forward pass of one."""
@@ -104,9 +107,9 @@ def differentiable_operator(
 
     Args:
         schema, kernel, fake: as in `operator`; no gradient is recorded in `kernel`.
-        gradient: its forward pass takes a flag before the arguments, which says that `direct.takes`
-            holds; then it returns the first of `DifferentiableOperator.results` alone. It keeps
-            what its backward pass reads.
+        gradient: its forward pass takes a flag, which says that `direct.takes` holds, a tuple of
+            the arguments that are no tensors, and the tensors. It keeps what its backward pass
+            reads, and returns `DifferentiableOperator.results`, with the flag the first alone.
     """
     declared = DifferentiableOperator(_declare(schema, kernel, fake), kernel, gradient)
     _library.impl(schema.partition("(")[0], declared.differentiable, "Autograd")

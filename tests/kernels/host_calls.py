@@ -68,12 +68,15 @@ def call_as_the_package_does(shape: tuple[int, ...], dtype: torch.dtype, format:
     cuda.arranged(input, format == torch.contiguous_format)
     cuda.input_gradient(grad, weight)
     for with_bias in (False, True):
-        cuda.weight_gradient(input, grad, Filter(size, size), with_bias, with_bias)
+        cuda.weight_gradient(input, grad, Filter(size, size), with_bias)
     other = Filter(17, 3, 1, 2)
     filters = torch.randn(channels, 1, *other.shape).to(dtype)
     cuda.forward(input, filters, bias, other.dilation)
     cuda.input_gradient(grad, filters, other.dilation)
     cuda.weight_gradient(input, grad, other, True)
+    for each, dilation in ((weight, (1, 1)), (filters, other.dilation)):
+        cuda.gradients(grad, input, each, dilation, True, True)
+        cuda.gradients(grad, None, each, dilation, True, False)
     value, moments = cuda.forward_moments(input, weight, bias, "gelu")
     cuda.moments(PreActivation(output, bias, "relu"))
     mean, variance = torch.zeros(channels), torch.ones(channels)

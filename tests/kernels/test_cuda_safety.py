@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmixer_kernels import build_information, devices, dispatch
+from convmixer_kernels import build_information, devices, dispatch, emulated_gpu
 from convmixer_kernels.backends import cuda
 from convmixer_kernels.backends.cuda import device as cuda_device
 from convmixer_kernels.filters import Filter
@@ -42,17 +42,19 @@ def arranged_case(
 
 
 def all_passes(input: Tensor, weight: Tensor, bias: Tensor, grad_output: Tensor) -> list[Tensor]:
-    """Output, input gradient, weight gradient, bias gradient."""
+    """Output, input gradient, weight gradient, bias gradient; these gradients in one call."""
     output = cuda.forward(input, weight, bias)
     grad_input = cuda.input_gradient(grad_output, weight)
     grad_weight, grad_bias = cuda.weight_gradient(input, grad_output, Filter.of(weight), True)
     assert grad_bias is not None
-    return [output, grad_input, grad_weight, grad_bias]
+    at_once = cuda.gradients(grad_output, input, weight, (1, 1), True, True)
+    results = [output, grad_input, grad_weight, grad_bias, *at_once]
+    return [each for each in results if each is not None]
 
 
 def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
     for name, one, other in zip(
-        ("output", "input gradient", "weight gradient", "bias gradient"),
+        ("output", *("input gradient", "weight gradient", "bias gradient") * 2),
         actual,
         expected,
         strict=True,
@@ -122,6 +124,17 @@ def test_tensors_are_read_without_dlpack(layout: str) -> None:
             extension.moments(torch.zeros(1, 1, 1, 1, 1, dtype=FP16, device=DEVICE), None, "gelu")
     finally:
         extension.use_attributes(False)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="kernels are skipped on the emulated GPU alone")
+def test_memory_is_filled_where_pytorch_fills_it() -> None:
+    case = arranged_case("contiguous", (2, 3, 9, 13, 7))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with emulated_gpu.kernels_skipped():
+            assert all(each.isnan().all() for each in all_passes(*case))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convmixer_kernels import DepthwiseConv2d, depthwise_conv2d, explain
+from convmixer_kernels.backends.cuda import device as cuda_device
 from convmixer_kernels.filters import Filter
 from tests.helpers import strided
 from tests.helpers.depthwise_cases import BF16, DEVICE, FP16, KERNELS, check, dtypes_of, run
@@ -232,6 +233,26 @@ def test_embedded_filters_compute_the_same(filter: Filter) -> None:
     actual = depthwise_conv2d(input, embedded, bias, impl="torch")
     assert (actual - expected).abs().max() <= 1e-12
     assert torch.equal(filter.pick(embedded), weight)
+
+
+@pytest.mark.parametrize("filter", [case.filter for case in OTHERS] + [Filter(9, 9)], ids=str)
+def test_filters_are_embedded_in_channels_last_alone(filter: Filter) -> None:
+    """There a square kernel reads images as they are, and that of any filter copies them."""
+    input, weight, bias, grad_output = tensors(Case((2, 8, 9, 12), filter), FP16)
+    extension = cuda_device.extension_for(input)
+    sizes = cuda_device.KERNEL_SIZES
+    for arrange, embedded in (
+        (torch.Tensor.contiguous, False),
+        (strided.channels_last, filter.size not in sizes and filter.embedding_size in sizes),
+    ):
+        x, grad = arrange(input), arrange(grad_output)
+        answers = (
+            extension.forward(x, weight, bias, *filter.dilation, False),
+            extension.weight_gradient(x, grad, *filter, True),
+            extension.gradients(grad, x, weight, *filter.dilation, True, True),
+            extension.gradients(grad, None, weight, *filter.dilation, True, False),
+        )
+        assert [answer is None for answer in answers] == [embedded] * 4
 
 
 @pytest.mark.parametrize(

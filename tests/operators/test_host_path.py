@@ -163,6 +163,16 @@ def test_tensors_that_the_dispatcher_treats_in_its_own_way() -> None:
         assert tensor is None or not direct.takes((), (tensor,))
 
 
+def test_a_backward_pass_calls_kernels_where_a_forward_pass_does() -> None:
+    gradient = torch.zeros(2)
+    assert not direct.takes_gradient(gradient)  # of a backward pass that is differentiated
+    with torch.no_grad():
+        assert direct.takes_gradient(gradient)
+        assert not direct.takes_gradient(torch._neg_view(gradient))
+        with Quiet():
+            assert not direct.takes_gradient(gradient)
+
+
 @pytest.fixture
 def no_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing runs that goes through an operator or records a gradient."""

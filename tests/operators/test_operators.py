@@ -442,10 +442,17 @@ def test_only_the_gradients_asked_for(impl: str, needed: set[str], calls: list[s
 
 @pytest.mark.parametrize("impl", KERNELS)
 def test_what_is_not_needed_is_not_kept(impl: str) -> None:
+    """The weight is kept for every gradient, as `F.conv2d` keeps it; the input is not."""
     input, weight, bias = tensors()
-    output = depthwise_conv2d(input, weight.requires_grad_(), bias, impl=impl)
-    kept = [tensor for tensor in output.grad_fn.saved_tensors if tensor is not None]  # type: ignore[union-attr]
-    assert [tensor.data_ptr() for tensor in kept] == [input.data_ptr()]
+    frozen, leaf = weight, weight.clone().requires_grad_()
+    for operands, expected in (
+        ((input, leaf, bias), [input, leaf]),
+        ((input.clone().requires_grad_(), frozen, bias), [frozen]),
+        ((input, frozen, bias.clone().requires_grad_()), [frozen]),
+    ):
+        output = depthwise_conv2d(*operands, impl=impl)
+        kept = [tensor for tensor in output.grad_fn.saved_tensors if tensor is not None]  # type: ignore[union-attr]
+        assert [each.data_ptr() for each in kept] == [each.data_ptr() for each in expected]
     assert not depthwise_conv2d(input, weight.detach(), bias, impl=impl).requires_grad
 
 
@@ -513,6 +520,18 @@ def test_operators_pass_opcheck(impl: str) -> None:
         (ops.depthwise_conv2d_weight_gradient, (input, input, 3, False, impl)),
     ):
         torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_an_operator_that_is_called_without_its_last_arguments_has_gradients(impl: str) -> None:
+    """A graph that was saved calls it, and the dispatcher leaves out what are the defaults."""
+    input, weight, bias = tensors()
+    grads = []
+    for settings in ((impl,), (impl, False, [1, 1])):
+        leaves = [tensor.clone().requires_grad_() for tensor in (input, weight, bias)]
+        output = torch.ops.convmixer_kernels.depthwise_conv2d(*leaves, *settings)
+        grads.append(torch.autograd.grad(output, leaves, torch.ones_like(output)))
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize("impl", KERNELS)

@@ -20,7 +20,12 @@ from convmixer_kernels.backends.cuda.batch_norm import (
     running_normalisation,
     value_gradient,
 )
-from convmixer_kernels.backends.cuda.convolution import forward, input_gradient, weight_gradient
+from convmixer_kernels.backends.cuda.convolution import (
+    forward,
+    gradients,
+    input_gradient,
+    weight_gradient,
+)
 from convmixer_kernels.backends.cuda.device import (
     unavailable,
     unsupported,
@@ -37,6 +42,7 @@ __all__ = [
     "forward_normalised",
     "fused_backward",
     "gradient_sums",
+    "gradients",
     "input_gradient",
     "moments",
     "normalise",

@@ -1,11 +1,14 @@
-"""The depthwise convolution and its gradients on the CUDA kernels."""
+"""The depthwise convolution and its gradients on the CUDA kernels.
+
+The extension serves every filter, but leaves some to be embedded in square ones, as zeros around
+and between their taps.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from convmixer_kernels import layout
-from convmixer_kernels.backends.cuda.device import KERNEL_SIZES, extension_for
+from convmixer_kernels.backends.cuda.device import extension_for
 from convmixer_kernels.filters import Filter
 
 
@@ -25,14 +28,10 @@ def forward(
     Returns:
         (N, C, H, W), laid out like `input`.
     """
-    extension = extension_for(input)
-    output: Tensor | None = extension.forward(input, weight, bias, *dilation, flipped)
+    output: Tensor | None = extension_for(input).forward(input, weight, bias, *dilation, flipped)
     if output is not None:
         return output
-    filter = Filter.of(weight, dilation)
-    if _is_embedded(input, filter):
-        return forward(input, filter.embed(weight), bias, flipped=flipped)
-    return extension.forward_large(input, weight, bias, *dilation, flipped)
+    return forward(input, Filter.of(weight, dilation).embed(weight), bias, flipped=flipped)
 
 
 def input_gradient(
@@ -43,23 +42,32 @@ def input_gradient(
 
 
 def weight_gradient(
-    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool, may_round: bool = False
+    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of `forward` with respect to its weight and, if asked, bias.
-
-    Both are in float32; the former in the dtype of `input` if `may_round`.
-    """
-    extension = extension_for(input)
-    if filter.size in KERNEL_SIZES:
-        return extension.weight_gradient(input, grad_output, filter.size, with_bias, may_round)
-    if _is_embedded(input, filter):
-        grad_weight, grad_bias = extension.weight_gradient(
-            input, grad_output, filter.embedding_size, with_bias, may_round
-        )
-        return filter.pick(grad_weight), grad_bias
-    return extension.weight_gradient_large(input, grad_output, *filter, with_bias, may_round)
+    """Return the float32 gradients of `forward` with respect to its weight and, if asked, bias."""
+    sums = extension_for(input).weight_gradient(input, grad_output, *filter, with_bias)
+    if sums is not None:
+        return sums
+    square = Filter(filter.embedding_size, filter.embedding_size)
+    grad_weight, grad_bias = weight_gradient(input, grad_output, square, with_bias)
+    return filter.pick(grad_weight), grad_bias
 
 
-def _is_embedded(input: Tensor, filter: Filter) -> bool:
-    """Tell whether a square kernel serves a filter: in channels_last, where it needs no copies."""
-    return filter.embedding_size in KERNEL_SIZES and layout.is_channels_last(input)
+def gradients(
+    grad_output: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    dilation: tuple[int, int],
+    needs_input: bool,
+    with_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of `forward`; that of the weight is rounded to its dtype."""
+    extension = extension_for(grad_output)
+    grads = extension.gradients(grad_output, input, weight, *dilation, needs_input, with_bias)
+    if grads is not None:
+        return grads
+    filter = Filter.of(weight, dilation)
+    grad_input, grad_weight, grad_bias = gradients(
+        grad_output, input, filter.embed(weight), (1, 1), needs_input, with_bias
+    )
+    return grad_input, None if grad_weight is None else filter.pick(grad_weight), grad_bias

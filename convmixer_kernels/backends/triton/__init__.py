@@ -23,6 +23,7 @@ _OPERATIONS = {
     "forward": "depthwise_forward",
     "input_gradient": "depthwise_forward",
     "weight_gradient": "depthwise_weight_gradient",
+    "gradients": "depthwise_gradients",
     "forward_normalised": "depthwise_forward",
     "forward_moments": "fused",
     "moments": "statistics",

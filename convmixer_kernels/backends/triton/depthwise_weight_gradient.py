@@ -30,7 +30,7 @@ from convmixer_kernels.filters import Filter
 
 
 def weight_gradient(
-    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool, may_round: bool = False
+    input: Tensor, grad_output: Tensor, filter: Filter, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of `depthwise_forward.forward` with respect to its weight and bias.
 
@@ -39,8 +39,7 @@ def weight_gradient(
         grad_output: (N, C, H, W), any strides.
 
     Returns:
-        (C, 1, h, w) and, if `with_bias`, (C,): both float32, the same bits for the same tensors;
-        nothing is rounded where that `may_round`.
+        (C, 1, h, w) and, if `with_bias`, (C,): both float32, the same bits for the same tensors.
     """
     if filter.size in KERNEL_SIZES:
         return square_weight_gradient(input, grad_output, filter.size, with_bias)
