@@ -31,7 +31,7 @@ _IDLE = (
 )
 
 # Each attribute that is looked up at a call takes as long as some of these questions.
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 _included_keys = torch._C._dispatch_tls_local_include_set
 _is_in_function_mode = torch._C._is_torch_function_mode_enabled
 _is_in_autocast = torch._C._is_any_autocast_enabled

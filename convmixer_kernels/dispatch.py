@@ -33,7 +33,7 @@ def backend(name: str) -> Backend:
     return cast(Backend, importlib.import_module(f"convmixer_kernels.backends.{folder}"))
 
 
-# The same of an implementation that is not PyTorch.
+# The same for an implementation that is not PyTorch: a function that casts would cost every call.
 kernel_backend = cast(Callable[[str], KernelBackend], backend)
 
 

@@ -69,17 +69,18 @@ def depthwise_conv2d(
         RuntimeError: `impl` is not available here; the message says why and what helps.
     """
     tensors = (input, weight, bias)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            depthwise_conv2d, tensors, *tensors, dilation=dilation, impl=impl
-        )
-    steps = arguments.check_dilation(dilation)
     if direct.takes((input, weight), (bias,)):
+        steps = arguments.check_dilation(dilation)
         known = dispatch.convolution_at_once(input, weight, bias, impl, dilation=steps)
         if known is not None and direct.records(tensors):
             return ops.depthwise_conv2d.recorded(tensors, (known, impl == "auto", steps))
         if known is not None:
             return dispatch.backend(known).forward(input, weight, bias, steps)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            depthwise_conv2d, tensors, *tensors, dilation=dilation, impl=impl
+        )
+    steps = arguments.check_dilation(dilation)
     input, weight = arguments.convolution_operands(input, weight, bias)
     name = dispatch.resolve(input, weight, impl, dilation=steps)
     if name == "torch":
