@@ -361,12 +361,14 @@ WeightAndBias weight_gradient_of(const Tensor& input, const Tensor& grad, const 
   const Shape shape = shape_of(input);
   require_same_shape(grad, input);
   const std::array size{filter.height, filter.width};
-  if (const int own = own_size(filter); own && is_channels_last(input)) {
+  const int own = own_size(filter);
+  if (own && is_channels_last(input)) {
     ChannelsLastWeightGradientArguments p{};
     p.shape = shape;
     p.filter_size = own;
     return sum_weight_gradient(p, input, with_adjacent_channels(grad), size, with_bias, rounded);
-  } else if (own) {
+  }
+  if (own) {
     WeightGradientArguments p{};
     p.shape = shape;
     p.filter_size = own;
@@ -381,7 +383,7 @@ WeightAndBias weight_gradient_of(const Tensor& input, const Tensor& grad, const 
 
 // ---- convolutions of any filter ------------------------------------------------------------------
 
-// Filters of up to 31 x 31 that have no kernel of their own.
+// Convolves with filters of up to 31 x 31 that have no kernel of their own.
 Tensor forward_large(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
                      const LargeFilter& filter, bool flipped) {
   LargeForwardArguments p{};
@@ -411,8 +413,8 @@ Tensor forward_any(const Tensor& input, const Tensor& weight, const MaybeTensor&
                           : forward_large(input, weight, bias, filter, flipped);
 }
 
-// Tells whether filters had better be embedded in square ones of an own kernel: in channels_last, where
-// that kernel needs no copies. The functions below then give nothing.
+// Tells whether filters had better be embedded in square ones that have a kernel of their own: in
+// channels_last, of which that kernel needs no copies. The functions below give nothing then.
 bool is_embedded(const LargeFilter& filter, const Tensor& image) {
   if (own_size(filter) || !fits(filter) || !is_channels_last(image)) return false;
   const int size = odd_size(std::max(filter.rows(), filter.columns()));
