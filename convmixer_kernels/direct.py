@@ -81,7 +81,7 @@ def takes_gradient(grad: Tensor) -> bool:
 
     Saved tensors are as plain as they were in the forward pass.
     """
-    return not torch.is_grad_enabled() and is_plain(grad) and dispatcher_is_idle()
+    return dispatcher_is_idle() and not torch.is_grad_enabled() and is_plain(grad)
 
 
 # ---- derivatives ---------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def in_forward_mode() -> bool:
 
 def in_transform() -> bool:
     """Tell whether a transform of `torch.func` (vmap, grad, jvp, ...) runs the caller."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()
 
 
 def beyond_backward() -> bool:

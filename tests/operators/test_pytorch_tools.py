@@ -7,6 +7,7 @@ their parameters, graphs that are saved and trained, derivatives of every kind.
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -366,6 +367,29 @@ def test_graphs_of_triton_are_trained() -> None:
     _, (layer, input) = models("triton")
     exported = torch.export.export(copy.deepcopy(layer), (input,))
     assert_same_step(exported.module(), layer, input)
+
+
+@every_operation
+@every_implementation
+def test_a_backward_pass_alone_is_compiled(impl: str, operation: str) -> None:
+    """Compiled autograd traces what the graph of a call that nobody compiled would run."""
+    from torch._dynamo import compiled_autograd
+
+    given, input = parameters(), image().requires_grad_()
+    leaves = [input, *(each.requires_grad_() for each in given.values())]
+
+    def gradients() -> list[Tensor]:
+        for leaf in leaves:
+            leaf.grad = None
+        call(operation, input, given, impl).float().square().sum().backward()
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    expected = gradients()
+    compiler = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    with compiled_autograd._enable(compiler):
+        actual = gradients()
+    assert len(actual) == len(expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 # ---- derivatives that kernels lack ---------------------------------------------------------------
