@@ -81,7 +81,7 @@ def read_cubin(cubin: Path, architecture: str) -> list[Kernel]:
 
     Raises:
         toolchain.Missing: no cuobjdump is installed.
-        subprocess.CalledProcessError: cuobjdump cannot read the file.
+        RuntimeError: cuobjdump cannot read the file; says why.
     """
     usage = {
         name: (int(registers), int(shared))
@@ -101,11 +101,10 @@ def extract_cubins(object: Path, folder: Path) -> list[tuple[str, Path]]:
 
     Raises:
         toolchain.Missing: no cuobjdump is installed.
-        subprocess.CalledProcessError: cuobjdump cannot read the file.
+        RuntimeError: cuobjdump cannot read the file; says why.
     """
     folder.mkdir()
-    command = [toolchain.find_cuobjdump(), "-xelf", "all", str(object.resolve())]
-    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    _cuobjdump("-xelf", "all", object.resolve(), folder=folder)
     return [
         (re.findall(r"\.sm_(\d+)\.cubin$", cubin.name)[0], cubin)
         for cubin in sorted(folder.glob("*.cubin"))
@@ -304,6 +303,11 @@ def _bytes(access: Instruction) -> int:
     return int(match[1]) // 8 if match else 4
 
 
-def _cuobjdump(option: str, cubin: Path) -> str:
-    command = [toolchain.find_cuobjdump(), option, str(cubin)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _cuobjdump(*arguments: str | Path, folder: Path | None = None) -> str:
+    """Run it in a folder, by default the current one, and return what it prints."""
+    command = [str(each) for each in (toolchain.find_cuobjdump(), *arguments)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if result.returncode != 0:
+        said = (result.stderr or result.stdout).strip() or "it says nothing"
+        raise RuntimeError(f"{' '.join(command)} exits with {result.returncode}: {said}")
+    return result.stdout

@@ -190,7 +190,7 @@ def weigh(case: Case, architecture: str) -> sass.Kernel:
     """Compile a case and read its machine code.
 
     Raises:
-        RuntimeError: the process interprets Triton.
+        RuntimeError: the process interprets Triton, or cuobjdump cannot read the code.
         toolchain.Missing: no cuobjdump is installed.
     """
     configuration = None
@@ -205,7 +205,10 @@ def weigh(case: Case, architecture: str) -> sass.Kernel:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])
-        (kernel,) = sass.read_cubin(cubin, architecture)
+        try:
+            (kernel,) = sass.read_cubin(cubin, architecture)
+        except RuntimeError as error:
+            raise RuntimeError(f"{case} for sm_{architecture}: {error}") from None
     return dataclasses.replace(
         kernel, name=case.name(configuration), shared=compiled.metadata.shared
     )
