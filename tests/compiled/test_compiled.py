@@ -6,6 +6,7 @@ A small part of `make compiled`.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,10 +60,17 @@ def test_a_fault_in_a_source_is_noticed() -> None:
 
 
 @pytest.fixture(scope="module")
-def problems() -> list[list[str]]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which Triton keeps what it compiles for GPUs."""
+    return tmp_path_factory.mktemp("triton")
+
+
+@pytest.fixture(scope="module")
+def problems(cache: Path) -> list[list[str]]:
     """Return the errors of each case of Triton, from a process that does not interpret."""
     program = f"""
-import json, torch
+import json, os, torch
+os.environ["TRITON_CACHE_DIR"] = {str(cache)!r}
 from tests.compiled import running, steps
 results = []
 for operation, shape, size, dtype, layout, capability in {TRITON!r}:
@@ -81,3 +89,8 @@ print(json.dumps(results))
 @pytest.mark.parametrize("number", range(len(TRITON)), ids=lambda number: str(TRITON[number]))
 def test_triton_as_compiled(number: int, problems: list[list[str]]) -> None:
     assert problems[number] == []
+
+
+@pytest.mark.usefixtures("problems")
+def test_what_runs_as_ptx_is_not_left_to_a_gpu(cache: Path) -> None:
+    assert not list(cache.iterdir())

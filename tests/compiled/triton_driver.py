@@ -32,6 +32,10 @@ _FORMATS |= {"u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q", "fp32": "
 _SCRATCH = struct.pack("Q", 0)  # two last addresses, of memory that these kernels do not use
 
 
+# Texts of PTX are kept apart from Triton's cache: whoever compiles a kernel for a GPU would find
+# the text there in place of machine code.
+_CACHE = emulated_gpu.CSRC.parent / "build" / "triton"
+
 # The interpreter knows kernels by their names alone, so each architecture has names of its own.
 _numbers = itertools.count()
 
@@ -143,6 +147,7 @@ def running(capability: tuple[int, int], multiprocessors: int = 1) -> Iterator[M
     """
     context = LaunchContext(capability, multiprocessors)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(_CACHE))
         # The text of PTX takes the place of machine code.
         patch.setattr(CUDABackend, "make_cubin", lambda self, ptx, *rest: ptx.encode())
         patch.setattr(launch_context, "INTERPRETER", context)
