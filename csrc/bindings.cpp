@@ -719,9 +719,11 @@ Gradients fused_backward(const MaybeTensor& input, const MaybeTensor& weight, co
   if (weight && residual) grad_input = input_gradient_added(grad_value, *weight, grad);
   if (weight && !residual)
     grad_input = convolve<ForwardArgumentsOf>(grad_value, *weight, {}, true, [](auto&) {});
-  if (source)
-    grad_weight = std::get<0>(
-        weight_gradient_of(*source, grad_value, {filter_size, filter_size, 1, 1}, false, rounded));
+  if (source) {
+    const LargeFilter filter{filter_size, filter_size, 1, 1};
+    require(own_size(filter) != 0, "no kernel for this filter");
+    grad_weight = std::get<0>(weight_gradient_of(*source, grad_value, filter, false, rounded));
+  }
   return {grad_input, grad_weight, grad_bias};
 }
 

@@ -9,6 +9,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -156,6 +157,18 @@ def test_operands_that_do_not_fit_each_other_are_refused(
     for run in (cuda.forward, functools.partial(cuda.forward_moments, activation="gelu")):
         with pytest.raises(ValueError, match=message):
             run(*given)
+
+
+def test_a_fused_weight_gradient_of_any_filter_is_refused() -> None:
+    """Only filters that have kernels of their own are fused, and no filter is given here."""
+    image = torch.randn(2, 3, 9, 7, dtype=FP16, device=DEVICE)
+    tables = (torch.ones(5, 3, device=DEVICE), torch.ones(2, 3, device=DEVICE))
+    extension = cuda_device.extension_for(image)
+    for size in (9, 17):
+        with pytest.raises(ValueError, match="no kernel") if size == 17 else nullcontext():
+            extension.fused_backward(
+                *(image, None, image, image, *tables, "gelu", False, size, False, False)
+            )
 
 
 # ---- GPUs that there are not ---------------------------------------------------------------------
