@@ -33,7 +33,8 @@ def backend(name: str) -> Backend:
     return cast(Backend, importlib.import_module(f"convmixer_kernels.backends.{folder}"))
 
 
-# The same for an implementation that is not PyTorch: a function that casts would cost every call.
+# This is `backend`, typed for implementations that are not PyTorch. A function around it would cost
+# time at every call.
 kernel_backend = cast(Callable[[str], KernelBackend], backend)
 
 

@@ -87,7 +87,9 @@ def _output_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, 
 
 
 def parameter_gradient(grad: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return a gradient with the strides that `torch.autograd` and DistributedDataParallel keep.
+    """Return a gradient with the strides in which `torch.autograd` keeps that of a leaf.
+
+    DistributedDataParallel expects the same ones.
 
     Args:
         grad: of the shape of the parameter, contiguous or with its strides.
